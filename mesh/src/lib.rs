@@ -1,0 +1,22 @@
+//! What the mesh knows and how it decides: workloads, services, identities and policies in, a plan
+//! or a verdict out.
+//!
+//! Nothing here does I/O, reads a clock or knows a wire format: every decision is a function of one
+//! immutable [`Snapshot`] and the facts of one connection, so both ends can be tested in one process.
+#![forbid(unsafe_code)]
+
+pub mod admit;
+pub mod identity;
+pub mod plan;
+pub mod policy;
+pub mod service;
+pub mod snapshot;
+pub mod workload;
+
+pub use admit::{Attempt, Decision, Refusal, Verdict};
+pub use identity::{Identity, InvalidIdentity};
+pub use plan::{Outbound, Plan, PlanError, Target};
+pub use policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch};
+pub use service::{PortMapping, Service, ServiceKey};
+pub use snapshot::{Editor, Snapshot};
+pub use workload::{GatewayAddress, Locality, NetworkAddress, Tunnel, Workload, WorkloadKind};

@@ -1,0 +1,94 @@
+//! Layer-4 authorization policies. The shape is that of `istio.security.Authorization`.
+
+use std::{fmt, sync::Arc};
+
+use ipnet::IpNet;
+
+/// A policy's name: `namespace/name`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyKey {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for PolicyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Which workloads a policy is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Every workload of the mesh (a policy in the root namespace without selector).
+    Global,
+    /// Every workload of the policy's namespace.
+    Namespace,
+    /// The workloads that name it in `authorization_policies`.
+    WorkloadSelector,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    Allow,
+    Deny,
+}
+
+/// One policy: rules OR, clauses AND, matches OR, fields AND, values OR.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    pub key: PolicyKey,
+    pub scope: Scope,
+    pub action: Action,
+    /// Only reported, never enforced.
+    pub dry_run: bool,
+    /// Without rules the policy never matches.
+    pub rules: Vec<Rule>,
+}
+
+/// All clauses must match; a rule without clauses never matches (as `istio.security.Rule`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rule {
+    pub clauses: Vec<Clause>,
+}
+
+/// One match suffices; a clause without matches matches.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Clause {
+    pub matches: Vec<Match>,
+}
+
+/// All fields that are not empty must match, each with one of its values, and none of its `not_` values.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Match {
+    pub namespaces: Vec<StringMatch>,
+    pub not_namespaces: Vec<StringMatch>,
+    pub service_accounts: Vec<ServiceAccountMatch>,
+    pub not_service_accounts: Vec<ServiceAccountMatch>,
+    /// Matched against `TRUST_DOMAIN/ns/NS/sa/SA`.
+    pub principals: Vec<StringMatch>,
+    pub not_principals: Vec<StringMatch>,
+    pub source_ips: Vec<IpNet>,
+    pub not_source_ips: Vec<IpNet>,
+    pub destination_ips: Vec<IpNet>,
+    pub not_destination_ips: Vec<IpNet>,
+    /// The workload's real port, not the service's.
+    pub destination_ports: Vec<u16>,
+    pub not_destination_ports: Vec<u16>,
+}
+
+/// A namespace and a service account, both exact.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServiceAccountMatch {
+    pub namespace: Arc<str>,
+    pub service_account: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum StringMatch {
+    Exact(Arc<str>),
+    Prefix(Arc<str>),
+    Suffix(Arc<str>),
+    /// Any value, as long as there is one.
+    Presence,
+}

@@ -1,0 +1,3 @@
+//! ztunnel
+
+fn main() {}
