@@ -1,0 +1,50 @@
+//! Where the time of day comes from, so that validity can be tested without waiting.
+
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
+
+use rustls_pki_types::UnixTime;
+
+/// A source of the time of day.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// The time of day.
+    fn now(&self) -> SystemTime;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+/// A time of day that passes as tokio's time does: it stands still, and leaps, with a paused runtime.
+#[derive(Debug, Clone, Copy)]
+pub struct TokioClock {
+    base: SystemTime,
+    start: tokio::time::Instant,
+}
+
+impl TokioClock {
+    /// A clock that shows `base` now.
+    pub fn starting_at(base: SystemTime) -> Self {
+        Self { base, start: tokio::time::Instant::now() }
+    }
+}
+
+impl Clock for TokioClock {
+    fn now(&self) -> SystemTime {
+        self.base + self.start.elapsed()
+    }
+}
+
+/// The clock as webpki wants it. A clock before 1970 reads as 1970, where no certificate is valid.
+pub(crate) fn unix_time(clock: &dyn Clock) -> UnixTime {
+    let since = clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    UnixTime::since_unix_epoch(since)
+}

@@ -1,0 +1,1 @@
+//! The bytes in which one ztunnel hands its keys and certificates to the next.
