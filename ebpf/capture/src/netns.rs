@@ -1,0 +1,94 @@
+//! A network namespace held by a file descriptor, and how to act inside one.
+
+use crate::Error;
+use nix::sched::{CloneFlags, setns};
+use std::{
+    fs::File,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::Path,
+};
+
+/// A network namespace, kept alive by the descriptor held here.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    inode: u64,
+}
+
+impl Netns {
+    /// Opens a namespace by its file: `/run/netns/NAME`, `/proc/PID/ns/net`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path)
+            .map_err(|source| Error::system(format!("open network namespace {}", path.display()), source))?;
+        Self::from_file(file)
+    }
+
+    /// Takes a descriptor that someone else opened (the CNI plugin, ZDS).
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
+        Self::from_file(File::from(fd))
+    }
+
+    /// The namespace of the calling thread.
+    pub fn current() -> Result<Self, Error> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    fn from_file(file: File) -> Result<Self, Error> {
+        let inode =
+            file.metadata().map_err(|source| Error::system("stat of a network namespace", source))?.ino();
+        Ok(Self { file, inode })
+    }
+
+    /// Another descriptor of the same namespace.
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        let file = self
+            .file
+            .try_clone()
+            .map_err(|source| Error::system("duplicate a network namespace's descriptor", source))?;
+        Ok(Self { file, inode: self.inode })
+    }
+
+    /// The namespace's inode: equal for two descriptors of one namespace, unique while it lives.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Runs `f` inside the namespace, on this thread, and comes back.
+    ///
+    /// `f` must not wait for another task: while it runs, everything this thread does happens in the
+    /// pod's namespace. The thread comes back also when `f` panics; if it cannot, the process is
+    /// aborted, since a thread that stays behind would give one pod's traffic to another.
+    pub fn enter<T>(&self, f: impl FnOnce() -> T) -> Result<T, Error> {
+        let back = Back(Self::current()?);
+        setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| {
+            Error::system(
+                format!("enter network namespace {} (needs CAP_SYS_ADMIN)", self.inode),
+                errno.into(),
+            )
+        })?;
+        let result = f();
+        drop(back);
+        Ok(result)
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// The way home, also taken when the visitor panics.
+struct Back(Netns);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        if let Err(errno) = setns(&self.0.file, CloneFlags::CLONE_NEWNET) {
+            tracing::error!(%errno, "a thread cannot leave a pod's network namespace; aborting");
+            std::process::abort();
+        }
+    }
+}
