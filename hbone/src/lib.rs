@@ -1,1 +1,24 @@
-//! hbone
+//! The HBONE tunnel: HTTP/2 CONNECT streams over mutual TLS, as client and as server, and the copy
+//! loops between a tunnel and a socket.
+//!
+//! It carries and proves; it decides nothing: who may call whom is `mesh`'s business, where sockets
+//! come from the program's. Everything here runs on one thread (a `current_thread` runtime inside a
+//! `LocalSet`): each worker has its own [`client::Pool`].
+#![forbid(unsafe_code)]
+
+pub mod authority;
+pub mod baggage;
+pub mod client;
+pub mod copy;
+pub mod forwarded;
+pub mod server;
+mod settings;
+mod transport;
+mod tunnel;
+
+pub use authority::Authority;
+pub use baggage::Baggage;
+pub use forwarded::Forwarded;
+pub use settings::Settings;
+pub use transport::{Socket, Transport};
+pub use tunnel::Tunnel;
