@@ -1,1 +1,123 @@
-//! proto
+//! The wire types: Istio's and Envoy's public protocols that ambient needs, and our own between agent
+//! and control. Generated at build time from `protos/`; nothing here decides anything.
+#![forbid(unsafe_code)]
+
+use bytes::Bytes;
+
+/// `google.protobuf.Any`, its value behind a reference count, so that one encoded resource can be sent to
+/// many clients without a copy of it for each.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct Any {
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
+}
+
+/// `istio.workload`: workloads and services.
+pub mod workload {
+    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+    tonic::include_proto!("istio.workload");
+
+    /// ZDS, from agent to node proxy.
+    pub mod zds {
+        tonic::include_proto!("istio.workload.zds");
+    }
+}
+
+/// `istio.security`: layer-4 policies.
+pub mod security {
+    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+    tonic::include_proto!("istio.security");
+}
+
+/// `istio.v1.auth`: certificates.
+pub mod ca {
+    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+    tonic::include_proto!("istio.v1.auth");
+}
+
+/// `culvert.node.v1`: agent and control.
+pub mod node {
+    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+    tonic::include_proto!("culvert.node.v1");
+}
+
+/// Modules nested as the packages are: the generated code refers from one to the other.
+pub mod envoy {
+    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+    pub mod config {
+        pub mod core {
+            pub mod v3 {
+                tonic::include_proto!("envoy.config.core.v3");
+            }
+        }
+    }
+    pub mod service {
+        pub mod discovery {
+            pub mod v3 {
+                tonic::include_proto!("envoy.service.discovery.v3");
+            }
+        }
+    }
+}
+
+/// See [`envoy`].
+pub mod google {
+    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+    pub mod rpc {
+        tonic::include_proto!("google.rpc");
+    }
+}
+
+/// Delta discovery (`envoy.service.discovery.v3`) and its node and status.
+pub mod discovery {
+    pub use crate::envoy::config::core::v3::{Locality, Node};
+    pub use crate::envoy::service::discovery::v3::*;
+    pub use crate::google::rpc::Status;
+}
+
+/// The type URL of [`workload::Address`].
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// The type URL of [`security::Authorization`].
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Discovery messages may be this large (bytes): a first answer holds the whole mesh.
+pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    /// Bytes of a known encoding: the field numbers are the contract with foreign peers.
+    #[test]
+    fn field_numbers_are_the_public_ones() {
+        let workload = workload::Workload { uid: "u".into(), hostname: "h".into(), ..Default::default() };
+        // 20 << 3 | 2 = 162, 1; 21 << 3 | 2 = 170, 1
+        assert_eq!(workload.encode_to_vec(), [162, 1, 1, b'u', 170, 1, 1, b'h']);
+        let policy = security::Authorization { dry_run: true, ..Default::default() };
+        assert_eq!(policy.encode_to_vec(), [6 << 3, 1]);
+        let accounts = security::Match {
+            service_accounts: vec![security::ServiceAccountMatch::default()],
+            ..Default::default()
+        };
+        assert_eq!(accounts.encode_to_vec(), [11 << 3 | 2, 0]);
+        let request = ca::IstioCertificateRequest { validity_duration: 1, ..Default::default() };
+        assert_eq!(request.encode_to_vec(), [3 << 3, 1]);
+        let del = workload::zds::DelWorkload { uid: "u".into() };
+        assert_eq!(del.encode_to_vec(), [2 << 3 | 2, 1, b'u']);
+        let answer =
+            discovery::DeltaDiscoveryResponse { removed_resources: vec!["r".into()], ..Default::default() };
+        assert_eq!(answer.encode_to_vec(), [6 << 3 | 2, 1, b'r']);
+    }
+
+    /// Our `Any` and the one of the well-known types are one encoding.
+    #[test]
+    fn any_is_the_well_known_any() {
+        let ours = Any { type_url: ADDRESS_TYPE.into(), value: Bytes::from_static(b"abc") };
+        let theirs = prost_types::Any::decode(&ours.encode_to_vec()[..]).unwrap();
+        assert_eq!(theirs.type_url, ADDRESS_TYPE);
+        assert_eq!(theirs.value, b"abc");
+    }
+}

@@ -1,0 +1,27 @@
+//! Compiles `protos/` into OUT_DIR. The compiler is a library: no `protoc` is needed.
+
+use std::path::Path;
+
+const FILES: [&str; 8] = [
+    "authorization.proto",
+    "ca.proto",
+    "core.proto",
+    "discovery.proto",
+    "node.proto",
+    "status.proto",
+    "workload.proto",
+    "zds.proto",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("protos");
+    println!("cargo::rerun-if-changed={}", protos.display());
+    let descriptors = protox::compile(FILES, [&protos])?;
+    tonic_prost_build::configure()
+        // An encoded resource is shared by every client it is sent to (see `crate::Any`).
+        .extern_path(".google.protobuf.Any", "crate::Any")
+        // Maps in order: the same message always encodes to the same bytes.
+        .btree_map(".")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
