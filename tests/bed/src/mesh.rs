@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{Job, Netns, Node, Process, World, address, eventually, http, sniff::CONTROL};
+use crate::{Job, Netns, Node, Process, World, address, http, sniff::CONTROL};
 
 /// The admin's port, on loopback of the program's namespace.
 pub const ADMIN: u16 = 15000;
@@ -215,17 +215,4 @@ pub fn program(name: &str) -> Result<PathBuf> {
             own.parent().unwrap_or(Path::new("/")).display()
         )
     })
-}
-
-/// Waits until the line of a log that `pick` accepts is there.
-pub fn wait_for_line(
-    process: &mut Process,
-    limit: Duration,
-    what: &str,
-    pick: impl Fn(&str) -> bool,
-) -> Result<String> {
-    let (line, _) =
-        eventually(limit, what, || Ok(process.log().lines().find(|line| pick(line)).map(str::to_owned)))
-            .with_context(|| format!("{} (its log ends:\n{})", process.name(), process.log_tail(30)))?;
-    Ok(line)
 }

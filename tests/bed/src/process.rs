@@ -170,6 +170,19 @@ impl Process {
         outcome.with_context(|| format!("{name} (its log ends:\n{})", self.log_tail(30)))
     }
 
+    /// Waits for a line of the log that `pick` accepts, and gives it.
+    pub fn wait_for_line(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        pick: impl Fn(&str) -> bool,
+    ) -> Result<String> {
+        let log = self.log.clone();
+        let (line, _) =
+            self.wait_until(limit, what, || read(&log).lines().find(|line| pick(line)).map(str::to_owned))?;
+        Ok(line)
+    }
+
     /// Writes a line to the program's standard input.
     pub fn write_line(&mut self, line: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().with_context(|| format!("stdin of {} is closed", self.name))?;
@@ -189,7 +202,7 @@ impl Process {
 
     /// The whole log so far.
     pub fn log(&self) -> String {
-        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        read(&self.log)
     }
 
     /// The last `lines` lines of the log.
@@ -217,6 +230,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn read(log: &Path) -> String {
+    fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
 /// The last `lines` lines of `text`.

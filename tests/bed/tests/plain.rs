@@ -67,9 +67,9 @@ fn a_program_runs_in_its_pod_and_its_cgroup_and_dies_with_its_guard() {
     let address = pod.job("ip").args(["-br", "addr", "show", "eth0"]).check().unwrap().stdout;
     assert!(address.contains(&pod.v4().to_string()) && address.contains(&pod.v6().to_string()), "{address}");
 
-    let process = pod.job("sh").args(["-c", "echo started; sleep 600 & wait"]).spawn("sleeper").unwrap();
+    let mut process = pod.job("sh").args(["-c", "echo started; sleep 600 & wait"]).spawn("sleeper").unwrap();
     let pid = process.pid();
-    bed::mesh::wait_for_line(&process, LIMIT, "its first word", |line| line == "started").unwrap();
+    process.wait_for_line(LIMIT, "its first word", |line| line == "started").unwrap();
     let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert!(cgroup.contains(&format!("cv{}/a", world.id())), "{cgroup}");
     drop(process);
