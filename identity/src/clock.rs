@@ -2,10 +2,11 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use rustls_pki_types::UnixTime;
+use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
 
 /// A source of the time of day.
 pub trait Clock: Send + Sync + fmt::Debug {
@@ -43,8 +44,17 @@ impl Clock for TokioClock {
     }
 }
 
-/// The clock as webpki wants it. A clock before 1970 reads as 1970, where no certificate is valid.
-pub(crate) fn unix_time(clock: &dyn Clock) -> UnixTime {
-    let since = clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    UnixTime::since_unix_epoch(since)
+/// A clock as rustls wants it. A clock before 1970 reads as 1970, where no certificate is valid.
+#[derive(Debug)]
+pub(crate) struct ClockTime(pub(crate) Arc<dyn Clock>);
+
+impl TimeProvider for ClockTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(unix_time(self.0.now()))
+    }
+}
+
+/// A time of day as webpki wants it.
+pub(crate) fn unix_time(now: SystemTime) -> UnixTime {
+    UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO))
 }

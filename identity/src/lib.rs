@@ -11,6 +11,7 @@ mod clock;
 mod error;
 mod handover;
 mod issuer;
+mod renew;
 mod store;
 mod tls;
 mod verify;
