@@ -1,8 +1,18 @@
 //! The inbound verdict: may this caller reach this workload, decided from one snapshot.
+//!
+//! In this order: a DENY policy that matches refuses; a policy that is for the workload and is not held
+//! refuses; without any ALLOW policy for the workload it is allowed; an ALLOW policy that matches allows;
+//! else it is refused. Where several policies say the same, the first by name is named, so that equal
+//! states give equal answers. What a policy means is settled in [`crate::compiled`].
 
 use std::net::IpAddr;
 
-use crate::{Identity, PolicyKey, Snapshot, Workload};
+use crate::{
+    Action, Identity, PolicyKey, Snapshot, Workload, compiled::Facts, index::Compiled, policies::Applied,
+};
+
+/// The most dry-run policies one decision names.
+const MOST_DRY_RUN: usize = 16;
 
 /// One attempt to reach a workload.
 #[derive(Debug, Clone)]
@@ -20,7 +30,10 @@ pub struct Attempt<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     pub verdict: Verdict,
-    /// Policies in dry-run that would have changed the verdict.
+    /// Policies in dry-run that would have changed the verdict, were they enforced: each DENY that matches
+    /// what is allowed; each ALLOW that matches what no ALLOW policy matched; and, where there is no
+    /// enforced ALLOW policy, the first ALLOW in dry-run if none of them matches. In order of their names,
+    /// 16 at most. What is refused by a DENY or for a missing policy has none.
     pub dry_run: Vec<PolicyKey>,
 }
 
@@ -47,7 +60,82 @@ pub enum Refusal {
 
 impl Snapshot {
     /// Judges one attempt: DENY before ALLOW; a policy that is referenced and missing refuses.
-    pub fn admit(&self, _attempt: &Attempt<'_>) -> Decision {
-        panic!("stub")
+    pub fn admit(&self, attempt: &Attempt<'_>) -> Decision {
+        if !self.is_complete() {
+            return Decision { verdict: Verdict::Refuse(Refusal::Incomplete), dry_run: Vec::new() };
+        }
+        let facts = Facts::of(attempt);
+        let applied = self.policies.applied_to(attempt.destination);
+        let verdict = applied.verdict(&facts);
+        let dry_run = applied.would_change(&verdict, &facts);
+        Decision { verdict, dry_run }
+    }
+}
+
+impl Applied<'_> {
+    fn verdict(&self, facts: &Facts<'_>) -> Verdict {
+        if let Some(key) = self.first_match(Action::Deny, facts) {
+            return Verdict::Refuse(Refusal::Denied(key.clone()));
+        }
+        if let Some(key) = self.missing {
+            return Verdict::Refuse(Refusal::PolicyMissing(key.clone()));
+        }
+        let Some(first) = self.first_allow(false) else { return Verdict::Allow(None) };
+        match self.first_match(Action::Allow, facts) {
+            Some(key) => Verdict::Allow(Some(key.clone())),
+            None => Verdict::Refuse(Refusal::NotAllowed(first.clone())),
+        }
+    }
+
+    /// The first enforced policy by name that does `action` and matches.
+    fn first_match(&self, action: Action, facts: &Facts<'_>) -> Option<&PolicyKey> {
+        let mut best: Option<&Compiled> = None;
+        for compiled in self.named(action, false) {
+            if best.is_none_or(|best| compiled.policy.key < best.policy.key) && compiled.matches(facts) {
+                best = Some(compiled);
+            }
+        }
+        for scoped in self.scopes {
+            best = scoped.index(action, false).first_match(facts, best);
+        }
+        best.map(|compiled| &compiled.policy.key)
+    }
+
+    /// The first ALLOW policy by name, matching or not.
+    fn first_allow(&self, dry_run: bool) -> Option<&PolicyKey> {
+        let scoped =
+            self.scopes.into_iter().filter_map(|scoped| scoped.index(Action::Allow, dry_run).first());
+        scoped.chain(self.named(Action::Allow, dry_run).map(|compiled| &compiled.policy.key)).min()
+    }
+
+    fn would_change(&self, verdict: &Verdict, facts: &Facts<'_>) -> Vec<PolicyKey> {
+        let mut names = match verdict {
+            Verdict::Allow(_) => self.dry_matches(Action::Deny, facts),
+            Verdict::Refuse(Refusal::NotAllowed(_)) => self.dry_matches(Action::Allow, facts),
+            Verdict::Refuse(Refusal::Incomplete | Refusal::Denied(_) | Refusal::PolicyMissing(_)) => {
+                Vec::new()
+            }
+        };
+        if let (Verdict::Allow(None), Some(first)) = (verdict, self.first_allow(true))
+            && self.dry_matches(Action::Allow, facts).is_empty()
+        {
+            names.push(first);
+        }
+        names.sort_unstable();
+        names.dedup();
+        names.into_iter().take(MOST_DRY_RUN).cloned().collect()
+    }
+
+    /// Every policy in dry-run that does `action` and matches, in no order, some of them twice.
+    fn dry_matches(&self, action: Action, facts: &Facts<'_>) -> Vec<&PolicyKey> {
+        let named = self.named(action, true).filter(|compiled| compiled.matches(facts));
+        let mut names: Vec<_> = named.map(|compiled| &compiled.policy.key).collect();
+        names.extend(self.scopes.iter().flat_map(|scoped| scoped.index(action, true).all_matches(facts)));
+        names
+    }
+
+    fn named(&self, action: Action, dry_run: bool) -> impl Iterator<Item = &Compiled> {
+        let wanted = move |c: &&&Compiled| c.policy.action == action && c.policy.dry_run == dry_run;
+        self.named.iter().filter(wanted).copied()
     }
 }

@@ -6,16 +6,23 @@
 #![forbid(unsafe_code)]
 
 pub mod admit;
+mod claims;
+mod compiled;
+mod endpoints;
+mod facet;
 pub mod identity;
+mod index;
 pub mod plan;
+mod policies;
 pub mod policy;
 pub mod service;
 pub mod snapshot;
+mod sorted;
 pub mod workload;
 
 pub use admit::{Attempt, Decision, Refusal, Verdict};
 pub use identity::{Identity, InvalidIdentity};
-pub use plan::{Outbound, Plan, PlanError, Target};
+pub use plan::{HBONE_PORT, Outbound, Plan, PlanError, Target};
 pub use policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch};
 pub use service::{PortMapping, Service, ServiceKey};
 pub use snapshot::{Editor, Snapshot};

@@ -1,8 +1,17 @@
 //! The outbound plan: where a captured connection goes, decided from one snapshot.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
-use crate::{Identity, Service, ServiceKey, Snapshot, Workload};
+use crate::{
+    GatewayAddress, Identity, Service, ServiceKey, Snapshot, Tunnel, Workload,
+    endpoints::{NoPick, Wanted},
+};
+
+/// Where a workload that speaks HBONE takes tunnels.
+pub const HBONE_PORT: u16 = 15008;
 
 /// What is known of an outbound connection when it is captured.
 pub struct Outbound<'a> {
@@ -48,11 +57,128 @@ pub enum PlanError {
     NoHealthyEndpoint(ServiceKey),
     #[error("{0} needs a waypoint, and none is ready")]
     WaypointUnavailable(String),
+    /// Its endpoints are known by host name only.
+    #[error("no endpoint of service {0} has an address: names are not resolved yet")]
+    NoAddress(ServiceKey),
+    #[error("every endpoint of service {0} is in another network, which is not reached yet")]
+    OtherNetwork(ServiceKey),
 }
 
 impl Snapshot {
     /// Plans one outbound connection. `local_node` is the node this ztunnel serves.
-    pub fn plan(&self, _local_node: &str, _outbound: &Outbound<'_>) -> Result<Plan, PlanError> {
-        panic!("stub")
+    ///
+    /// The destination is looked up in the caller's network: a service's virtual address first, then a
+    /// workload's own; what is neither is not of the mesh. A waypoint that is asked for and cannot be used
+    /// is an error, never a way round it; the waypoint itself goes straight to what is behind it.
+    pub fn plan(&self, local_node: &str, outbound: &Outbound<'_>) -> Result<Plan, PlanError> {
+        if !self.is_complete() {
+            return Err(PlanError::Incomplete);
+        }
+        let source = outbound.source;
+        let dialled = SocketAddr::new(outbound.destination.ip().to_canonical(), outbound.destination.port());
+        if let Some(service) = self.service_at(&source.network, dialled.ip()) {
+            let target = self.behind(service, local_node, dialled, outbound)?;
+            return Ok(way_to(target, local_node));
+        }
+        let Some(workload) = self.workload_at(&source.network, dialled.ip()) else {
+            return Ok(Plan::Passthrough { to: dialled });
+        };
+        self.straight(source, workload.waypoint.as_ref(), || workload.uid.to_string())?;
+        let target = Target { workload: workload.clone(), address: dialled, service: None };
+        Ok(way_to(target, local_node))
+    }
+
+    /// Picks an endpoint of a service, and its port.
+    fn behind(
+        &self,
+        service: &Arc<Service>,
+        local_node: &str,
+        dialled: SocketAddr,
+        outbound: &Outbound<'_>,
+    ) -> Result<Target, PlanError> {
+        let key = &service.key;
+        let mapping = service.ports.iter().find(|mapping| mapping.service_port == dialled.port());
+        let mapping = mapping.ok_or_else(|| PlanError::NoSuchPort(key.clone(), dialled.port()))?;
+        self.straight(outbound.source, service.waypoint.as_ref(), || key.to_string())?;
+
+        let none_healthy = || PlanError::NoHealthyEndpoint(key.clone());
+        if service.node_local && local_node.is_empty() {
+            return Err(none_healthy());
+        }
+        let wanted = Wanted {
+            network: &outbound.source.network,
+            node: service.node_local.then_some(local_node),
+            allow_unhealthy: service.allow_unhealthy,
+            seed: outbound.seed,
+        };
+        let picked = self.endpoints_of(key).ok_or_else(none_healthy)?.pick(&wanted);
+        let workload = picked.map_err(|none| match none {
+            NoPick::NoneHealthy => none_healthy(),
+            NoPick::NoAddress => PlanError::NoAddress(key.clone()),
+            NoPick::OtherNetwork => PlanError::OtherNetwork(key.clone()),
+        })?;
+        let own_mapping = workload.services.get(key).into_iter().flatten();
+        let own_port =
+            own_mapping.filter(|own| own.service_port == dialled.port()).map(|own| own.target_port);
+        let port = own_port.chain([mapping.target_port]).find(|&port| port != 0).unwrap_or(dialled.port());
+        let address =
+            address_like(workload, dialled.ip()).ok_or_else(|| PlanError::NoAddress(key.clone()))?;
+        Ok(Target {
+            workload: workload.clone(),
+            address: SocketAddr::new(address, port),
+            service: Some(service.clone()),
+        })
+    }
+
+    /// Refuses a way round a waypoint, unless the caller is that waypoint.
+    fn straight(
+        &self,
+        source: &Workload,
+        waypoint: Option<&GatewayAddress>,
+        what: impl Fn() -> String,
+    ) -> Result<(), PlanError> {
+        match waypoint {
+            Some(waypoint) if !self.is_gateway(source, waypoint) => {
+                Err(PlanError::WaypointUnavailable(what()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a workload is the gateway of that address, or an endpoint of the service that is.
+    fn is_gateway(&self, workload: &Workload, gateway: &GatewayAddress) -> bool {
+        match gateway {
+            GatewayAddress::Host { service, .. } => workload.services.contains_key(service),
+            GatewayAddress::Address { address: at, .. } => {
+                let address = at.address.to_canonical();
+                let own = workload.network == at.network && workload.addresses.contains(&address);
+                own || self
+                    .service_at(&at.network, address)
+                    .is_some_and(|service| workload.services.contains_key(&service.key))
+            }
+        }
+    }
+}
+
+/// The workload's first address of the family of the dialled one, else its first.
+fn address_like(workload: &Workload, dialled: IpAddr) -> Option<IpAddr> {
+    let same_family = workload.addresses.iter().find(|address| address.is_ipv4() == dialled.is_ipv4());
+    same_family.or(workload.addresses.first()).copied()
+}
+
+/// How a chosen workload is reached.
+fn way_to(target: Target, local_node: &str) -> Plan {
+    let workload = &target.workload;
+    let is_ours = !local_node.is_empty() && *workload.node == *local_node && !workload.native_tunnel;
+    match workload.tunnel {
+        Tunnel::None => Plan::Plain(target),
+        Tunnel::Hbone if is_ours => Plan::SameNode(target),
+        Tunnel::Hbone => {
+            let further = target.service.iter().flat_map(|service| &service.subject_alt_names);
+            let expected = std::iter::once(workload.identity()).chain(further.cloned()).collect();
+            let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
+            let authority = target.address.to_string();
+            Plan::Hbone { target, peer, expected, authority }
+        }
     }
 }

@@ -46,7 +46,8 @@ pub struct Policy {
     pub rules: Vec<Rule>,
 }
 
-/// All clauses must match; a rule without clauses never matches (as `istio.security.Rule`).
+/// All clauses must match; a rule without clauses always does: it is what `rules: [{}]` compiles to, with
+/// which people allow or deny everything (`istio.security.Rule`; a rule that must never match is left out).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rule {
     pub clauses: Vec<Clause>,
@@ -59,8 +60,12 @@ pub struct Clause {
 }
 
 /// All fields that are not empty must match, each with one of its values, and none of its `not_` values.
+///
+/// A match without any field is what is left when its layer-7 fields were taken out: it never helps an
+/// ALLOW (it is skipped, and a clause of nothing else never matches) and it makes a DENY's clause match.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Match {
+    /// The caller's namespace, of its proved identity.
     pub namespaces: Vec<StringMatch>,
     pub not_namespaces: Vec<StringMatch>,
     pub service_accounts: Vec<ServiceAccountMatch>,
@@ -77,13 +82,38 @@ pub struct Match {
     pub not_destination_ports: Vec<u16>,
 }
 
+impl Match {
+    /// Whether it has no field at all.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            namespaces,
+            not_namespaces,
+            service_accounts,
+            not_service_accounts,
+            principals,
+            not_principals,
+            source_ips,
+            not_source_ips,
+            destination_ips,
+            not_destination_ips,
+            destination_ports,
+            not_destination_ports,
+        } = self;
+        [namespaces, not_namespaces, principals, not_principals].iter().all(|field| field.is_empty())
+            && [service_accounts, not_service_accounts].iter().all(|field| field.is_empty())
+            && [source_ips, not_source_ips, destination_ips, not_destination_ips].iter().all(|f| f.is_empty())
+            && [destination_ports, not_destination_ports].iter().all(|field| field.is_empty())
+    }
+}
+
 /// A namespace and a service account, both exact.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceAccountMatch {
     pub namespace: Arc<str>,
     pub service_account: Arc<str>,
 }
 
+/// How one value of a text field is compared; a caller without identity has no text that any matches.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum StringMatch {
     Exact(Arc<str>),

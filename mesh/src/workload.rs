@@ -82,7 +82,11 @@ pub struct Workload {
 
 impl Workload {
     /// A healthy workload with nothing but its names; the other fields are set by the caller.
-    pub fn named(uid: impl Into<Arc<str>>, namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+    pub fn named(
+        uid: impl Into<Arc<str>>,
+        namespace: impl Into<Arc<str>>,
+        name: impl Into<Arc<str>>,
+    ) -> Self {
         let empty: Arc<str> = Arc::from("");
         let name = name.into();
         Self {

@@ -1,0 +1,80 @@
+//! Who holds an address or a name when several claim it: the one that was put last.
+//!
+//! All claims are kept, in the order they were put. Removing the holder hands the address to the last
+//! put of those that still claim it; removing any other changes nothing. (Two pods share an address
+//! when one is on its way out and the address is given again, or when they are on the host network.)
+
+use std::sync::Arc;
+
+use crate::{Service, Workload};
+
+/// Whether two values are versions of one object.
+pub(crate) trait Object: Clone {
+    fn is_same(&self, other: &Self) -> bool;
+}
+
+impl Object for Workload {
+    fn is_same(&self, other: &Self) -> bool {
+        self.uid == other.uid
+    }
+}
+
+impl Object for Service {
+    fn is_same(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+/// The claims to one address or name; never empty within a map.
+#[derive(Clone)]
+pub(crate) enum Claims<T> {
+    One(Arc<T>),
+    Many(Arc<Vec<Arc<T>>>),
+}
+
+impl<T: Object> Claims<T> {
+    /// The last put.
+    pub(crate) fn holder(&self) -> &Arc<T> {
+        match self {
+            Self::One(object) => object,
+            Self::Many(objects) => &objects[objects.len() - 1],
+        }
+    }
+
+    /// The last put first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
+        let all = match self {
+            Self::One(object) => std::slice::from_ref(object),
+            Self::Many(objects) => objects.as_slice(),
+        };
+        all.iter().rev()
+    }
+
+    /// Adds a claim as the last one; an earlier claim of the same object goes.
+    pub(crate) fn put(&mut self, object: &Arc<T>) {
+        match self {
+            Self::One(held) if held.is_same(object) => *held = object.clone(),
+            Self::One(held) => *self = Self::Many(Arc::new(vec![held.clone(), object.clone()])),
+            Self::Many(objects) => {
+                let objects = Arc::make_mut(objects);
+                objects.retain(|held| !held.is_same(object));
+                objects.push(object.clone());
+            }
+        }
+    }
+
+    /// Takes the claim of an object away; true when none is left.
+    pub(crate) fn remove(&mut self, object: &T) -> bool {
+        match self {
+            Self::One(held) => return held.is_same(object),
+            Self::Many(objects) => {
+                let objects = Arc::make_mut(objects);
+                objects.retain(|held| !held.is_same(object));
+                if let [one] = objects.as_slice() {
+                    *self = Self::One(one.clone());
+                }
+            }
+        }
+        false
+    }
+}
