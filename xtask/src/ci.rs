@@ -1,0 +1,84 @@
+//! What CI runs, step by step, every step timed; all steps run, and any failure fails the whole.
+
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{ebpf, fuzz, setup, shell, tidy};
+
+/// Seconds that CI gives each fuzz target.
+const FUZZ_SECONDS: u32 = 5;
+
+/// Runs every step.
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let mut steps = Steps::default();
+    steps.step("set up", setup::everything);
+    steps.step("format", || format(root));
+    steps.step("tidy", || tidy::run(root));
+    steps.step("kernel programs", || ebpf::build(root).map(drop));
+    steps.step("lints", || lints(root));
+    steps.step("tests", || tests(root));
+    steps.step("fuzz", || fuzz::run(root, &fuzz::Args { seconds: FUZZ_SECONDS, target: None }));
+    steps.report()
+}
+
+#[derive(Debug, Default)]
+struct Steps {
+    done: Vec<(&'static str, Duration, bool)>,
+}
+
+impl Steps {
+    fn step(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
+        println!("\n==== {name}");
+        let start = Instant::now();
+        let outcome = work();
+        if let Err(error) = &outcome {
+            println!("error: {error:#}");
+        }
+        self.done.push((name, start.elapsed(), outcome.is_ok()));
+    }
+
+    fn report(&self) -> Result<()> {
+        println!("\n==== summary");
+        for (name, took, ok) in &self.done {
+            let verdict = if *ok { "ok" } else { "FAILED" };
+            println!("  {name:<16} {:>7.1} s  {verdict}", took.as_secs_f64());
+        }
+        let total: Duration = self.done.iter().map(|(_, took, _)| *took).sum();
+        println!("  {:<16} {:>7.1} s", "total", total.as_secs_f64());
+        let failed: Vec<&str> = self.done.iter().filter(|(_, _, ok)| !ok).map(|(name, _, _)| *name).collect();
+        if !failed.is_empty() {
+            bail!("failed: {}", failed.join(", "));
+        }
+        Ok(())
+    }
+}
+
+/// The workspaces of their own, beside the main one.
+const BESIDE: [&str; 2] = ["ebpf/kernel/Cargo.toml", "tests/fuzz/Cargo.toml"];
+
+fn format(root: &Path) -> Result<()> {
+    shell::run(shell::cargo(root).args(["fmt", "--all", "--check"]), "format of the workspace")?;
+    for manifest in BESIDE {
+        let mut cargo = shell::cargo(root);
+        cargo.args(["fmt", "--check", "--manifest-path"]).arg(root.join(manifest));
+        shell::run(&mut cargo, &format!("format of {manifest}"))?;
+    }
+    Ok(())
+}
+
+fn lints(root: &Path) -> Result<()> {
+    let mut cargo = shell::cargo(root);
+    cargo.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
+    shell::run(&mut cargo, "lints of the workspace")
+}
+
+/// As README tells everyone to: the very command, in a process of its own.
+fn tests(root: &Path) -> Result<()> {
+    let own = std::env::current_exe().context("own path")?;
+    shell::run(Command::new(own).current_dir(root).arg("test"), "cargo xtask test")
+}
