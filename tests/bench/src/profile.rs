@@ -1,0 +1,302 @@
+//! Where the CPU time of a run goes: perf's samples of the whole machine, grouped by kind of work.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+/// A recording under way; [`Recording::stop`] ends it.
+pub(crate) struct Recording {
+    perf: Child,
+    data: PathBuf,
+}
+
+/// Starts sampling all CPUs, call chains included, into `data`.
+pub(crate) fn record(data: &Path) -> Result<Recording> {
+    // cpu-clock: virtual machines often have no hardware counters.
+    let perf = Command::new("perf")
+        .args(["record", "--quiet", "-g", "-a", "-e", "cpu-clock", "-F", "997", "-o"])
+        .arg(data)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start perf")?;
+    Ok(Recording { perf, data: data.to_owned() })
+}
+
+impl Recording {
+    /// Ends the recording and reads it. `processes` are the ztunnels.
+    pub(crate) fn stop(mut self, processes: &[u32]) -> Result<Profile> {
+        // perf writes its file out upon SIGINT.
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.perf.id().cast_signed()),
+            nix::sys::signal::Signal::SIGINT,
+        )
+        .context("stop perf")?;
+        self.perf.wait().context("wait for perf")?;
+        ensure!(
+            self.data.is_file(),
+            "perf recorded nothing: sampling is not supported or not allowed here (see perf_event_paranoid)"
+        );
+        let report = Command::new("perf")
+            .args(["report", "--stdio", "--no-children", "-g", "none", "--sort", "pid,dso,symbol"])
+            .args(["--field-separator", "|", "--percent-limit", "0", "-i"])
+            .arg(&self.data)
+            .output()
+            .context("run perf report")?;
+        ensure!(report.status.success(), "perf report: {}", String::from_utf8_lossy(&report.stderr).trim());
+        Profile::read(&String::from_utf8_lossy(&report.stdout), processes)
+    }
+}
+
+/// Shares of the busy time of the machine.
+#[derive(Debug, Default)]
+pub(crate) struct Profile {
+    groups: BTreeMap<Group, Share>,
+    symbols: BTreeMap<String, Share>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Share {
+    machine: f64,
+    ztunnels: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    Copies,
+    Crypto,
+    Scheduling,
+    Network,
+    Bpf,
+    Memory,
+    SystemCalls,
+    Http2,
+    Tls,
+    Runtime,
+    OtherUser,
+    OtherKernel,
+}
+
+impl Group {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Copies => "copies (user/kernel, memcpy)",
+            Self::Crypto => "AES-GCM and other crypto",
+            Self::Scheduling => "wake-ups, scheduling, epoll",
+            Self::Network => "TCP/IP, veth, routing, softirq",
+            Self::Bpf => "BPF programs and maps",
+            Self::Memory => "allocation (kernel, user)",
+            Self::SystemCalls => "system call entry and exit",
+            Self::Http2 => "HTTP/2 framing",
+            Self::Tls => "TLS records",
+            Self::Runtime => "async runtime",
+            Self::OtherUser => "other user code",
+            Self::OtherKernel => "other kernel code",
+        }
+    }
+
+    /// Sorts a symbol by its name; the order of the questions decides where two fit.
+    fn of(kernel: bool, symbol: &str) -> Self {
+        let has = |parts: &[&str]| parts.iter().any(|part| symbol.contains(part));
+        if has(&[
+            "copy_user",
+            "rep_movs",
+            "copy_to_iter",
+            "copy_from_iter",
+            "copy_page_to_iter",
+            "memcpy",
+            "memmove",
+        ]) || has(&["memset", "clear_page", "skb_copy", "copyin", "copyout", "copy_folio"])
+        {
+            return Self::Copies;
+        }
+        if has(&[
+            "aes",
+            "AES",
+            "gcm",
+            "ghash",
+            "sha256",
+            "sha384",
+            "sha512",
+            "x25519",
+            "ecdsa",
+            "p256",
+            "curve25519",
+        ]) || has(&["bignum", "ecp_nistz", "aws_lc"])
+        {
+            return Self::Crypto;
+        }
+        if kernel { Self::of_kernel(symbol, &has) } else { Self::of_user(&has) }
+    }
+
+    fn of_user(has: &dyn Fn(&[&str]) -> bool) -> Self {
+        if has(&["malloc", "realloc", "calloc", "free", "alloc::", "je_", "mi_"]) {
+            Self::Memory
+        } else if has(&["h2::", "hpack"]) {
+            Self::Http2
+        } else if has(&["rustls"]) {
+            Self::Tls
+        } else if has(&["tokio", "mio::", "futures"]) {
+            Self::Runtime
+        } else {
+            Self::OtherUser
+        }
+    }
+
+    fn of_kernel(symbol: &str, has: &dyn Fn(&[&str]) -> bool) -> Self {
+        let starts = |parts: &[&str]| parts.iter().any(|part| symbol.starts_with(part));
+        if has(&["bpf_", "tcx_", "tcf_", "sk_storage", "sock_map", "sch_handle"]) {
+            Self::Bpf
+        } else if has(&[
+            "entry_SYSCALL",
+            "do_syscall",
+            "syscall_",
+            "entry_SYSRET",
+            "x64_sys_call",
+            "__x64_sys",
+        ]) || has(&["srso", "retbleed", "fdget", "__fget"])
+        {
+            Self::SystemCalls
+        } else if has(&["sched", "wake", "futex", "epoll", "ep_", "enqueue_", "dequeue_", "pick_", "task_rq"])
+            || has(&[
+                "switch_",
+                "update_load",
+                "update_curr",
+                "rcu_",
+                "hrtimer",
+                "eventfd",
+                "idle",
+                "_raw_spin",
+            ])
+            || has(&["reweight", "vruntime", "cpuacct", "psi_", "timer"])
+        {
+            Self::Scheduling
+        } else if starts(&[
+            "tcp_", "__tcp", "ip_", "__ip", "ip6", "ipv4", "ipv6", "inet", "__inet", "skb_", "__skb",
+        ]) || starts(&[
+            "sk_", "__sk", "sock_", "__sock", "dev_", "__dev", "net_", "netif", "__netif", "veth", "br_",
+        ]) || has(&[
+            "napi", "nf_", "neigh", "fib_", "eth_", "skb", "csum", "gro_", "gso", "softirq", "qdisc", "dst_",
+        ]) || has(&[
+            "tcp", "inet6", "udp", "sendmsg", "recvmsg", "sendto", "recvfrom", "route", "xmit", "packet",
+        ]) {
+            Self::Network
+        } else if has(&[
+            "kmem",
+            "kmalloc",
+            "kfree",
+            "slab",
+            "alloc",
+            "free_",
+            "page",
+            "folio",
+            "mem_cgroup",
+            "obj_cgroup",
+        ]) {
+            Self::Memory
+        } else {
+            Self::OtherKernel
+        }
+    }
+}
+
+impl Profile {
+    fn read(report: &str, processes: &[u32]) -> Result<Self> {
+        let mut profile = Self::default();
+        let mut busy = Share::default();
+        for line in report.lines().filter(|line| !line.starts_with('#')) {
+            let Some(sample) = Sample::read(line) else { continue };
+            if sample.is_idle() {
+                continue;
+            }
+            let own = processes.contains(&sample.process);
+            let group = Group::of(sample.kernel, sample.symbol);
+            for share in [
+                &mut busy,
+                profile.groups.entry(group).or_default(),
+                profile.symbols.entry(sample.symbol.to_owned()).or_default(),
+            ] {
+                share.machine += sample.percent;
+                share.ztunnels += if own { sample.percent } else { 0.0 };
+            }
+        }
+        ensure!(busy.machine > 0.0, "perf's report holds no sample");
+        let scale = 100.0 / busy.machine;
+        for share in profile.groups.values_mut().chain(profile.symbols.values_mut()) {
+            share.machine *= scale;
+            share.ztunnels *= scale;
+        }
+        Ok(profile)
+    }
+
+    /// A Markdown table, to be pasted into the documentation as it is.
+    pub(crate) fn table(&self, title: &str) -> String {
+        let mut out =
+            format!("\n{title}: share of the busy CPU time, whole machine (of it in the ztunnels)\n\n");
+        out.push_str("| where | machine % | ztunnels % |\n|---|---:|---:|\n");
+        let mut groups: Vec<(&Group, &Share)> = self.groups.iter().collect();
+        groups.sort_by(|a, b| b.1.machine.total_cmp(&a.1.machine));
+        for (group, share) in groups {
+            let _ = writeln!(out, "| {} | {:.1} | {:.1} |", group.name(), share.machine, share.ztunnels);
+        }
+        out.push_str("\n| symbol | machine % | ztunnels % |\n|---|---:|---:|\n");
+        let mut symbols: Vec<(&String, &Share)> = self.symbols.iter().collect();
+        symbols.sort_by(|a, b| b.1.machine.total_cmp(&a.1.machine));
+        for (symbol, share) in symbols.into_iter().take(30) {
+            let _ = writeln!(out, "| `{symbol}` | {:.1} | {:.1} |", share.machine, share.ztunnels);
+        }
+        out
+    }
+}
+
+/// One line of the report: `12.34%|  1234:ztunnel|[kernel.kallsyms]|[k] tcp_sendmsg`.
+#[derive(Debug, PartialEq)]
+struct Sample<'a> {
+    percent: f64,
+    process: u32,
+    kernel: bool,
+    symbol: &'a str,
+}
+
+impl<'a> Sample<'a> {
+    fn read(line: &'a str) -> Option<Self> {
+        let mut fields = line.splitn(4, '|').map(str::trim);
+        let percent = fields.next()?.strip_suffix('%')?.trim().parse().ok()?;
+        let process = fields.next()?.split(':').next()?.trim().parse().ok()?;
+        let _object = fields.next()?;
+        let (place, symbol) = fields.next()?.split_once(' ')?;
+        Some(Self { percent, process, kernel: place == "[k]", symbol: symbol.trim() })
+    }
+
+    fn is_idle(&self) -> bool {
+        const HALTS: [&str; 5] =
+            ["pv_native_safe_halt", "native_safe_halt", "default_idle", "acpi_idle", "intel_idle"];
+        self.process == 0 && HALTS.iter().any(|halt| self.symbol.contains(halt))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPORT: &str = "# Samples: 8K of event 'cpu-clock'\n\
+        \x2050.00%|      0:swapper|[kernel.kallsyms]|[k] pv_native_safe_halt\n\
+        \x2020.00%|   1234:ztunnel|[kernel.kallsyms]|[k] copy_user_generic_string\n\
+        \x2020.00%|   1234:ztunnel|ztunnel|[.] aes_gcm_enc_update_vaes_avx512\n\
+        \x2010.00%|     99:nginx|[kernel.kallsyms]|[k] tcp_sendmsg_locked\n";
+
+    #[test]
+    fn idle_time_is_no_work_and_shares_are_of_the_busy_time() {
+        let profile = Profile::read(REPORT, &[1234]).unwrap();
+        assert_eq!(profile.groups[&Group::Copies], Share { machine: 40.0, ztunnels: 40.0 });
+        assert_eq!(profile.groups[&Group::Network], Share { machine: 20.0, ztunnels: 0.0 });
+        let table = profile.table("bulk-1, two nodes");
+        assert!(table.contains("| AES-GCM and other crypto | 40.0 | 40.0 |"), "{table}");
+        assert!(Profile::read("# nothing\n", &[]).is_err());
+    }
+}
