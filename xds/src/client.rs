@@ -1,0 +1,142 @@
+//! The discovery stream: opened, kept, opened again.
+
+use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
+
+use prost_types::{ListValue, Struct, Value, value::Kind};
+use proto::discovery::{
+    DeltaDiscoveryRequest, Node, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Request, metadata::MetadataValue};
+use tracing::{debug, info, warn};
+
+use crate::{
+    Connection, Control, Mesh,
+    backoff::Backoff,
+    control::{ControlError, causes},
+    session::Session,
+};
+
+const BACKOFF_LEAST: Duration = Duration::from_millis(250);
+const BACKOFF_MOST: Duration = Duration::from_secs(15);
+
+/// What the client needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub control: Control,
+    pub proxy: Proxy,
+    /// The cluster this node belongs to (`Kubernetes` unless configured).
+    pub cluster: String,
+    /// Stands in where a resource names no trust domain.
+    pub trust_domain: String,
+}
+
+/// Who asks. Control only reports it; the token is what counts.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    /// The node it serves.
+    pub node: String,
+    /// Its own pod's name and namespace; any names where it runs in none.
+    pub name: String,
+    pub namespace: String,
+    pub address: IpAddr,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error("control refused the stream or ended it: {0}")]
+    Status(String),
+    #[error("control closed the stream")]
+    Closed,
+}
+
+/// Follows control for ever and keeps `mesh` up to date; drop the future to end it. Applying a first
+/// answer of many thousand resources takes its time on this task: do not run it on a runtime that carries
+/// connections.
+pub async fn run(options: Options, mesh: Arc<Mesh>) -> Infallible {
+    let mut session = Session::new(&options.trust_domain, &options.cluster);
+    let mut backoff = Backoff::new(BACKOFF_LEAST, BACKOFF_MOST);
+    let node = node(&options);
+    loop {
+        let Err(error) = stream(&options, &node, &mut session, &mesh, &mut backoff).await;
+        let wait = backoff.wait();
+        warn!(
+            control = options.control.uri,
+            "discovery: {error}; what is known is kept, next attempt in {} ms",
+            wait.as_millis()
+        );
+        mesh.set_connection(Connection::Away(error.to_string()));
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// One stream, from its opening to its end.
+async fn stream(
+    options: &Options,
+    node: &Node,
+    session: &mut Session,
+    mesh: &Mesh,
+    backoff: &mut Backoff,
+) -> Result<Infallible, StreamError> {
+    let channel = options.control.connect().await?;
+    let mut client =
+        AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(proto::MAX_MESSAGE);
+    // Unbounded, yet each answer brings one request, and the next answer waits for it.
+    let (requests, outgoing) = mpsc::unbounded_channel::<DeltaDiscoveryRequest>();
+    for request in session.open(node) {
+        let _ = requests.send(request);
+    }
+    let mut request = Request::new(UnboundedReceiverStream::new(outgoing));
+    request.metadata_mut().insert("authorization", options.control.bearer().await?);
+    if let Ok(cluster) = MetadataValue::try_from(&options.cluster) {
+        request.metadata_mut().insert("clusterid", cluster);
+    }
+    let answer = client.delta_aggregated_resources(request).await.map_err(status)?;
+    info!(control = options.control.uri, "discovery stream open");
+    mesh.set_connection(Connection::Up);
+    let mut answers = answer.into_inner();
+    while let Some(answer) = answers.message().await.map_err(status)? {
+        backoff.reset();
+        debug!(
+            type_url = answer.type_url,
+            resources = answer.resources.len(),
+            removed = answer.removed_resources.len(),
+            "discovery answer"
+        );
+        let outcome = session.receive(answer);
+        for (name, reason) in &outcome.refused {
+            warn!("discovery: resource {name} is refused, its last good version stays: {reason}");
+        }
+        mesh.count_refused(outcome.refused.len());
+        // In force before it is acknowledged: control counts on that when it withdraws something.
+        mesh.publish(session.snapshot().clone());
+        let _ = requests.send(outcome.reply);
+    }
+    Err(StreamError::Closed)
+}
+
+fn status(status: tonic::Status) -> StreamError {
+    StreamError::Status(causes(&status))
+}
+
+fn node(options: &Options) -> Node {
+    let Proxy { node, name, namespace, address } = &options.proxy;
+    let text = |text: String| Value { kind: Some(Kind::StringValue(text)) };
+    let addresses = ListValue { values: vec![text(address.to_string())] };
+    let fields = [
+        ("CLUSTER_ID", text(options.cluster.clone())),
+        ("INSTANCE_IPS", Value { kind: Some(Kind::ListValue(addresses)) }),
+        ("NAME", text(name.clone())),
+        ("NAMESPACE", text(namespace.clone())),
+        ("NODE_NAME", text(node.clone())),
+    ];
+    Node {
+        id: format!("ztunnel~{address}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+        metadata: Some(Struct { fields: fields.map(|(name, value)| (name.to_owned(), value)).into() }),
+        ..Default::default()
+    }
+}
