@@ -260,6 +260,10 @@ async fn answer(
             let exposition = Exposition::accepted(accept);
             text(StatusCode::OK, exposition.content_type(), shared.metrics.encode(exposition))
         }
+        // A browser names the page that made it ask; no page has business here.
+        (Role::Admin, _) if request.headers().contains_key(header::ORIGIN) => {
+            plain(StatusCode::FORBIDDEN, "web pages are not answered\n".into())
+        }
         (Role::Admin, _) => {
             let query = Query::parse(request.uri().query().unwrap_or_default());
             admin(shared, request.method(), path, query).await

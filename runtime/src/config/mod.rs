@@ -25,8 +25,8 @@
 //!
 //! How: the command line is first parsed with every value as mere text and nothing required. Then
 //! each value, wherever it comes from, is tried alone against its flag's own parser, so that one bad
-//! value does not hide the next. If all are good, what environment and file said becomes the
-//! default of its flag, and clap does the rest.
+//! value does not hide the next. If all are good, what environment and file said is added to the
+//! command line, and clap does the rest.
 
 mod file;
 mod problem;

@@ -44,7 +44,7 @@ pub(super) fn matches(
         file_path.as_ref().map(|path| file::read(Path::new(path), &mut problems)).unwrap_or_default();
     let all: Vec<&Arg> = every_flag(&built).collect();
 
-    let mut told: Vec<(String, Vec<OsString>)> = Vec::new();
+    let mut told: Vec<OsString> = Vec::new();
     for flag in &flags {
         let name = flag.get_long().unwrap_or_default();
         let from_file = settings.remove(name);
@@ -65,7 +65,7 @@ pub(super) fn matches(
         let good =
             given.values.iter().filter(|value| try_alone(flag, value, &given.place, &mut problems)).count();
         if given.tell && good == given.values.len() {
-            told.push((flag.get_id().to_string(), given.values));
+            told.extend(words(flag, given.values));
         }
     }
     for (key, _) in settings {
@@ -79,21 +79,35 @@ pub(super) fn matches(
         return Err(Stop::Problems(problems));
     }
 
-    let strict = at_leaf(command, &path, &|mut command| {
-        for (id, values) in &told {
-            command = command.mut_arg(id, |arg| arg.required(false).default_values(values.clone()));
-        }
-        command
-    });
-    shown(strict).try_get_matches_from(command_line).map_err(Stop::Clap)
+    let mut command_line = command_line.to_vec();
+    // Before a `--`, after which nothing is a flag.
+    let end = command_line.iter().position(|word| word == "--").unwrap_or(command_line.len());
+    command_line.splice(end..end, told);
+    shown(command).try_get_matches_from(command_line).map_err(Stop::Clap)
+}
+
+/// A flag with its values, as on a command line.
+fn words(flag: &Arg, values: Vec<OsString>) -> Vec<OsString> {
+    let name = format!("--{}", flag.get_long().unwrap_or_default());
+    if takes_value(flag) {
+        let word = |value: OsString| {
+            let mut word = OsString::from(format!("{name}="));
+            word.push(value);
+            word
+        };
+        values.into_iter().map(word).collect()
+    } else {
+        // A switch, which `true` turns on.
+        values.iter().filter(|value| *value == "true").map(|_| name.clone().into()).collect()
+    }
 }
 
 /// Adds to the help how else each flag can be said.
 fn shown(command: Command) -> Command {
     leaf_map(command, &|command| {
         command.mut_args(|arg| match arg.get_long() {
-            // The name only: the value is read elsewhere, and `env()` is told of a variable that is
-            // never set so that clap does not read it a second time with another precedence.
+            // As text: were clap told by `env()`, it would read the variable itself, with a precedence
+            // of its own.
             Some(name) if !arg.is_positional() && !matches!(name, "help" | "version") => {
                 let help = format!("{} [env: {}]", about(&arg), variable(name));
                 arg.help(help)
@@ -121,14 +135,6 @@ fn takes_value(arg: &Arg) -> bool {
 /// Applies `f` to the command and to all its subcommands.
 fn leaf_map(command: Command, f: &dyn Fn(Command) -> Command) -> Command {
     f(command).mut_subcommands(|subcommand| leaf_map(subcommand, f))
-}
-
-/// Applies `f` to the subcommand at `path`.
-fn at_leaf(command: Command, path: &[String], f: &dyn Fn(Command) -> Command) -> Command {
-    match path {
-        [] => f(command),
-        [first, rest @ ..] => command.mut_subcommand(first, |command| at_leaf(command, rest, f)),
-    }
 }
 
 fn find<'a>(command: &'a Command, path: &[String]) -> &'a Command {
@@ -187,6 +193,9 @@ fn try_alone(flag: &Arg, value: &OsStr, place: &str, problems: &mut Problems) ->
 
 /// The parser's complaint without clap's frame around it.
 fn reason(flag: &Arg, error: &clap::Error) -> String {
+    if !takes_value(flag) {
+        return "write true or false".to_owned();
+    }
     let possible: Vec<String> =
         flag.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
     if !possible.is_empty() {
