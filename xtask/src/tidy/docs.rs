@@ -44,7 +44,9 @@ fn check_command(text: &str) -> Result<(), String> {
     if !verb.starts_with(|first: char| first.is_ascii_lowercase()) {
         return Ok(());
     }
-    let cli = Cli::command();
+    let mut cli = Cli::command();
+    // Only a built command knows all its arguments.
+    cli.build();
     let Some(task) = cli.find_subcommand(verb) else { return Err(verb.to_owned()) };
     for flag in words.filter_map(|word| word.strip_prefix("--")) {
         let flag = flag.split('=').next().unwrap_or_default().trim_end_matches(['.', ':']);

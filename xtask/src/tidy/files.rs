@@ -69,7 +69,7 @@ fn check_rust(file: &File, findings: &mut Vec<String>) {
 
 /// Every root of a package forbids unsafe code, or is in the table.
 pub(crate) fn check_unsafe(tree: &Tree, workspace: &Workspace, findings: &mut Vec<String>) {
-    for package in workspace.ours() {
+    for package in &workspace.packages {
         let justified = MAY_BE_UNSAFE.iter().any(|(name, _)| *name == package.name);
         let folder = package.manifest_path.parent().unwrap_or(Path::new(""));
         let roots = package.targets.iter().filter(|target| {
@@ -77,17 +77,17 @@ pub(crate) fn check_unsafe(tree: &Tree, workspace: &Workspace, findings: &mut Ve
                 && target.src_path.starts_with(folder)
         });
         for root in roots {
-            let found = tree.rust().find(|file| root.src_path.ends_with(&file.path));
+            let found = tree.find(&root.src_path);
             let forbids = found.is_some_and(|file| file.text.contains("#![forbid(unsafe_code)]"));
             if !forbids && !justified {
                 findings.push(format!(
                     "{}: forbid unsafe code, or say in xtask/src/tidy/files.rs why {} needs it",
-                    root.src_path.strip_prefix(folder).unwrap_or(&root.src_path).display(),
+                    found.map_or(root.src_path.display(), |file| file.path.display()),
                     package.name
                 ));
             }
         }
-        if let Some(manifest) = tree.files.iter().find(|file| package.manifest_path.ends_with(&file.path))
+        if let Some(manifest) = tree.find(&package.manifest_path)
             && !file_has_lints(&manifest.text)
         {
             findings.push(format!("{}: takes no lints from the workspace", manifest.path.display()));
@@ -104,7 +104,8 @@ mod tests {
     use super::*;
 
     fn findings(text: &str) -> Vec<String> {
-        let tree = Tree { files: vec![File { path: "x.rs".into(), text: text.to_owned() }] };
+        let tree =
+            Tree { root: "/x".into(), files: vec![File { path: "x.rs".into(), text: text.to_owned() }] };
         let mut findings = Vec::new();
         check(&tree, &mut findings);
         findings

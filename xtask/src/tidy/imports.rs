@@ -36,8 +36,8 @@ const TESTS_MAY_USE: &[&str] = &["bed"];
 const NAMES_AYA: &str = "capture";
 
 pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<String>) {
-    let ours: Vec<&str> = workspace.ours().map(|package| package.name.as_str()).collect();
-    for package in workspace.ours() {
+    let ours: Vec<&str> = workspace.packages.iter().map(|package| package.name.as_str()).collect();
+    for package in &workspace.packages {
         if RINGS.contains(&package.name.as_str()) {
             continue;
         }
@@ -80,7 +80,7 @@ mod tests {
     fn a_program_that_imports_a_program_is_a_finding() {
         let package = |name: &str, uses: &str| {
             format!(
-                r#"{{"name":"{name}","license":null,"source":null,"manifest_path":"/x","targets":[],
+                r#"{{"name":"{name}","manifest_path":"/x","targets":[],
                 "dependencies":[{{"name":"{uses}","kind":null}}]}}"#
             )
         };

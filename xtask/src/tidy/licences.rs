@@ -1,12 +1,12 @@
 //! What we depend on: licences that we may use, and crates that we do not want. The lists are those of
 //! deny.toml, so that cargo-deny and this check say the same.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::metadata::Workspace;
+use crate::shell;
 
 #[derive(Debug, Deserialize)]
 struct Deny {
@@ -31,18 +31,27 @@ struct Banned {
     reason: Option<String>,
 }
 
-pub(crate) fn check(root: &Path, workspace: &Workspace, findings: &mut Vec<String>) -> Result<()> {
+pub(crate) fn check(root: &Path, findings: &mut Vec<String>) -> Result<()> {
     let path = root.join("deny.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let deny: Deny = toml::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
-    for package in &workspace.packages {
-        let licence = package.license.as_deref().unwrap_or("");
+    // Not `cargo metadata`: it also lists optional dependencies that nobody turned on.
+    let mut cargo = shell::cargo(root);
+    cargo.args(["tree", "--workspace", "--locked", "--prefix", "none", "--format", "{p}\t{l}"]);
+    let tree = shell::output(&mut cargo, "list the dependencies")?;
+    let lines: BTreeSet<&str> = tree.lines().filter(|line| !line.is_empty()).collect();
+    for line in lines {
+        let (package, licence) =
+            line.split_once('\t').with_context(|| format!("no licence column in {line:?}"))?;
+        let name = package.split(' ').next().unwrap_or_default();
+        // A package shown before is marked so after its licence.
+        let licence = licence.trim_end_matches("(*)").trim();
         if !satisfied(licence, &deny.licenses.allow) {
-            findings.push(format!("{}: licence {licence:?} is not among those of deny.toml", package.name));
+            findings.push(format!("{name}: licence {licence:?} is not among those of deny.toml"));
         }
-        if let Some(banned) = deny.bans.deny.iter().find(|banned| banned.name == package.name) {
+        if let Some(banned) = deny.bans.deny.iter().find(|banned| banned.name == name) {
             let reason = banned.reason.as_deref().unwrap_or("see deny.toml");
-            findings.push(format!("{} is among the dependencies: {reason}", package.name));
+            findings.push(format!("{name} is among the dependencies: {reason}"));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What `cargo metadata` says of the workspace and of all it depends on.
+//! What `cargo metadata` says of our own packages.
 
 use std::path::{Path, PathBuf};
 
@@ -7,19 +7,16 @@ use serde::Deserialize;
 
 use crate::shell;
 
-/// The packages of a resolved workspace.
+/// The packages of the workspace.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Workspace {
     pub(crate) packages: Vec<Package>,
 }
 
-/// One package, ours or the world's.
+/// One of our packages.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Package {
     pub(crate) name: String,
-    pub(crate) license: Option<String>,
-    /// `None`: it comes from a path, so it is ours.
-    source: Option<String>,
     pub(crate) manifest_path: PathBuf,
     pub(crate) dependencies: Vec<Dependency>,
     pub(crate) targets: Vec<Target>,
@@ -40,30 +37,10 @@ pub(crate) struct Target {
     pub(crate) src_path: PathBuf,
 }
 
-impl Package {
-    pub(crate) fn is_ours(&self) -> bool {
-        self.source.is_none()
-    }
-}
-
-impl Workspace {
-    /// Our own packages.
-    pub(crate) fn ours(&self) -> impl Iterator<Item = &Package> {
-        self.packages.iter().filter(|package| package.is_ours())
-    }
-}
-
 /// Reads the metadata of the workspace with this manifest.
 pub(crate) fn read(root: &Path, manifest: &Path) -> Result<Workspace> {
     let mut cargo = shell::cargo(root);
-    cargo.args([
-        "metadata",
-        "--format-version",
-        "1",
-        "--locked",
-        "--filter-platform",
-        "x86_64-unknown-linux-gnu",
-    ]);
+    cargo.args(["metadata", "--format-version", "1", "--locked", "--no-deps"]);
     cargo.arg("--manifest-path").arg(manifest);
     let text = shell::output(&mut cargo, &format!("cargo metadata of {}", manifest.display()))?;
     serde_json::from_str(&text).context("the output of cargo metadata")

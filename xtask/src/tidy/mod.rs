@@ -26,7 +26,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     files::check(&tree, &mut findings);
     files::check_unsafe(&tree, &workspace, &mut findings);
     docs::check(&tree, &mut findings);
-    licences::check(root, &workspace, &mut findings)?;
+    licences::check(root, &mut findings)?;
     for finding in &findings {
         println!("  {finding}");
     }
@@ -39,6 +39,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 
 /// The text files of the repository, as git knows them (new ones that are not ignored too).
 pub(crate) struct Tree {
+    root: PathBuf,
     files: Vec<File>,
 }
 
@@ -66,14 +67,17 @@ impl Tree {
                 files.push(File { path: name.into(), text });
             }
         }
-        Ok(Self { files })
+        Ok(Self { root: root.to_owned(), files })
     }
 
     fn rust(&self) -> impl Iterator<Item = &File> {
         self.files.iter().filter(|file| file.path.extension().is_some_and(|extension| extension == "rs"))
     }
 
-    fn find(&self, path: &str) -> Option<&File> {
-        self.files.iter().find(|file| file.path == Path::new(path))
+    /// The file at this path, absolute or relative to the root.
+    fn find(&self, path: impl AsRef<Path>) -> Option<&File> {
+        let path = path.as_ref();
+        let path = path.strip_prefix(&self.root).unwrap_or(path);
+        self.files.iter().find(|file| file.path == path)
     }
 }
