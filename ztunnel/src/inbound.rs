@@ -1,0 +1,320 @@
+//! What others dial of a pod: HBONE tunnels, whose CONNECT streams are admitted by a proved identity, and
+//! plaintext, which is admitted without one.
+//!
+//! The app is dialled, from the caller's own address, before a CONNECT is answered.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+};
+
+use hbone::{
+    Authority,
+    copy::{direct, relay},
+    server::{Arrival, Ends, Limits, ServeError, serve},
+};
+use mesh::{PortMapping, ServiceKey, Snapshot, Verdict, Workload};
+use runtime::record::{Direction, Security};
+use tokio::net::TcpStream;
+
+use crate::{
+    failure::{Failure, tcp, tell_decision, tell_end},
+    live::{Admitted, Carried, Path},
+    outbound::until_stopped,
+    pods::{Place, Pod},
+    sockets::{self, Accepted},
+    worker::Worker,
+};
+
+/// Serves one TCP connection to a pod's HBONE port, with all the streams that come over it.
+pub(crate) async fn tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) {
+    let remote = accepted.peer;
+    if let Err(error) = Box::pin(serve_tunnel(worker, pod, accepted)).await {
+        worker.shared.metrics.handshake_failures.inc();
+        tracing::debug!(pod = %pod.uid, %remote, %error, "no tunnel");
+    }
+}
+
+/// Why a caller got no tunnel.
+#[derive(Debug, thiserror::Error)]
+enum NoTunnel {
+    #[error(transparent)]
+    Certificate(#[from] identity::CertificateError),
+    #[error("the socket cannot be used: {0}")]
+    Socket(#[from] std::io::Error),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) -> Result<(), NoTunnel> {
+    let shared = &worker.shared;
+    let certified = match shared.store.current(&pod.identity) {
+        Some(certified) => certified,
+        None => shared.store.certified(&pod.identity).await?,
+    };
+    let config = shared.store.server_config(&certified);
+    let ends = Ends { remote: accepted.peer, local: accepted.original };
+    let drain = {
+        let (shared, accepting) = (shared.clone(), pod.accepting.clone());
+        async move {
+            tokio::select! {
+                () = shared.drain.started() => {}
+                () = accepting.cancelled() => {}
+            }
+        }
+    };
+    let limits = Limits { settings: shared.settings.hbone.clone() };
+    let handler = {
+        let (worker, pod) = (worker.clone(), pod.clone());
+        move |arrival| {
+            let (worker, pod) = (worker.clone(), pod.clone());
+            async move { arrive(&worker, &pod, arrival).await }
+        }
+    };
+    shared.metrics.tunnels_accepted.inc();
+    let _open = shared.metrics.tunnel_open();
+    tokio::select! {
+        biased;
+        // The streams have been ended one by one, each with its reason; what is left is the shell.
+        () = pod.ended.cancelled() => Ok(()),
+        served = serve(accepted.take()?, ends, config, &limits, drain, handler) => Ok(served.map(|_| ())?),
+    }
+}
+
+/// One CONNECT.
+async fn arrive(worker: &Rc<Worker>, pod: &Arc<Pod>, mut arrival: Arrival) {
+    let dialled = SocketAddr::new(arrival.ends.local.ip(), arrival.authority.port());
+    let mut record = worker.shared.records.begin(Direction::Inbound, arrival.ends.remote, dialled);
+    record.source_identity(&arrival.peer);
+    record.destination_identity(&pod.identity);
+    record.security(Security::MutualTls);
+    let carried = worker.live.enter(pod.clone(), Path::InboundHbone, record);
+    let _load = worker.load();
+    let opened = Box::pin(open_arrival(worker, &carried, &mut arrival)).await;
+    let (app, baggage, _place) = match opened {
+        Ok(opened) => opened,
+        Err(failure) => {
+            worker.shared.metrics.refused(failure.name());
+            failure.tell(&carried);
+            arrival.refuse(failure.status());
+            return;
+        }
+    };
+    let socket = arrival.socket.clone();
+    let tunnel = match arrival.accept(Some(&baggage)) {
+        Ok(tunnel) => tunnel,
+        Err(_gone) => {
+            sockets::reset_on_close(&app);
+            Failure::CallerGone.tell(&carried);
+            return;
+        }
+    };
+    carried.record().opened();
+    let end = relay(app, tunnel, &carried.meter, carried.stopped()).await;
+    if let Some(stats) = socket.as_ref().and_then(|socket| pod.own.tcp_stats(socket)) {
+        carried.record().tcp(tcp(stats));
+    }
+    tell_end(&end, &carried);
+}
+
+async fn open_arrival(
+    worker: &Rc<Worker>,
+    carried: &Carried,
+    arrival: &mut Arrival,
+) -> Result<(TcpStream, Rc<str>, Place), Failure> {
+    let pod = &carried.pod;
+    let (snapshot, workload) = until_stopped(carried, worker.shared.state_for(pod)).await??;
+    carried.record().destination(&workload);
+    let caller = arrival.ends.remote.ip();
+    let source = snapshot.workload_at(&workload.network, caller).filter(|w| w.identity() == arrival.peer);
+    source.iter().for_each(|workload| carried.record().source(workload));
+    let to = resolve(&arrival.authority, arrival.ends.local.ip(), &workload, &snapshot)?;
+    carried.record().destination_address(to);
+    let place = pod.place(worker.shared.settings.connections_per_pod).ok_or(Failure::PodLimit)?;
+    let admitted = Admitted::attempt(Some(arrival.peer.clone()), caller, workload.clone(), to);
+    let dial = admit_and_dial(worker, carried, &snapshot, admitted, caller, to);
+    let app = tokio::select! {
+        biased;
+        app = dial => app?,
+        () = arrival.cancelled() => return Err(Failure::CallerGone),
+    };
+    Ok((app, worker.baggage(&workload), place))
+}
+
+/// Carries one plaintext connection to a pod to its end.
+pub(crate) async fn plain(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) {
+    let record = worker.shared.records.begin(Direction::Inbound, accepted.peer, accepted.original);
+    let carried = worker.live.enter(pod.clone(), Path::InboundPlain, record);
+    if let Err(failure) = carry_plain(worker, &carried, &accepted).await {
+        worker.shared.metrics.refused(failure.name());
+        failure.tell(&carried);
+        accepted.reset();
+    }
+}
+
+async fn carry_plain(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Result<(), Failure> {
+    let pod = &carried.pod;
+    let (snapshot, workload) = until_stopped(carried, worker.shared.state_for(pod)).await??;
+    carried.record().destination(&workload);
+    let (caller, to) = (accepted.peer.ip(), accepted.original);
+    let source = snapshot.workload_at(&workload.network, caller);
+    source.iter().for_each(|workload| carried.record().source(workload));
+    if !workload.addresses.contains(&to.ip()) {
+        return Err(Failure::NotThePod(to.ip()));
+    }
+    let admitted = Admitted::attempt(None, caller, workload.clone(), to);
+    let app = admit_and_dial(worker, carried, &snapshot, admitted, caller, to).await?;
+    let front = accepted.take().map_err(Failure::Caller)?;
+    carried.record().opened();
+    let end = direct(front, app, &carried.meter, carried.stopped()).await;
+    tell_end(&end, carried);
+    Ok(())
+}
+
+/// The one way to a pod's app: judged by the snapshot, then dialled from the caller's address.
+async fn admit_and_dial(
+    worker: &Rc<Worker>,
+    carried: &Carried,
+    snapshot: &Snapshot,
+    admitted: Admitted,
+    caller: IpAddr,
+    to: SocketAddr,
+) -> Result<TcpStream, Failure> {
+    let pod = &carried.pod;
+    if pod.is_own_port(to.port()) {
+        return Err(Failure::OwnListener(to));
+    }
+    let decision = admitted.judge(snapshot);
+    tell_decision(&decision, &mut carried.record());
+    if let Verdict::Refuse(refusal) = decision.verdict {
+        return Err(refusal.into());
+    }
+    // Set once in the life of a connection: here.
+    let _ = carried.admitted.set(admitted);
+    let options = &worker.shared.settings.sockets;
+    let dial = sockets::onward(&pod.netns, &pod.own, &pod.onward_ports, caller, to, options);
+    until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })
+}
+
+/// The address in the pod that a CONNECT names. Only the pod's own, at which the tunnel arrived, will do:
+/// a tunnel must not be a way to anywhere else.
+fn resolve(
+    authority: &Authority,
+    local: IpAddr,
+    workload: &Workload,
+    snapshot: &Snapshot,
+) -> Result<SocketAddr, Failure> {
+    let (name, port) = match authority {
+        Authority::Ip(address) => {
+            let ip = address.ip().to_canonical();
+            let own = ip == local && workload.addresses.contains(&ip);
+            return if own { Ok(SocketAddr::new(ip, address.port())) } else { Err(Failure::NotThePod(ip)) };
+        }
+        Authority::Host { name, port } => (name, *port),
+    };
+    if **name == *workload.hostname {
+        return Ok(SocketAddr::new(local, port));
+    }
+    let service = workload.services.iter().find(|(key, _)| *key.hostname == **name);
+    let Some((key, own_ports)) = service else {
+        let known = namespace_of(name).is_some_and(|namespace| {
+            snapshot.service(&ServiceKey { namespace: namespace.into(), hostname: (**name).into() }).is_some()
+        });
+        return Err(if known {
+            Failure::NotThisHost(name.clone())
+        } else {
+            Failure::UnknownHost(name.clone())
+        });
+    };
+    let of = |ports: &[PortMapping]| ports.iter().find(|mapping| mapping.service_port == port).copied();
+    let service_ports = snapshot.service(key).map(|service| service.ports.as_slice()).unwrap_or_default();
+    let mapping = of(own_ports).or_else(|| of(service_ports));
+    let mapping = mapping.ok_or_else(|| Failure::NoSuchPort(name.clone(), port))?;
+    let target = if mapping.target_port == 0 { mapping.service_port } else { mapping.target_port };
+    Ok(SocketAddr::new(local, target))
+}
+
+/// The namespace in a Kubernetes service's host name, `NAME.NAMESPACE.svc.…`.
+fn namespace_of(host: &str) -> Option<&str> {
+    let mut labels = host.split('.');
+    match (labels.next(), labels.next(), labels.next()) {
+        (Some(_), Some(namespace), Some("svc")) => Some(namespace),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use http::StatusCode;
+    use mesh::{NetworkAddress, Service};
+
+    use super::*;
+
+    fn key(name: &str) -> ServiceKey {
+        ServiceKey { namespace: "shop".into(), hostname: format!("{name}.shop.svc.cluster.local").into() }
+    }
+
+    fn service(name: &str, ports: &[(u16, u16)]) -> Service {
+        let ports =
+            ports.iter().map(|&(service_port, target_port)| PortMapping { service_port, target_port });
+        Service {
+            key: key(name),
+            name: name.into(),
+            addresses: vec![NetworkAddress { network: "".into(), address: "10.96.0.1".parse().unwrap() }],
+            ports: ports.collect(),
+            subject_alt_names: Vec::new(),
+            waypoint: None,
+            allow_unhealthy: false,
+            node_local: false,
+        }
+    }
+
+    fn world() -> (Workload, Snapshot) {
+        let mut workload = Workload::named("c//Pod/shop/web", "shop", "web");
+        workload.addresses = vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()];
+        workload.hostname = "web.example".into();
+        let own = vec![PortMapping { service_port: 443, target_port: 8443 }];
+        workload.services = BTreeMap::from([(key("web"), own), (key("plain"), Vec::new())]);
+        let mut edit = Snapshot::default().edit();
+        edit.put_service(service("web", &[(80, 8080), (443, 9999), (81, 0)]));
+        edit.put_service(service("plain", &[(80, 8081)]));
+        edit.put_service(service("other", &[(80, 8080)]));
+        edit.put_workload(workload.clone());
+        (workload, edit.finish())
+    }
+
+    fn ask(authority: &str) -> Result<SocketAddr, StatusCode> {
+        let (workload, snapshot) = world();
+        let authority: Authority = authority.parse().unwrap();
+        resolve(&authority, "10.1.0.5".parse().unwrap(), &workload, &snapshot)
+            .map_err(|failure| failure.status())
+    }
+
+    #[test]
+    fn an_address_must_be_the_pods_own_at_which_the_tunnel_arrived() {
+        assert_eq!(ask("10.1.0.5:80"), Ok("10.1.0.5:80".parse().unwrap()));
+        assert_eq!(ask("10.1.0.6:80"), Err(StatusCode::BAD_REQUEST));
+        assert_eq!(ask("127.0.0.1:80"), Err(StatusCode::BAD_REQUEST));
+        assert_eq!(ask("[fd00::5]:80"), Err(StatusCode::BAD_REQUEST), "the tunnel came to the other address");
+    }
+
+    #[test]
+    fn a_name_takes_its_port_from_the_endpoint_then_from_the_service() {
+        assert_eq!(ask("web.shop.svc.cluster.local:443"), Ok("10.1.0.5:8443".parse().unwrap()));
+        assert_eq!(ask("web.shop.svc.cluster.local:80"), Ok("10.1.0.5:8080".parse().unwrap()));
+        assert_eq!(ask("web.shop.svc.cluster.local:81"), Ok("10.1.0.5:81".parse().unwrap()));
+        assert_eq!(ask("plain.shop.svc.cluster.local:80"), Ok("10.1.0.5:8081".parse().unwrap()));
+        assert_eq!(ask("web.example:7000"), Ok("10.1.0.5:7000".parse().unwrap()));
+    }
+
+    #[test]
+    fn other_names_and_ports_are_refused() {
+        assert_eq!(ask("other.shop.svc.cluster.local:80"), Err(StatusCode::BAD_REQUEST));
+        assert_eq!(ask("nobody.shop.svc.cluster.local:80"), Err(StatusCode::SERVICE_UNAVAILABLE));
+        assert_eq!(ask("nobody.example:80"), Err(StatusCode::SERVICE_UNAVAILABLE));
+        assert_eq!(ask("web.shop.svc.cluster.local:82"), Err(StatusCode::BAD_REQUEST));
+    }
+}

@@ -1,0 +1,242 @@
+//! What a pod dials: captured, planned by one snapshot, and carried straight on, to another pod of this
+//! node, or through a tunnel.
+//!
+//! What is refused, or cannot be dialled, is reset towards the app with a reason in the record.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+};
+
+use hbone::{
+    client::{Connect, Key},
+    copy::{direct, relay},
+};
+use mesh::{Identity, Outbound, Plan, Snapshot, Target, Verdict, Workload};
+use runtime::record::{Direction, Security};
+use tokio::net::TcpStream;
+
+use crate::{
+    failure::{Failure, tcp, tell_decision, tell_end},
+    live::{Admitted, Carried, Path, Stop},
+    pods::{Place, Pod},
+    sockets::{self, Accepted},
+    worker::Worker,
+};
+
+/// The port of HBONE at every pod.
+const HBONE_PORT: u16 = 15008;
+
+/// Carries one captured connection to its end.
+pub(crate) async fn carry(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) {
+    if is_probe(accepted.original) {
+        // The agent measures that capture works; that it got here is the answer.
+        return;
+    }
+    let record = worker.shared.records.begin(Direction::Outbound, accepted.peer, accepted.original);
+    let carried = worker.live.enter(pod.clone(), Path::Outbound, record);
+    if let Err(failure) = go(worker, &carried, &accepted).await {
+        worker.shared.metrics.refused(failure.name());
+        failure.tell(&carried);
+        accepted.reset();
+    }
+}
+
+/// The address of the agent's probe connections.
+fn is_probe(address: SocketAddr) -> bool {
+    address.port() == capture::PROBE_PORT
+        && (address.ip() == IpAddr::from(capture::PROBE_V4)
+            || address.ip() == IpAddr::from(capture::PROBE_V6))
+}
+
+async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Result<(), Failure> {
+    let pod = &carried.pod;
+    let (snapshot, source) = until_stopped(carried, worker.shared.state_for(pod)).await??;
+    carried.record().source(&source);
+    check(pod, &source, accepted)?;
+    let outbound = Outbound { source: &source, destination: accepted.original, seed: rand::random() };
+    let plan = snapshot.plan(&worker.shared.settings.node, &outbound)?;
+    let call = Call { worker, pod, carried, accepted, source: &source };
+    match plan {
+        Plan::Passthrough { to } => call.plain(Path::Passthrough, to).await,
+        Plan::Plain(target) => {
+            call.tell(&target);
+            call.plain(Path::Plain, target.address).await
+        }
+        Plan::SameNode(target) => {
+            call.tell(&target);
+            match worker.shared.pods.find(&target.workload) {
+                Some(there) => Box::pin(call.same_node(there, &snapshot, target)).await,
+                // The pod is another ztunnel's for now (a takeover, say): go the way strangers go.
+                None => {
+                    let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
+                    let expected = Arc::from([target.workload.identity()]);
+                    let authority = target.address.to_string();
+                    Box::pin(call.hbone(&target, peer, expected, authority)).await
+                }
+            }
+        }
+        Plan::Hbone { target, peer, expected, authority } => {
+            call.tell(&target);
+            Box::pin(call.hbone(&target, peer, expected, authority)).await
+        }
+    }
+}
+
+/// A captured connection comes from the pod's own address and goes elsewhere; anything else has found
+/// our listener by another way, and carrying it on could lead back to us.
+fn check(pod: &Pod, source: &Workload, accepted: &Accepted) -> Result<(), Failure> {
+    let to = accepted.original;
+    let local = to.ip().is_loopback() || to.ip().is_unspecified() || source.addresses.contains(&to.ip());
+    if local && pod.is_own_port(to.port()) {
+        return Err(Failure::OwnListener(to));
+    }
+    if source.addresses.contains(&accepted.peer.ip()) {
+        Ok(())
+    } else {
+        Err(Failure::NotThePod(accepted.peer.ip()))
+    }
+}
+
+struct Call<'a> {
+    worker: &'a Rc<Worker>,
+    pod: &'a Arc<Pod>,
+    carried: &'a Carried,
+    accepted: &'a Accepted,
+    source: &'a Arc<Workload>,
+}
+
+impl Call<'_> {
+    /// Writes into the record whom the plan chose.
+    fn tell(&self, target: &Target) {
+        let mut record = self.carried.record();
+        record.destination(&target.workload);
+        record.destination_address(target.address);
+        target.service.iter().for_each(|service| record.service(service));
+    }
+
+    /// The pod's address of the family of `to`: the caller's own where it can be.
+    fn source_ip(&self, to: SocketAddr) -> Result<IpAddr, Failure> {
+        let mut own = std::iter::once(self.accepted.peer.ip()).chain(self.source.addresses.iter().copied());
+        own.find(|ip| ip.is_ipv4() == to.is_ipv4()).ok_or(Failure::NoSourceAddress(to))
+    }
+
+    fn app(&self) -> Result<TcpStream, Failure> {
+        self.accepted.take().map_err(Failure::Caller)
+    }
+
+    async fn plain(&self, path: Path, to: SocketAddr) -> Result<(), Failure> {
+        let carried = self.carried;
+        carried.path.set(path);
+        let from = self.source_ip(to)?;
+        let options = &self.worker.shared.settings.sockets;
+        let dial = sockets::dial(&self.pod.netns, &self.pod.own, Some(from), to, options);
+        let there = until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })?;
+        let app = self.app()?;
+        carried.record().opened();
+        let end = direct(app, there, &carried.meter, carried.stopped()).await;
+        tell_end(&end, carried);
+        Ok(())
+    }
+
+    async fn same_node(&self, there: Arc<Pod>, snapshot: &Snapshot, target: Target) -> Result<(), Failure> {
+        let (carried, to) = (self.carried, target.address);
+        carried.path.set(Path::SameNode);
+        let caller = self.source_ip(to)?;
+        let mut inbound = self.worker.shared.records.begin(
+            Direction::Inbound,
+            SocketAddr::new(caller, self.accepted.peer.port()),
+            to,
+        );
+        inbound.source(self.source);
+        inbound.destination(&target.workload);
+        target.service.iter().for_each(|service| inbound.service(service));
+        carried.add_inbound(inbound);
+        carried.records(|record| {
+            record.source_identity(&self.pod.identity);
+            record.destination_identity(&there.identity);
+            record.security(Security::SameNode);
+        });
+        if there.is_own_port(to.port()) {
+            return Err(Failure::OwnListener(to));
+        }
+        let _place = self.place_at(&there)?;
+        let admitted = Admitted::attempt(Some(self.pod.identity.clone()), caller, target.workload, to);
+        let decision = admitted.judge(snapshot);
+        carried.judging_record(|record| tell_decision(&decision, record));
+        if let Verdict::Refuse(refusal) = decision.verdict {
+            return Err(refusal.into());
+        }
+        // Both are set once in the life of a connection: here.
+        let _ = (carried.admitted.set(admitted), carried.other.set(there.clone()));
+        let options = &self.worker.shared.settings.sockets;
+        let dial = sockets::onward(&there.netns, &there.own, &there.onward_ports, caller, to, options);
+        let there = until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })?;
+        let app = self.app()?;
+        carried.records(runtime::record::Connection::opened);
+        let end = direct(app, there, &carried.meter, carried.stopped()).await;
+        tell_end(&end, carried);
+        Ok(())
+    }
+
+    /// A place at the destination; a pod that calls itself has its place already.
+    fn place_at(&self, there: &Arc<Pod>) -> Result<Option<Place>, Failure> {
+        if Arc::ptr_eq(there, self.pod) {
+            return Ok(None);
+        }
+        let limit = self.worker.shared.settings.connections_per_pod;
+        there.place(limit).map(Some).ok_or(Failure::PodLimit)
+    }
+
+    async fn hbone(
+        &self,
+        target: &Target,
+        peer: SocketAddr,
+        expected: Arc<[Identity]>,
+        authority: String,
+    ) -> Result<(), Failure> {
+        let carried = self.carried;
+        carried.path.set(Path::Hbone);
+        let source_ip = self.source_ip(peer)?;
+        let key = Key { source: self.pod.identity.clone(), source_ip, peer, expected };
+        let connect = Connect {
+            authority,
+            source: self.accepted.peer,
+            service_host: target.service.as_ref().map(|service| service.key.hostname.to_string()),
+            baggage: Some(self.worker.baggage(self.source).to_string()),
+            traceparent: None,
+        };
+        carried.record().tunnel(peer);
+        let (pod, shared) = (self.pod.clone(), self.worker.shared.clone());
+        let dial = async move || {
+            shared.metrics.tunnels_dialled.inc();
+            sockets::dial(&pod.netns, &pod.own, Some(source_ip), peer, &shared.settings.sockets).await
+        };
+        let pool = self.worker.pool(self.pod);
+        let (tunnel, info) = until_stopped(carried, pool.open(&key, dial, &connect)).await??;
+        let app = self.app()?;
+        {
+            let mut record = carried.record();
+            record.source_identity(&self.pod.identity);
+            record.destination_identity(&info.peer);
+            record.security(Security::MutualTls);
+            record.opened();
+        }
+        let end = relay(app, tunnel, &carried.meter, carried.stopped()).await;
+        if let Some(stats) = info.socket.as_ref().and_then(|socket| self.pod.own.tcp_stats(socket)) {
+            carried.record().tcp(tcp(stats));
+        }
+        tell_end(&end, carried);
+        Ok(())
+    }
+}
+
+/// Waits for `work` unless the connection is ended first.
+pub(crate) async fn until_stopped<T>(carried: &Carried, work: impl Future<Output = T>) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        () = carried.stopped() => Err(Failure::Stopped(carried.reason().unwrap_or(Stop::Ends))),
+        done = work => Ok(done),
+    }
+}

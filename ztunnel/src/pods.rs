@@ -1,0 +1,429 @@
+//! The pods this ztunnel serves: their namespaces, listeners and identities, and the directory in which
+//! a worker finds the pod that a same-node connection goes to.
+//!
+//! It takes pods from ZDS and gives listeners to workers. What is done with a connection is not decided
+//! here.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::TcpListener,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use capture::{Netns, Pins, PodSlots, Role, socket_cookie};
+use mesh::{Identity, Workload};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    shared::Shared,
+    sockets::{self, OnwardPorts, OriginalDestination, Own, SocketOptions},
+    worker::{Command, Workers},
+    zds::{self, PodInfo},
+};
+
+/// The listeners of a pod, in the order of their slots.
+pub(crate) const ROLES: [Role; 3] = [Role::Outbound, Role::Inbound, Role::Hbone];
+
+/// Where a foreign CNI plugin's rules send connections, in the order of [`ROLES`].
+const FOREIGN_PORTS: [u16; 3] = [15001, 15006, 15008];
+
+/// The packet mark by which a foreign CNI plugin's rules know a proxy's own packets.
+const FOREIGN_MARK: u32 = 0x539;
+
+/// A fixed port may still be held by the ztunnel of a pod's predecessor: attempts, and the wait between them.
+const BUSY_PORT: (usize, Duration) = (20, Duration::from_millis(100));
+
+/// One pod, as long as anything of it is served.
+pub(crate) struct Pod {
+    pub(crate) uid: Arc<str>,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+    pub(crate) identity: Identity,
+    pub(crate) netns: Netns,
+    pub(crate) own: Own,
+    pub(crate) onward_ports: OnwardPorts,
+    /// Where the original destination of an accepted connection is found.
+    pub(crate) original: OriginalDestination,
+    /// Cancelled when no further connection is taken.
+    pub(crate) accepting: CancellationToken,
+    /// Cancelled when the grace of a pod that is gone is over.
+    pub(crate) ended: CancellationToken,
+    connections: AtomicUsize,
+    /// The listeners' ports; whoever dials one of them dials ztunnel and not the app.
+    ports: [u16; 3],
+    slots: Option<PodSlots>,
+    listeners: Mutex<Vec<Arc<TcpListener>>>,
+    cookies: [u64; 3],
+}
+
+/// Who holds a pod's slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// We do, or the pod has no slots (a foreign CNI plugin's rules lead to ports).
+    Us,
+    /// Another ztunnel does.
+    Another,
+    /// One slot at least is empty: connections to it fail.
+    Nobody,
+}
+
+/// A place among a pod's connections; given back when dropped.
+pub(crate) struct Place {
+    pod: Arc<Pod>,
+}
+
+impl Pod {
+    /// Whether a destination port is one of our own listeners.
+    pub(crate) fn is_own_port(&self, port: u16) -> bool {
+        self.ports.contains(&port)
+    }
+
+    /// Takes a place among the pod's connections; `None` when all `limit` are taken.
+    pub(crate) fn place(self: &Arc<Self>, limit: usize) -> Option<Place> {
+        let place = Place { pod: self.clone() };
+        // Over the limit, dropping the place takes the count back.
+        (self.connections.fetch_add(1, Ordering::Relaxed) < limit).then_some(place)
+    }
+
+    /// How many connections and tunnels the pod has now.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether the mesh's workload is this pod.
+    pub(crate) fn is(&self, workload: &Workload) -> bool {
+        workload.namespace == self.namespace
+            && workload.name == self.name
+            && workload.identity() == self.identity
+    }
+
+    /// Who holds the slots.
+    pub(crate) fn holder(&self) -> Holder {
+        let Some(slots) = &self.slots else { return Holder::Us };
+        let held: Vec<Option<u64>> = ROLES.iter().map(|role| slots.holder(*role)).collect();
+        judge_holders(&held, &self.cookies)
+    }
+
+    /// Puts our listeners into the slots.
+    pub(crate) fn take_slots(&self) -> Result<(), capture::Error> {
+        let Some(slots) = &self.slots else { return Ok(()) };
+        let listeners = self.listeners();
+        for (role, listener) in ROLES.iter().zip(listeners.iter()) {
+            slots.set(*role, listener.as_fd())?;
+        }
+        Ok(())
+    }
+
+    /// Stops accepting: what waits in the queues is still taken, then the listeners close.
+    pub(crate) fn close_listeners(&self) {
+        self.accepting.cancel();
+        self.listeners().clear();
+    }
+
+    fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Arc<TcpListener>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pod.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn judge_holders(held: &[Option<u64>], ours: &[u64]) -> Holder {
+    let another = |(held, ours): (&Option<u64>, &u64)| held.is_some_and(|held| held != *ours);
+    if held.iter().zip(ours).any(another) {
+        Holder::Another
+    } else if held.contains(&None) {
+        Holder::Nobody
+    } else {
+        Holder::Us
+    }
+}
+
+/// The pods of this node by namespace and name; read without a lock.
+#[derive(Default)]
+pub(crate) struct Directory {
+    pods: ArcSwap<ByName>,
+}
+
+/// By namespace and name.
+type ByName = HashMap<(Arc<str>, Arc<str>), Arc<Pod>>;
+
+impl Directory {
+    /// The pod that is `workload`, if it is served here.
+    pub(crate) fn find(&self, workload: &Workload) -> Option<Arc<Pod>> {
+        let pods = self.pods.load();
+        pods.get(&(workload.namespace.clone(), workload.name.clone())).filter(|pod| pod.is(workload)).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Pod>> {
+        self.pods.load().values().cloned().collect()
+    }
+
+    fn publish<'a>(&self, pods: impl Iterator<Item = &'a Arc<Pod>>) {
+        let map = pods.map(|pod| ((pod.namespace.clone(), pod.name.clone()), pod.clone())).collect();
+        self.pods.store(Arc::new(map));
+    }
+}
+
+/// Why a pod cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("pod {uid} ({namespace}/{name}): {what}: {source}")]
+    Io { uid: String, namespace: String, name: String, what: &'static str, source: io::Error },
+    #[error("pod {uid}: {source}")]
+    Capture { uid: String, source: capture::Error },
+}
+
+/// Takes pods in and lets them go.
+pub(crate) struct Manager {
+    shared: Arc<Shared>,
+    workers: Workers,
+    /// The folder of the agent's pins, and the pins once they are there.
+    pins_folder: PathBuf,
+    pins: Option<Arc<Pins>>,
+    served: HashMap<String, Arc<Pod>>,
+    next_worker: usize,
+    agent: runtime::readiness::Task,
+}
+
+impl Manager {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        workers: Workers,
+        pins_folder: PathBuf,
+        agent: runtime::readiness::Task,
+    ) -> Self {
+        Self { shared, workers, pins_folder, pins: None, served: HashMap::new(), next_worker: 0, agent }
+    }
+
+    async fn open(&mut self, info: &PodInfo, netns: Netns) -> Result<Pod, OpenError> {
+        let capture = |source| OpenError::Capture { uid: info.uid.clone(), source };
+        let slots = self.slots(&info.uid).map_err(capture)?;
+        let own = match (&self.pins, &slots) {
+            (Some(pins), Some(_)) => Own::Storage(pins.clone()),
+            _ => Own::Mark(FOREIGN_MARK),
+        };
+        let failed = |what| {
+            move |source| OpenError::Io {
+                uid: info.uid.clone(),
+                namespace: info.namespace.clone(),
+                name: info.name.clone(),
+                what,
+                source,
+            }
+        };
+        let fixed = if slots.is_some() { [0; 3] } else { FOREIGN_PORTS };
+        let mut listeners = Vec::with_capacity(ROLES.len());
+        for port in fixed {
+            let listener = listen_patiently(&netns, &own, port, &self.shared.settings.sockets);
+            listeners
+                .push(Arc::new(listener.await.map_err(failed("open a listener in its network namespace"))?));
+        }
+        let mut ports = [0; 3];
+        let mut cookies = [0; 3];
+        for (index, listener) in listeners.iter().enumerate() {
+            ports[index] = listener.local_addr().map_err(failed("ask a listener's port"))?.port();
+            cookies[index] = socket_cookie(listener.as_fd()).map_err(failed("ask a listener's cookie"))?;
+        }
+        let original = match slots {
+            Some(_) => OriginalDestination::LocalAddress,
+            None => OriginalDestination::Netfilter,
+        };
+        Ok(Pod {
+            uid: info.uid.as_str().into(),
+            namespace: info.namespace.as_str().into(),
+            name: info.name.as_str().into(),
+            identity: Identity::new(
+                self.shared.settings.trust_domain.clone(),
+                info.namespace.as_str(),
+                info.service_account.as_str(),
+            ),
+            netns,
+            own,
+            onward_ports: OnwardPorts::new(),
+            original,
+            accepting: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            connections: AtomicUsize::new(0),
+            ports,
+            slots,
+            listeners: Mutex::new(listeners),
+            cookies,
+        })
+    }
+
+    /// The pod's slots; `None` when its capture is not ours.
+    fn slots(&mut self, uid: &str) -> Result<Option<PodSlots>, capture::Error> {
+        if self.pins.is_none() {
+            self.pins = match Pins::open(&self.pins_folder) {
+                Ok(pins) => Some(Arc::new(pins)),
+                Err(capture::Error::NoPin { .. }) => None,
+                Err(error) => return Err(error),
+            };
+        }
+        match self.pins.as_ref().map(|pins| pins.pod(uid)) {
+            None | Some(Err(capture::Error::NoPin { .. })) => Ok(None),
+            Some(Ok(slots)) => Ok(Some(slots)),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// Another ztunnel has taken our pods over; what comes new is its as well.
+    fn superseded(&self) -> bool {
+        self.served.values().any(|pod| pod.holder() == Holder::Another)
+    }
+
+    async fn start(&mut self, info: &PodInfo, netns: Netns) -> Result<(), String> {
+        let superseded = self.superseded();
+        let pod = Arc::new(self.open(info, netns).await.map_err(|error| error.to_string())?);
+        self.shared.store.hold(&pod.identity);
+        for (role, listener) in ROLES.iter().zip(pod.listeners().iter()) {
+            let home = self.next_worker;
+            self.workers
+                .send(home, Command::Listen { pod: pod.clone(), role: *role, listener: listener.clone() });
+        }
+        self.next_worker += 1;
+        self.served.insert(info.uid.clone(), pod.clone());
+        self.publish();
+        // Last, so that everything behind the listeners is there when the first connection comes.
+        if !superseded && let Err(error) = pod.take_slots() {
+            self.stop(&info.uid);
+            return Err(format!("pod {}: {error}", info.uid));
+        }
+        let captured = if pod.slots.is_some() { "slots" } else { "ports 15001, 15006, 15008" };
+        tracing::info!(
+            pod = %format_args!("{}/{}", pod.namespace, pod.name), uid = %pod.uid, identity = %pod.identity, by = captured,
+            "serving pod"
+        );
+        Ok(())
+    }
+
+    /// Closes the listeners now and ends what is still carried after the grace.
+    fn stop(&mut self, uid: &str) {
+        let Some(pod) = self.served.remove(uid) else { return };
+        self.publish();
+        pod.close_listeners();
+        let (shared, workers) = (self.shared.clone(), self.workers.clone());
+        let uid = pod.uid.clone();
+        tracing::info!(pod = %format_args!("{}/{}", pod.namespace, pod.name), uid = %uid, "pod is gone");
+        workers.broadcast(|| Command::ForgetTunnels { uid: uid.clone() });
+        tokio::spawn(async move {
+            tokio::time::sleep(shared.settings.pod_grace).await;
+            workers.broadcast(|| Command::EndPod { uid: uid.clone() });
+            pod.ended.cancel();
+            shared.store.release(&pod.identity);
+        });
+    }
+
+    fn publish(&self) {
+        self.shared.pods.publish(self.served.values());
+        self.shared.metrics.pods.set(i64::try_from(self.served.len()).unwrap_or(i64::MAX));
+    }
+}
+
+impl zds::Pods for Manager {
+    async fn add(&mut self, info: PodInfo, netns: OwnedFd) -> Result<(), String> {
+        let netns = Netns::from_fd(netns).map_err(|error| format!("pod {}: {error}", info.uid))?;
+        let captured = self.slots(&info.uid).is_ok_and(|slots| slots.is_some());
+        if let Some(known) = self.served.get(&info.uid) {
+            let same_names = *known.namespace == *info.namespace
+                && *known.name == *info.name
+                && known.identity.service_account() == info.service_account;
+            // The agent may have captured it anew since, in a way it was not before.
+            let same_capture = known.slots.is_some() == captured;
+            if same_names && same_capture && known.netns.inode() == netns.inode() {
+                return match known.holder() {
+                    Holder::Us | Holder::Another => Ok(()),
+                    Holder::Nobody => {
+                        known.take_slots().map_err(|error| format!("pod {}: {error}", info.uid))
+                    }
+                };
+            }
+            self.stop(&info.uid);
+        }
+        self.start(&info, netns).await
+    }
+
+    fn delete(&mut self, uid: &str) {
+        self.stop(uid);
+    }
+
+    fn knows(&self, uid: &str) -> bool {
+        self.served.contains_key(uid)
+    }
+
+    fn retain(&mut self, named: &HashSet<String>) {
+        let gone: Vec<String> = self.served.keys().filter(|uid| !named.contains(*uid)).cloned().collect();
+        for uid in gone {
+            self.stop(&uid);
+        }
+        self.agent.ready();
+    }
+
+    fn connected(&mut self, connected: bool) {
+        self.shared.metrics.agent_connected.set(i64::from(connected));
+    }
+}
+
+async fn listen_patiently(
+    netns: &Netns,
+    own: &Own,
+    port: u16,
+    options: &SocketOptions,
+) -> io::Result<TcpListener> {
+    let mut attempts = 1..BUSY_PORT.0;
+    loop {
+        match sockets::listen(netns, own, port, options) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts.next().is_some() => {
+                tokio::time::sleep(BUSY_PORT.1).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Keeps empty slots from staying empty: when a ztunnel that took over from us has died, connections
+/// come to us again. Runs for ever.
+pub(crate) async fn watch_slots(shared: Arc<Shared>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        for pod in shared.pods.all() {
+            if pod.holder() != Holder::Nobody || pod.accepting.is_cancelled() {
+                continue;
+            }
+            match pod.take_slots() {
+                Ok(()) => tracing::warn!(pod = %pod.uid, "took the pod's empty slots again"),
+                Err(error) => {
+                    tracing::debug!(pod = %pod.uid, %error, "the pod's empty slots cannot be taken")
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_ours_only_when_all_of_them_are() {
+        assert_eq!(judge_holders(&[Some(1), Some(2), Some(3)], &[1, 2, 3]), Holder::Us);
+        assert_eq!(judge_holders(&[Some(1), None, Some(3)], &[1, 2, 3]), Holder::Nobody);
+        assert_eq!(judge_holders(&[None, None, None], &[1, 2, 3]), Holder::Nobody);
+        assert_eq!(judge_holders(&[Some(9), None, Some(3)], &[1, 2, 3]), Holder::Another);
+        assert_eq!(judge_holders(&[Some(7), Some(8), Some(9)], &[1, 2, 3]), Holder::Another);
+    }
+}

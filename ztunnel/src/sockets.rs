@@ -1,0 +1,342 @@
+//! Sockets in the pods' network namespaces: listeners, dials and onward legs, each recognised by the
+//! kernel programs as ztunnel's own.
+//!
+//! A socket belongs for life to the namespace it was made in, so only its making happens inside; no
+//! thread ever waits there. What travels over the sockets is not this file's business.
+
+use std::{
+    cell::Cell,
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use capture::{Netns, Pins, TcpStats};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    time::{error::Elapsed, timeout},
+};
+
+/// Connections that may wait to be accepted; the kernel caps it with `net.core.somaxconn`.
+const ACCEPT_QUEUE: i32 = 4096;
+
+/// Ports tried for one onward leg before it is given up: at 5 µs each, a stall of about a millisecond.
+const ONWARD_ATTEMPTS: usize = 256;
+
+/// How the kernel side recognises the sockets of this ztunnel in one pod.
+#[derive(Clone)]
+pub(crate) enum Own {
+    /// Socket storage, which a pod cannot forge: our own capture.
+    Storage(Arc<Pins>),
+    /// A packet mark, as the iptables rules of a foreign CNI plugin expect it.
+    Mark(u32),
+}
+
+impl Own {
+    fn mark(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        match self {
+            Self::Storage(pins) => pins.mark_own(socket).map_err(io::Error::other),
+            Self::Mark(mark) => setsockopt(&socket, sockopt::Mark, mark).map_err(io::Error::from),
+        }
+    }
+
+    /// What the kernel measured of one of our connections.
+    pub(crate) fn tcp_stats(&self, socket: &impl AsFd) -> Option<TcpStats> {
+        match self {
+            Self::Storage(pins) => pins.tcp_stats(socket.as_fd()),
+            Self::Mark(_) => None,
+        }
+    }
+}
+
+/// How long and how often the kernel asks a silent peer whether it is still there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keepalive {
+    pub(crate) idle: Duration,
+    pub(crate) interval: Duration,
+    pub(crate) retries: u32,
+}
+
+/// What every socket of this ztunnel is set to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SocketOptions {
+    pub(crate) keepalive: Keepalive,
+    pub(crate) dial_timeout: Duration,
+}
+
+/// The address a dual-stack socket shows for an IPv4 peer is `::ffff:a.b.c.d`; everyone else speaks of `a.b.c.d`.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// One accepted connection, not yet registered with any worker's reactor.
+pub(crate) struct Accepted {
+    stream: Cell<Option<std::net::TcpStream>>,
+    /// The caller.
+    pub(crate) peer: SocketAddr,
+    /// The address the caller dialled.
+    pub(crate) original: SocketAddr,
+}
+
+impl Accepted {
+    /// The stream itself, on this thread's reactor from now on. To be taken once, when there is
+    /// something to do with it.
+    pub(crate) fn take(&self) -> io::Result<TcpStream> {
+        let stream = self.stream.take().ok_or_else(|| io::Error::other("the stream was taken before"))?;
+        TcpStream::from_std(stream)
+    }
+
+    /// Ends a connection that was not taken by a RST: the caller sees a failure and not an empty answer.
+    pub(crate) fn reset(self) {
+        if let Some(stream) = self.stream.take() {
+            // A failure to set it leaves a FIN, which ends the connection too.
+            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+/// Where an accepted socket's original destination is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OriginalDestination {
+    /// The socket's own address: the kernel assigned the connection, nothing was rewritten.
+    LocalAddress,
+    /// netfilter's memory of what it rewrote.
+    Netfilter,
+}
+
+/// Makes a listener in `netns`. `port` 0 takes a free one.
+pub(crate) fn listen(
+    netns: &Netns,
+    own: &Own,
+    port: u16,
+    options: &SocketOptions,
+) -> io::Result<std::net::TcpListener> {
+    let socket = netns
+        .enter(|| Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)))
+        .map_err(io::Error::other)??;
+    socket.set_only_v6(false)?;
+    socket.set_ip_transparent_v6(true)?;
+    // Accepted sockets sit on the app's own port; without this the app could not bind it again.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    // What follows is inherited by the accepted sockets.
+    tune(&socket, options)?;
+    // Children inherit the mark with their first segment only if it is there before listen().
+    own.mark(socket.as_fd())?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+    socket.listen(ACCEPT_QUEUE)?;
+    Ok(socket.into())
+}
+
+/// Takes one connection from a listener's queue; `WouldBlock` when it is empty.
+pub(crate) fn accept(listener: &std::net::TcpListener, kind: OriginalDestination) -> io::Result<Accepted> {
+    let (stream, peer) = listener.accept()?;
+    stream.set_nonblocking(true)?;
+    let peer = canonical(peer);
+    let original = match kind {
+        OriginalDestination::LocalAddress => canonical(stream.local_addr()?),
+        // What came straight to the listener's port (HBONE does) was not rewritten.
+        OriginalDestination::Netfilter => match original_of_netfilter(&stream, peer) {
+            Ok(original) => original,
+            Err(_) => canonical(stream.local_addr()?),
+        },
+    };
+    Ok(Accepted { stream: Cell::new(Some(stream)), peer, original })
+}
+
+fn original_of_netfilter(stream: &std::net::TcpStream, peer: SocketAddr) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let address = if peer.is_ipv4() { socket.original_dst_v4()? } else { socket.original_dst_v6()? };
+    address
+        .as_socket()
+        .map(canonical)
+        .ok_or_else(|| io::Error::other("netfilter's original destination is no IP address"))
+}
+
+/// Connects from a pod's namespace, as the pod: from its address `from`, with a port of the kernel's choice.
+pub(crate) async fn dial(
+    netns: &Netns,
+    own: &Own,
+    from: Option<IpAddr>,
+    to: SocketAddr,
+    options: &SocketOptions,
+) -> io::Result<TcpStream> {
+    let socket = make(netns, own, to, options)?;
+    if let Some(from) = from.filter(|from| from.is_ipv4() == to.is_ipv4()) {
+        // The port is chosen at connect(), by the whole tuple, so that ports do not run out by source address.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
+    }
+    start(&socket, to)?;
+    finish(socket, options.dial_timeout).await
+}
+
+/// Connects to a pod's own app inside the pod's namespace with the caller's address as source.
+///
+/// The port is chosen explicitly and never the caller's: were it the same, our SYN would hit the front
+/// leg's socket. The kernel's own choice does not check the mirrored tuple, so we ask SOCK_DIAG.
+pub(crate) async fn onward(
+    netns: &Netns,
+    own: &Own,
+    ports: &OnwardPorts,
+    caller: IpAddr,
+    to: SocketAddr,
+    options: &SocketOptions,
+) -> io::Result<TcpStream> {
+    let socket =
+        netns.enter(|| start_onward(own, ports, caller, to, options)).map_err(io::Error::other)??;
+    finish(socket, options.dial_timeout).await
+}
+
+fn start_onward(
+    own: &Own,
+    ports: &OnwardPorts,
+    caller: IpAddr,
+    to: SocketAddr,
+    options: &SocketOptions,
+) -> io::Result<Socket> {
+    for attempt in 0..ONWARD_ATTEMPTS {
+        let from = SocketAddr::new(caller, ports.candidate(attempt));
+        if from.port() == to.port() && from.ip() == to.ip() || capture::sockdiag::exists(to, from)? {
+            continue;
+        }
+        let socket = make_here(own, to, options)?;
+        if to.is_ipv4() {
+            socket.set_ip_transparent_v4(true)?
+        } else {
+            socket.set_ip_transparent_v6(true)?
+        }
+        socket.set_reuse_address(true)?;
+        let started = socket.bind(&from.into()).and_then(|()| start(&socket, to));
+        match started {
+            Ok(()) => return Ok(socket),
+            Err(error) if is_taken(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrNotAvailable,
+        format!("no free port among {ONWARD_ATTEMPTS} tried for a connection of {caller} to {to}"),
+    ))
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+fn make(netns: &Netns, own: &Own, to: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
+    netns.enter(|| make_here(own, to, options)).map_err(io::Error::other)?
+}
+
+/// A socket in the namespace this thread is in now.
+fn make_here(own: &Own, to: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    tune(&socket, options)?;
+    own.mark(socket.as_fd())?;
+    Ok(socket)
+}
+
+fn tune(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
+    let Keepalive { idle, interval, retries } = options.keepalive;
+    socket.set_tcp_nodelay(true)?;
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries))
+}
+
+fn start(socket: &Socket, to: SocketAddr) -> io::Result<()> {
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+        other => other,
+    }
+}
+
+async fn finish(socket: Socket, limit: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::from_std(socket.into())?;
+    timeout(limit, stream.ready(Interest::WRITABLE)).await.map_err(|_: Elapsed| {
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs_f32()))
+    })??;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
+/// Turns the coming close of a stream into a RST.
+pub(crate) fn reset_on_close(stream: &TcpStream) {
+    // A failure to set it leaves a FIN, which ends the connection too.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// The ports of onward legs into one pod: 61000–65535, which few kernels give to callers, then 20000–32767.
+///
+/// Ports are taken in turn, which keeps the time until one is used again long. A caller with thousands
+/// of live connections would make that a long search, so after a few held ports the search jumps.
+pub(crate) struct OnwardPorts {
+    next: AtomicU32,
+}
+
+const HIGH: u32 = 65536 - 61000;
+const LOW: u32 = 32768 - 20000;
+/// Neighbours tried before the search jumps.
+const NEIGHBOURS: usize = 4;
+
+impl OnwardPorts {
+    /// Starts anywhere, so that two ztunnels on a pod do not walk in step.
+    pub(crate) fn new() -> Self {
+        Self { next: AtomicU32::new(rand::random()) }
+    }
+
+    fn candidate(&self, attempt: usize) -> u16 {
+        if attempt > 0 && attempt.is_multiple_of(NEIGHBOURS) {
+            self.next.store(rand::random(), Ordering::Relaxed);
+        }
+        onward_port(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+fn onward_port(turn: u32) -> u16 {
+    let turn = turn % (HIGH + LOW);
+    let port = if turn < HIGH { 61000 + turn } else { 20000 + turn - HIGH };
+    u16::try_from(port).expect("both ranges end below 65536")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn onward_ports_cover_both_ranges_and_nothing_else() {
+        let ports: BTreeSet<u16> = (0..HIGH + LOW).map(onward_port).collect();
+        assert_eq!(ports.len(), (HIGH + LOW) as usize, "each port comes once in a round");
+        assert!(ports.iter().all(|port| (20000..=32767).contains(port) || (61000..=65535).contains(port)));
+        assert_eq!(onward_port(0), 61000);
+        assert_eq!(onward_port(HIGH - 1), 65535);
+        assert_eq!(onward_port(HIGH), 20000);
+        assert_eq!(onward_port(HIGH + LOW), 61000);
+    }
+
+    #[test]
+    fn a_long_search_leaves_the_neighbourhood() {
+        let ports = OnwardPorts { next: AtomicU32::new(0) };
+        let first: Vec<u16> = (0..NEIGHBOURS).map(|attempt| ports.candidate(attempt)).collect();
+        assert_eq!(first, [61000, 61001, 61002, 61003]);
+        let later: BTreeSet<u16> = (1..40).map(|round| ports.candidate(round * NEIGHBOURS)).collect();
+        assert!(later.len() > 30, "jumps go to different places: {later:?}");
+    }
+
+    #[test]
+    fn mapped_addresses_are_shown_as_ipv4() {
+        assert_eq!(canonical("[::ffff:10.1.2.3]:80".parse().unwrap()), "10.1.2.3:80".parse().unwrap());
+        assert_eq!(canonical("[fd00::1]:80".parse().unwrap()), "[fd00::1]:80".parse().unwrap());
+    }
+}
