@@ -1,1 +1,16 @@
-//! interop
+//! Foreign peers for our HBONE: Envoy and curl, with certificates from our own authority.
+//!
+//! This crate fetches and configures programs that others wrote, and makes the hostile clients that the
+//! tests set on ztunnel. The tests are in `tests/`; they need root. It decides nothing about the mesh.
+#![forbid(unsafe_code)]
+
+pub mod apps;
+pub mod curl;
+pub mod envoy;
+pub mod hostile;
+pub mod pki;
+pub mod scene;
+mod tools;
+
+pub use curl::ensure_curl;
+pub use envoy::ensure_envoy;

@@ -1,0 +1,162 @@
+//! The world of the interop tests: an enrolled client and server on two nodes of ours, and a third node
+//! where foreign programs run that know nothing of us.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use bed::{NodePrograms, Pod, PodSpec, Process, World, eventually, mesh};
+use identity::{Identity, authority::Authority};
+
+use crate::{
+    apps::{ECHO, serve_all},
+    pki::Credentials,
+};
+
+/// HBONE's port.
+pub const HBONE: u16 = 15008;
+/// The trust domain of the world.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+
+/// How long anything of the mesh may take to come into effect.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Everything that runs. Processes go before the world.
+pub struct Scene {
+    pub mesh: Vec<NodePrograms>,
+    _control: Process,
+    /// Enrolled, on node `a`: service account `client`.
+    pub client: Pod,
+    /// Enrolled, on node `b`: service account `server`.
+    pub server: Pod,
+    /// Enrolled, on node `b` as well.
+    pub other: Pod,
+    /// Not enrolled, on node `x`, where nothing of ours runs.
+    pub outside: Pod,
+    pub world: World,
+}
+
+impl Scene {
+    /// Builds the world and waits until client and server talk through HBONE.
+    pub fn start() -> Result<Self> {
+        Self::with(|_| Ok(()))
+    }
+
+    /// The same, with more manifests that `more` writes before anything starts.
+    pub fn with(more: impl FnOnce(&World) -> Result<()>) -> Result<Self> {
+        let world = World::new(&["a", "b", "x"])?;
+        world.manifests().namespace("shop", true)?;
+        world.manifests().namespace("outside", false)?;
+        let pod = |namespace: &str, name: &str, node: &str| {
+            world.pod(PodSpec::new(namespace, name, node).service_account(name))
+        };
+        let client = pod("shop", "client", "a")?;
+        let server = pod("shop", "server", "b")?;
+        let other = pod("shop", "other", "b")?;
+        let outside = pod("outside", "stranger", "x")?;
+        more(&world)?;
+        serve_all(&server)?;
+        serve_all(&other)?;
+        let control = world.start_control()?;
+        let mut programs = Vec::new();
+        for name in ["a", "b"] {
+            let node = world.node(name).clone();
+            let agent = node.spawn_agent("agent", &[])?;
+            let ztunnel = node.spawn_ztunnel("ztunnel", &[])?;
+            programs.push(NodePrograms { node, agent, ztunnel });
+        }
+        for NodePrograms { node, agent, ztunnel } in &mut programs {
+            mesh::wait_ready(agent, node.netns(), mesh::AGENT_ADMIN)?;
+            mesh::wait_ready(ztunnel, node.netns(), mesh::READINESS)?;
+        }
+        let scene = Self { mesh: programs, _control: control, client, server, other, outside, world };
+        scene.wait_meshed()?;
+        Ok(scene)
+    }
+
+    /// Waits until a connection from client to server is carried by HBONE.
+    fn wait_meshed(&self) -> Result<()> {
+        eventually(PATIENCE, "client and server to talk through HBONE", || {
+            let Ok(stream) = self.client.netns().connect(self.server.at(ECHO), Duration::from_secs(2)) else {
+                return Ok(None);
+            };
+            drop(stream);
+            Ok((self.opened("b", "destination", "mutual_tls")? >= 1.0).then_some(()))
+        })?;
+        Ok(())
+    }
+
+    /// How many connections a node's ztunnel has opened, by who reports and how they are secured.
+    pub fn opened(&self, node: &str, reporter: &str, security: &str) -> Result<f64> {
+        let metrics = self.world.node(node).metrics()?;
+        let wanted =
+            [format!("reporter=\"{reporter}\""), format!("connection_security_policy=\"{security}\"")];
+        let lines = metrics.lines().filter(|line| {
+            line.starts_with("istio_tcp_connections_opened_total{")
+                && wanted.iter().all(|label| line.contains(label))
+        });
+        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// The port where the server's pod takes HBONE.
+    pub fn door(&self) -> SocketAddr {
+        self.server.at(HBONE)
+    }
+
+    /// A certificate of control's own authority for a service account that a foreign peer plays.
+    pub fn credentials(&self, namespace: &str, service_account: &str) -> Result<Credentials> {
+        self.credentials_of(Identity::new(TRUST_DOMAIN, namespace, service_account))
+    }
+
+    /// A certificate of control's own authority for any identity, whatever its trust domain.
+    pub fn credentials_of(&self, identity: Identity) -> Result<Credentials> {
+        let root = self.world.root_certificate();
+        let folder = root.parent().context("the root certificate has no folder")?;
+        let authority =
+            Authority::load_or_create(folder, TRUST_DOMAIN).context("open control's authority")?;
+        self.issue(&authority, identity, "own")
+    }
+
+    /// A certificate of an authority that nobody here trusts, for an honest-looking identity.
+    pub fn rogue(&self, namespace: &str, service_account: &str) -> Result<Credentials> {
+        let authority = Authority::ephemeral(TRUST_DOMAIN).context("make a rogue authority")?;
+        self.issue(&authority, Identity::new(TRUST_DOMAIN, namespace, service_account), "rogue")
+    }
+
+    fn issue(&self, authority: &Authority, identity: Identity, prefix: &str) -> Result<Credentials> {
+        let root = fs::read_to_string(self.world.root_certificate()).context("read control's root")?;
+        let name = format!(
+            "{prefix}-{}-{}-{}",
+            identity.trust_domain(),
+            identity.namespace(),
+            identity.service_account()
+        );
+        Credentials::issue(authority, &root, identity, &self.world.folder().join("foreign"), &name)
+    }
+
+    /// Starts a foreign program's process in the outside pod.
+    pub fn envoy(&self, binary: &Path, name: &str, configuration: &str) -> Result<Process> {
+        let file = self.world.folder().join(format!("{name}.yaml"));
+        fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
+        self.outside.job(binary).args(crate::envoy::arguments(&file)).spawn(name)
+    }
+
+    /// Every program of ours still runs: what a stranger sent has killed none.
+    pub fn all_alive(&mut self) -> Result<()> {
+        for programs in &mut self.mesh {
+            for process in [&mut programs.agent, &mut programs.ztunnel] {
+                ensure!(process.is_running()?, "{} has died:\n{}", process.name(), process.log_tail(30));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
