@@ -1,3 +1,107 @@
-//! app
+//! The traffic program: what the node ring runs inside pods, on both ends of a connection.
+//!
+//! `app serve` answers on one port per behaviour; every other subcommand is a client that prints exactly
+//! one line of JSON and exits with 0 when all went as it should, with 1 when not.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+mod many;
+mod outcome;
+mod pattern;
+mod serve;
+mod single;
+
+/// Both ends of every connection that a test makes.
+#[derive(Debug, Parser)]
+#[command(name = "app", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until killed; prints `ready` once every port listens.
+    Serve(serve::Serve),
+    /// Exchange messages with an echo server and compare each byte.
+    Echo(single::Echo),
+    /// Send a stream to a sink, or read one from a source, compared byte by byte.
+    Stream(single::Stream),
+    /// Read slowly from a source: flow control from end to end.
+    Slow(single::Slow),
+    /// Say all, close the sending side, then read the answer: half-close.
+    HalfClose(single::HalfClose),
+    /// Be reset by the server, or reset it: RST in both directions.
+    Rst(single::Rst),
+    /// Read what a server says before it is asked.
+    Banner(single::Banner),
+    /// Ask the server whom it sees.
+    Peer(single::Peer),
+    /// Many short connections, each with one exchange; failures by kind.
+    Short(many::Short),
+    /// Many connections alive at once; each is tried at the start and at the end.
+    Live(many::Live),
+}
+
+/// Where to, and how long at most.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct To {
+    /// The server.
+    #[arg(long)]
+    pub(crate) to: SocketAddr,
+    /// Seconds that any single step may take.
+    #[arg(long, default_value_t = 10.0)]
+    pub(crate) patience: f64,
+}
+
+impl To {
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs_f64(self.patience)
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("app: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    allow_many_files()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    runtime.block_on(async {
+        match command {
+            Command::Serve(serve) => serve.run().await.map(|()| true),
+            Command::Echo(client) => client.run().await,
+            Command::Stream(client) => client.run().await,
+            Command::Slow(client) => client.run().await,
+            Command::HalfClose(client) => client.run().await,
+            Command::Rst(client) => client.run().await,
+            Command::Banner(client) => client.run().await,
+            Command::Peer(client) => client.run().await,
+            Command::Short(client) => client.run().await,
+            Command::Live(client) => client.run().await,
+        }
+    })
+}
+
+/// Ten thousand live connections need as many files.
+fn allow_many_files() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("ask for the limit of open files")?;
+    let wanted = hard.max(65_536);
+    // Raising the hard limit needs root; without it the hard limit is the best there is.
+    setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted)
+        .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
+        .context("raise the limit of open files")
+}
