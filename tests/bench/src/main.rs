@@ -93,7 +93,7 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     let (benches, modes) = (selection.benches(), selection.modes(&available));
 
     eprintln!("building the world: {} …", if peer.is_some() { "six nodes" } else { "four nodes" });
-    let scene = Scene::build(peer.as_ref(), &arguments.ztunnel_options)?;
+    let scene = Scene::build(&modes, peer.as_ref(), &arguments.ztunnel_options)?;
     let facts = Facts::gather(&std::env::current_dir()?, scene.congestion_control, runs, seconds);
     let mut results = Results::default();
     let outcome = fill(&scene, &benches, &modes, selection.memory(), runs, seconds, &mut results);

@@ -54,8 +54,9 @@ struct Pods {
 }
 
 impl Scene {
-    /// Makes the world and starts everything in it. `ztunnel_options` go to our own ztunnels.
-    pub(crate) fn build(peer: Option<&Peer>, ztunnel_options: &[String]) -> Result<Self> {
+    /// Makes the world and starts everything that `modes` need in it. `ztunnel_options` go to our own
+    /// ztunnels.
+    pub(crate) fn build(modes: &[Mode], peer: Option<&Peer>, ztunnel_options: &[String]) -> Result<Self> {
         let mut nodes = vec!["bare1", "bare2", "a", "b"];
         if peer.is_some() {
             nodes.extend(["p1", "p2"]);
@@ -81,14 +82,10 @@ impl Scene {
             world.pod(PodSpec::new(EXTRA, &format!("extra-{number}"), "a"))?;
         }
         let congestion_control = steady_tcp(&world, &pods)?;
-        let mut programs = vec![world.start_control().context("start control")?];
-        let mut ztunnels = Vec::new();
-        let options: Vec<&str> = ztunnel_options.iter().map(String::as_str).collect();
-        for name in ["a", "b"] {
-            let node = world.node(name).clone();
-            programs.push(node.spawn_agent("agent", &[])?);
-            let process = node.spawn_ztunnel("ztunnel", &options)?;
-            ztunnels.push(Ztunnel { node, process });
+        let (mut programs, mut ztunnels) = (Vec::new(), Vec::new());
+        if modes.iter().any(|mode| mode.baseline() != *mode) {
+            programs.push(world.start_control().context("start control")?);
+            start_ours(&world, ztunnel_options, &mut programs, &mut ztunnels)?;
         }
         if let Some(peer) = peer {
             for name in ["p1", "p2"] {
@@ -167,6 +164,22 @@ impl Pods {
     fn all(&self) -> impl Iterator<Item = &Pod> {
         self.servers().chain([&self.plain_client, &self.client]).chain(&self.peer_client)
     }
+}
+
+fn start_ours(
+    world: &World,
+    options: &[String],
+    programs: &mut Vec<Process>,
+    ztunnels: &mut Vec<Ztunnel>,
+) -> Result<()> {
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    for name in ["a", "b"] {
+        let node = world.node(name).clone();
+        programs.push(node.spawn_agent("agent", &[])?);
+        let process = node.spawn_ztunnel("ztunnel", &options)?;
+        ztunnels.push(Ztunnel { node, process });
+    }
+    Ok(())
 }
 
 /// Takes the same congestion control everywhere, one that does not pace: a machine whose default is BBR
