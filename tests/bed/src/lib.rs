@@ -19,6 +19,7 @@ pub mod netns;
 pub mod packet;
 mod plumbing;
 pub mod process;
+pub mod report;
 pub mod sniff;
 pub mod teardown;
 pub mod wait;

@@ -16,8 +16,12 @@ pub const ADMIN: u16 = 15000;
 pub const METRICS: u16 = 15020;
 /// The readiness port.
 pub const READINESS: u16 = 15021;
-/// The agent's admin, metrics and readiness ports: it shares its namespace with ztunnel.
+/// The agent's readiness port: it shares its namespace with ztunnel, so it has ports of its own.
+pub const AGENT_READINESS: u16 = 15121;
+/// The agent's admin port.
 pub const AGENT_ADMIN: u16 = 15100;
+/// The agent's metrics port.
+pub const AGENT_METRICS: u16 = 15120;
 /// How long a program may take to become ready.
 const READY: Duration = Duration::from_secs(15);
 
@@ -48,8 +52,7 @@ impl Mesh {
             nodes.push(NodePrograms { node: node.clone(), agent, ztunnel });
         }
         for programs in &mut nodes {
-            wait_ready(&mut programs.agent, programs.node.netns(), AGENT_ADMIN)?;
-            wait_ready(&mut programs.ztunnel, programs.node.netns(), READINESS)?;
+            programs.wait_ready()?;
         }
         Ok(Self { control, nodes })
     }
@@ -72,6 +75,15 @@ impl Mesh {
             programs.agent.leave_running();
             programs.ztunnel.leave_running();
         }
+    }
+}
+
+impl NodePrograms {
+    /// Waits until agent and ztunnel are ready.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        wait_ready(&mut self.agent, self.node.netns(), AGENT_READINESS)?;
+        wait_ready(&mut self.ztunnel, self.node.netns(), READINESS)?;
+        Ok(())
     }
 }
 
@@ -157,13 +169,21 @@ impl Node {
             .arg(self.folder().join("agent"))
             .arg("--cgroup")
             .arg(self.cgroup())
+            .args(["--admin-addr", &format!("127.0.0.1:{AGENT_ADMIN}")])
+            .args(["--metrics-addr", &format!("[::]:{AGENT_METRICS}")])
+            .args(["--ready-addr", &format!("[::]:{AGENT_READINESS}")])
             .args(more)
             .spawn(&format!("{}-{log}", self.name()))
     }
 
-    /// Starts a ztunnel; `log` names its log. Does not wait.
+    /// Starts a ztunnel; `log` names its log. Its access log is JSON (see [`crate::report`]) unless
+    /// `more` says otherwise. Does not wait.
     pub fn spawn_ztunnel(&self, log: &str, more: &[&str]) -> Result<Process> {
-        self.program("ztunnel")?.args(more).spawn(&format!("{}-{log}", self.name()))
+        let mut job = self.program("ztunnel")?;
+        if !more.contains(&"--access-log") {
+            job = job.args(["--access-log", "json"]);
+        }
+        job.args(more).spawn(&format!("{}-{log}", self.name()))
     }
 
     /// Waits until the node's ztunnel is ready.

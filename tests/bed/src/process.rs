@@ -205,6 +205,16 @@ impl Process {
         read(&self.log)
     }
 
+    /// How long the log is now, for [`Process::log_since`].
+    pub fn log_length(&self) -> usize {
+        self.log().len()
+    }
+
+    /// What was logged after the log was `length` long.
+    pub fn log_since(&self, length: usize) -> String {
+        self.log().get(length..).unwrap_or_default().to_owned()
+    }
+
     /// The last `lines` lines of the log.
     pub fn log_tail(&self, lines: usize) -> String {
         tail(&self.log(), lines).to_owned()
