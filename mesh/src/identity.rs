@@ -10,10 +10,13 @@ pub struct Identity {
     service_account: Arc<str>,
 }
 
-/// A text that is not the SPIFFE ID of a service account.
+/// A text that is not the SPIFFE ID of a service account; of a long one the beginning.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not of the form spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT")]
 pub struct InvalidIdentity(pub String);
+
+/// The longest SPIFFE ID there is, in bytes (the SPIFFE ID specification, 2.3).
+const LONGEST: usize = 2048;
 
 impl Identity {
     /// Builds an identity from its parts; the parts are taken as they are.
@@ -60,17 +63,27 @@ impl fmt::Debug for Identity {
 impl FromStr for Identity {
     type Err = InvalidIdentity;
 
+    /// Takes what the SPIFFE ID specification allows (2.1, 2.2: letters, digits, `.`, `-` and `_` in the
+    /// trust domain and in each part of the path), in this one form. Upper case in the trust domain is
+    /// taken too, and is another trust domain.
     fn from_str(text: &str) -> Result<Self, InvalidIdentity> {
-        let invalid = || InvalidIdentity(text.to_owned());
-        let rest = text.strip_prefix("spiffe://").ok_or_else(invalid)?;
-        let mut parts = rest.split('/');
-        match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(td), Some("ns"), Some(ns), Some("sa"), Some(sa), None)
-                if !td.is_empty() && !ns.is_empty() && !sa.is_empty() =>
+        let invalid = || InvalidIdentity(text.chars().take(256).collect());
+        if text.len() > LONGEST {
+            return Err(invalid());
+        }
+        let mut parts = text.strip_prefix("spiffe://").ok_or_else(invalid)?.split('/');
+        match std::array::from_fn(|_| parts.next()) {
+            [Some(td), Some("ns"), Some(ns), Some("sa"), Some(sa), None]
+                if [td, ns, sa].into_iter().all(is_part) =>
             {
                 Ok(Self::new(td, ns, sa))
             }
             _ => Err(invalid()),
         }
     }
+}
+
+fn is_part(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    !text.is_empty() && text != "." && text != ".." && text.bytes().all(allowed)
 }

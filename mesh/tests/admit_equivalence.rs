@@ -98,6 +98,11 @@ fn key() -> impl Strategy<Value = PolicyKey> {
         .prop_map(|(namespace, name)| PolicyKey { namespace, name })
 }
 
+fn one_of_many_keys() -> impl Strategy<Value = PolicyKey> {
+    (text(&["a", "b"]), 0..400u32)
+        .prop_map(|(namespace, number)| PolicyKey { namespace, name: format!("p{number}").into() })
+}
+
 fn scope() -> impl Strategy<Value = Scope> {
     prop::sample::select(vec![Scope::Global, Scope::Namespace, Scope::WorkloadSelector])
 }
@@ -139,6 +144,12 @@ fn address() -> impl Strategy<Value = IpAddr> {
     prop::sample::select(all.map(|address| address.parse::<IpAddr>().unwrap()).to_vec())
 }
 
+type Parts = (Option<Identity>, IpAddr, IpAddr, u16);
+
+fn parts() -> impl Strategy<Value = Parts> {
+    (identity(), address(), address(), 80u16..83)
+}
+
 fn play(ops: &[Op]) -> (Snapshot, Naive) {
     let mut editor = Snapshot::default().edit();
     editor.mark_addresses_complete();
@@ -173,6 +184,46 @@ fn play(ops: &[Op]) -> (Snapshot, Naive) {
     (snapshot, naive)
 }
 
+fn agree(
+    snapshot: &Snapshot,
+    naive: &Naive,
+    workload: &Workload,
+    attempts: &[Parts],
+) -> Result<(), TestCaseError> {
+    for (source, source_ip, destination_ip, destination_port) in attempts {
+        let attempt = Attempt {
+            source: source.as_ref(),
+            source_ip: *source_ip,
+            destination: workload,
+            destination_ip: *destination_ip,
+            destination_port: *destination_port,
+        };
+        prop_assert_eq!(snapshot.admit(&attempt), naive.admit(&attempt), "{:?}", attempt);
+    }
+    Ok(())
+}
+
+proptest! {
+    // Enough policies that buckets of the index split, and that rules hang in all the ways there are.
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_index_agrees_with_a_plain_reading_of_hundreds(
+        puts in prop::collection::vec((policy(), one_of_many_keys()), 500),
+        removed in prop::collection::vec(one_of_many_keys(), 150),
+        attempts in prop::collection::vec(parts(), 40),
+    ) {
+        let puts = puts.into_iter().map(|(policy, key)| {
+            // An ALLOW or DENY of everything would hide all others.
+            let rules = policy.rules.into_iter().filter(|rule| rule.clauses.len() > 1).collect();
+            Op::Put(Policy { key, rules, ..policy })
+        });
+        let ops: Vec<_> = puts.chain(removed.into_iter().map(Op::Remove)).collect();
+        let (snapshot, naive) = play(&ops);
+        agree(&snapshot, &naive, &Workload::named("u", "a", "w"), &attempts)?;
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -180,21 +231,12 @@ proptest! {
     fn the_index_agrees_with_a_plain_reading(
         ops in prop::collection::vec(op(), 0..14),
         named in prop::collection::vec(key(), 0..3),
-        attempts in prop::collection::vec((identity(), address(), address(), 80u16..83), 24),
+        attempts in prop::collection::vec(parts(), 24),
     ) {
         let (snapshot, naive) = play(&ops);
         let mut workload = Workload::named("u", "a", "w");
         workload.authorization_policies = named;
-        for (source, source_ip, destination_ip, destination_port) in &attempts {
-            let attempt = Attempt {
-                source: source.as_ref(),
-                source_ip: *source_ip,
-                destination: &workload,
-                destination_ip: *destination_ip,
-                destination_port: *destination_port,
-            };
-            prop_assert_eq!(snapshot.admit(&attempt), naive.admit(&attempt), "{:?}", attempt);
-        }
+        agree(&snapshot, &naive, &workload, &attempts)?;
         for policy in naive.policies.values() {
             prop_assert_eq!(snapshot.policy(&policy.key).map(|held| &**held), Some(policy));
         }
