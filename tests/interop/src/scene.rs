@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use bed::{NodePrograms, Pod, PodSpec, Process, World, eventually, mesh};
+use bed::{NodePrograms, Pod, PodSpec, Process, World, eventually, manifest::PodManifest, mesh};
 use identity::{Identity, authority::Authority};
 
 use crate::{
@@ -138,11 +138,21 @@ impl Scene {
         Credentials::issue(authority, &root, identity, &self.world.folder().join("foreign"), &name)
     }
 
-    /// Starts a foreign program's process in the outside pod.
-    pub fn envoy(&self, binary: &Path, name: &str, configuration: &str) -> Result<Process> {
+    /// Starts Envoy in a pod and waits until it listens.
+    pub fn envoy(
+        &self,
+        pod: &Pod,
+        binary: &Path,
+        name: &str,
+        configuration: &str,
+        at: SocketAddr,
+    ) -> Result<Process> {
         let file = self.world.folder().join(format!("{name}.yaml"));
         fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
-        self.outside.job(binary).args(crate::envoy::arguments(&file)).spawn(name)
+        let mut process = pod.job(binary).args(crate::envoy::arguments(&file)).spawn(name)?;
+        let reachable = || pod.netns().connect(at, Duration::from_millis(200)).ok();
+        process.wait_until(PATIENCE, &format!("Envoy to listen on {at}"), reachable)?;
+        Ok(process)
     }
 
     /// Every program of ours still runs: what a stranger sent has killed none.
@@ -154,6 +164,27 @@ impl Scene {
         }
         Ok(())
     }
+}
+
+/// Makes a pod on node `x` that speaks HBONE by means of its own: peers are told so by the annotation that a
+/// foreign CNI plugin sets.
+pub fn foreign_pod(world: &World, name: &str) -> Result<Pod> {
+    let spec = PodSpec::new("outside", name, "x").service_account(name);
+    let pod = world.pod_without_manifest(spec)?;
+    let yaml = bed::manifest::pod(&PodManifest {
+        namespace: "outside",
+        name,
+        node: "x",
+        service_account: name,
+        labels: &pod.spec().labels,
+        addresses: &[pod.v4(), pod.v6()],
+        netns: &pod.netns().path(),
+    });
+    let annotated =
+        yaml.replacen("  annotations:\n", "  annotations:\n    ambient.istio.io/redirection: enabled\n", 1);
+    ensure!(annotated != yaml, "the manifest of a pod has no annotations any more:\n{yaml}");
+    world.manifests().put(&format!("pod-outside-{name}"), &annotated)?;
+    Ok(pod)
 }
 
 /// The repository's root.
