@@ -8,11 +8,15 @@
 
 pub mod authority;
 pub mod baggage;
+mod buffer;
+mod chunk;
 pub mod client;
 pub mod copy;
 pub mod forwarded;
+mod keepalive;
 pub mod server;
 mod settings;
+mod tls;
 mod transport;
 mod tunnel;
 
@@ -20,5 +24,5 @@ pub use authority::Authority;
 pub use baggage::Baggage;
 pub use forwarded::Forwarded;
 pub use settings::Settings;
-pub use transport::{Socket, Transport};
+pub use transport::{Link, Socket, TcpLink, Transport};
 pub use tunnel::Tunnel;

@@ -23,4 +23,4 @@ pub use issuer::{IssueError, Issued, Issuer};
 pub use mesh::Identity;
 pub use store::{CertificateSummary, Store, StoreOptions};
 pub use tls::{ALPN_H2, provider};
-pub use verify::{NotOneOf, UntrustedDomain, peer_identity};
+pub use verify::{NotOneOf, UntrustedDomain, peer_expiry, peer_identity};

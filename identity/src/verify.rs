@@ -2,7 +2,11 @@
 //!
 //! Names of the DNS play no part. What a peer *may* do is not decided here, only who it is.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use mesh::Identity;
 use rustls::{
@@ -43,6 +47,13 @@ pub struct UntrustedDomain {
 /// among its subject alternative names.
 pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, PeerIdentityError> {
     identity_in(chain.first().ok_or(PeerIdentityError::NoCertificate)?)
+}
+
+/// When a peer's leaf expires; `None` for what does not parse.
+pub fn peer_expiry(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(chain.first()?).ok()?;
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 pub(crate) fn identity_in(leaf: &CertificateDer<'_>) -> Result<Identity, PeerIdentityError> {

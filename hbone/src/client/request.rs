@@ -1,0 +1,98 @@
+//! One CONNECT on a seat of a tunnel.
+
+use std::{net::SocketAddr, time::Duration};
+
+use http::{HeaderValue, Method, Request, StatusCode, Uri, Version, header::FORWARDED};
+use tokio::time::timeout;
+
+use super::{Connect, OpenError, Seat, TunnelInfo};
+use crate::{Baggage, Forwarded, Tunnel};
+
+/// How an attempt failed.
+pub(super) enum Failed {
+    /// The peer did not look at the request: it may be sent again, elsewhere.
+    Unprocessed(OpenError),
+    ForGood(OpenError),
+}
+
+/// The head of a CONNECT: `:method`, `:authority` and our headers, nothing else.
+pub(super) fn head(connect: &Connect, peer: SocketAddr) -> Result<Request<()>, OpenError> {
+    let bad = |reason: String| OpenError::BadRequest { peer, reason };
+    let authority: http::uri::Authority = connect
+        .authority
+        .parse()
+        .map_err(|error| bad(format!("authority {:?}: {error}", connect.authority)))?;
+    let mut parts = http::uri::Parts::default();
+    parts.authority = Some(authority);
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|error| bad(error.to_string()))?;
+    let forwarded = Forwarded { source: connect.source, host: connect.service_host.clone() };
+    let headers = [
+        ("forwarded", Some(forwarded.to_string())),
+        ("baggage", connect.baggage.clone().filter(|baggage| !baggage.is_empty())),
+        ("traceparent", connect.traceparent.clone()),
+    ];
+    for (name, value) in headers {
+        if let Some(value) = value {
+            let value = HeaderValue::try_from(value).map_err(|error| bad(format!("{name}: {error}")))?;
+            request.headers_mut().insert(name, value);
+        }
+    }
+    debug_assert!(request.headers().contains_key(FORWARDED));
+    Ok(request)
+}
+
+/// Sends the request and waits for its answer.
+pub(super) async fn send(
+    seat: Seat,
+    head: Request<()>,
+    reused: bool,
+    patience: Duration,
+) -> Result<(Tunnel, TunnelInfo), Failed> {
+    let connection = seat.connection().clone();
+    let peer = connection.peer;
+    // What the driver knows says more than what HTTP/2 passes on.
+    let broken = |error: &h2::Error| {
+        connection.failure().unwrap_or_else(|| OpenError::Broken { peer, reason: error.to_string() })
+    };
+    let Some(mut sender) = connection.sender() else {
+        let closed = || OpenError::Broken { peer, reason: "it was closed meanwhile".to_owned() };
+        return Err(Failed::Unprocessed(connection.failure().unwrap_or_else(closed)));
+    };
+    // An error here means that nothing was sent.
+    let (response, send) =
+        sender.send_request(head, false).map_err(|error| Failed::Unprocessed(broken(&error)))?;
+    drop(sender);
+    let response = match timeout(patience, response).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) if is_unprocessed(&error) => {
+            connection.retire();
+            return Err(Failed::Unprocessed(broken(&error)));
+        }
+        Ok(Err(error)) => return Err(Failed::ForGood(broken(&error))),
+        Err(_elapsed) => {
+            let what = "answer the CONNECT";
+            return Err(Failed::ForGood(OpenError::Timeout { peer, what, after: patience }));
+        }
+    };
+    if response.status() != StatusCode::OK {
+        return Err(Failed::ForGood(OpenError::Refused { peer, status: response.status() }));
+    }
+    let baggage = response.headers().get("baggage").and_then(|value| value.to_str().ok());
+    let info = TunnelInfo {
+        peer: connection.identity.clone(),
+        baggage: baggage.and_then(|text| Baggage::parse(text).ok()),
+        reused,
+        socket: connection.socket.clone(),
+    };
+    Ok((Tunnel::new(send, response.into_body(), Some(seat)), info))
+}
+
+/// The peer says so itself: RFC 9113 sections 8.7 (REFUSED_STREAM) and 6.8 (a GOAWAY ends only
+/// streams above the last one that was looked at).
+fn is_unprocessed(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (refused || error.is_go_away())
+}

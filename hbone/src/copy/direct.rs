@@ -1,0 +1,163 @@
+//! Socket ↔ socket: passthrough, and two pods of one node.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::ReadBuf;
+
+use super::{End, Meter, TURNS, local, remote, yield_now};
+use crate::{
+    Transport,
+    buffer::{Buffer, Class},
+    transport::Link,
+};
+
+/// Copies between two sockets in the same manner; `a` is the first.
+pub async fn direct<A, B, S>(a: A, b: B, meter: &Meter, stop: S) -> End
+where
+    A: Transport,
+    B: Transport,
+    S: Future<Output = ()>,
+{
+    let mut pair =
+        Pair { a: a.into_link(), b: b.into_link(), there: Way::new(), back: Way::new(), finished: false };
+    let mut stop = pin!(stop);
+    poll_fn(|cx| {
+        if stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Stopped);
+        }
+        pair.poll(cx, meter)
+    })
+    .await
+}
+
+struct Pair<A: Link, B: Link> {
+    a: A,
+    b: B,
+    there: Way,
+    back: Way,
+    finished: bool,
+}
+
+/// Whatever is not finished is reset on both sides.
+impl<A: Link, B: Link> Drop for Pair<A, B> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.a.reset_on_drop();
+            self.b.reset_on_drop();
+        }
+    }
+}
+
+impl<A: Link, B: Link> Pair<A, B> {
+    fn poll(&mut self, cx: &mut Context<'_>, meter: &Meter) -> Poll<End> {
+        let before = meter.sent() + meter.received();
+        let there = self.there.poll(&mut self.a, &mut self.b, cx, |count| meter.add_sent(count));
+        let back = self.back.poll(&mut self.b, &mut self.a, cx, |count| meter.add_received(count));
+        if meter.sent() + meter.received() > before {
+            meter.touch();
+        }
+        match (there, back) {
+            (Poll::Ready(Err(Broken::Source(error))), _) => Poll::Ready(local(error)),
+            (Poll::Ready(Err(Broken::Sink(error))), _) => Poll::Ready(remote(error)),
+            (_, Poll::Ready(Err(Broken::Source(error)))) => Poll::Ready(remote(error)),
+            (_, Poll::Ready(Err(Broken::Sink(error)))) => Poll::Ready(local(error)),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
+                self.finished = true;
+                Poll::Ready(End::Finished)
+            }
+            (_, _) => {
+                if let Poll::Ready(error) = self.there.poll_reset(cx) {
+                    return Poll::Ready(local(error));
+                }
+                self.back.poll_reset(cx).map(remote)
+            }
+        }
+    }
+}
+
+enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+/// One direction.
+struct Way {
+    state: State,
+    class: Class,
+    /// Read and not yet written; borrowed only while the sink is slower than the source.
+    held: Option<(Buffer, usize, usize)>,
+    watch: Option<Pin<Box<dyn Future<Output = io::Error>>>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// The source has ended, the sink must be told.
+    Ending,
+    Ended,
+}
+
+impl Way {
+    fn new() -> Self {
+        Self { state: State::Open, class: Class::Small, held: None, watch: None }
+    }
+
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.watch.as_mut().map_or(Poll::Pending, |watch| watch.as_mut().poll(cx))
+    }
+
+    fn poll<A: Link, B: Link>(
+        &mut self,
+        source: &mut A,
+        sink: &mut B,
+        cx: &mut Context<'_>,
+        count: impl Fn(usize),
+    ) -> Poll<Result<(), Broken>> {
+        for _ in 0..TURNS {
+            if let Some((buffer, start, end)) = &mut self.held {
+                while start < end {
+                    let written = ready!(Pin::new(&mut *sink).poll_write(cx, &buffer[*start..*end]))
+                        .map_err(Broken::Sink)?;
+                    if written == 0 {
+                        return Poll::Ready(Err(Broken::Sink(io::ErrorKind::WriteZero.into())));
+                    }
+                    *start += written;
+                    count(written);
+                }
+                self.held = None;
+            }
+            match self.state {
+                State::Open => ready!(self.poll_fill(source, cx)).map_err(Broken::Source)?,
+                State::Ending => {
+                    ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
+                    self.state = State::Ended;
+                }
+                State::Ended => return Poll::Ready(Ok(())),
+            }
+        }
+        yield_now(cx)
+    }
+
+    fn poll_fill<A: Link>(&mut self, source: &mut A, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(source.poll_readable(cx))?;
+        let mut buffer = Buffer::take(self.class);
+        let mut read = ReadBuf::new(&mut buffer);
+        ready!(Pin::new(&mut *source).poll_read(cx, &mut read))?;
+        match read.filled().len() {
+            0 => {
+                self.state = State::Ending;
+                self.watch = Some(source.watch_reset());
+            }
+            count => {
+                self.class = self.class.adapted(count);
+                self.held = Some((buffer, 0, count));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

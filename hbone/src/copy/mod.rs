@@ -1,0 +1,61 @@
+//! The copy loops: socket ↔ tunnel and socket ↔ socket, with ends and resets carried faithfully.
+//!
+//! An end of one direction (FIN, END_STREAM) is passed on after the last byte and leaves the other
+//! direction alone. A reset (RST, RST_STREAM) ends both at once and is passed on as a reset; so is
+//! everything that is neither: a copy that is dropped, stopped, or whose tunnel broke never looks
+//! like an orderly end. What is read is bounded by what the other side takes.
+
+mod direct;
+mod meter;
+mod relay;
+
+pub use direct::direct;
+pub use meter::Meter;
+pub use relay::relay;
+
+use std::{
+    io,
+    task::{Context, Poll},
+};
+
+/// How a copy ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both directions came to an orderly end.
+    Finished,
+    /// The first socket was reset by its peer.
+    ResetByLocal,
+    /// The tunnel stream, or the second socket, was reset by its peer.
+    ResetByRemote,
+    /// `stop` resolved: both ends were reset.
+    Stopped,
+    /// Neither: the tunnel's own connection failed, say. Both ends were reset.
+    Failed(io::Error),
+}
+
+/// Reads (or frames) handled in one go before other tasks of this thread get their turn.
+const TURNS: usize = 8;
+
+/// Whether the socket's peer has thrown the connection away.
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted
+    )
+}
+
+/// An error of the first socket.
+fn local(error: io::Error) -> End {
+    if is_reset(&error) { End::ResetByLocal } else { End::Failed(error) }
+}
+
+/// An error of the second socket.
+fn remote(error: io::Error) -> End {
+    if is_reset(&error) { End::ResetByRemote } else { End::Failed(error) }
+}
+
+/// Gives way to the other tasks of this thread, and comes back.
+fn yield_now<T>(cx: &mut Context<'_>) -> Poll<T> {
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}

@@ -1,0 +1,231 @@
+//! Socket ↔ tunnel.
+//!
+//! *Up* (socket to tunnel): when the socket has bytes, ask HTTP/2 for window, borrow a buffer, read
+//! into it, and give that very buffer to HTTP/2. Window is asked for only when there is something to
+//! send, since what one stream reserves no other can use. *Down*: take a frame, write it to the
+//! socket, and only then give its window back.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::io::ReadBuf;
+
+use super::{End, Meter, TURNS, local, yield_now};
+use crate::{
+    Transport, Tunnel,
+    buffer::{Buffer, Class},
+    chunk::Chunk,
+    transport::Link,
+};
+
+/// Copies between a socket and a tunnel until both directions have ended, one is reset, or `stop`
+/// resolves.
+pub async fn relay<T, S>(tcp: T, tunnel: Tunnel, meter: &Meter, stop: S) -> End
+where
+    T: Transport,
+    S: Future<Output = ()>,
+{
+    let mut relay = Relay {
+        link: tcp.into_link(),
+        tunnel,
+        up: Up { ended: false, class: Class::Small, watch: None },
+        down: Down { ended: false, frame: Bytes::new() },
+        finished: false,
+    };
+    let mut stop = pin!(stop);
+    poll_fn(|cx| {
+        if stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Stopped);
+        }
+        relay.poll(cx, meter)
+    })
+    .await
+}
+
+struct Relay<L: Link> {
+    link: L,
+    tunnel: Tunnel,
+    up: Up,
+    down: Down,
+    finished: bool,
+}
+
+/// Whatever is not finished is reset, on both sides: the tunnel does so when it is dropped.
+impl<L: Link> Drop for Relay<L> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.link.reset_on_drop();
+        }
+    }
+}
+
+impl<L: Link> Relay<L> {
+    fn poll(&mut self, cx: &mut Context<'_>, meter: &Meter) -> Poll<End> {
+        let before = (meter.sent(), meter.received());
+        let down = self.down.poll(&mut self.link, &mut self.tunnel, cx, meter);
+        if let Poll::Ready(Err(end)) = down {
+            return Poll::Ready(end);
+        }
+        let up = self.up.poll(&mut self.link, &mut self.tunnel, cx, meter);
+        if let Poll::Ready(Err(end)) = up {
+            return Poll::Ready(end);
+        }
+        let moved = (meter.sent() - before.0) + (meter.received() - before.1);
+        if moved > 0 {
+            meter.touch();
+            if let Some(seat) = &self.tunnel.seat {
+                seat.moved(moved);
+            }
+        }
+        if up.is_ready() && down.is_ready() {
+            self.finished = true;
+            return Poll::Ready(End::Finished);
+        }
+        self.poll_resets(cx)
+    }
+
+    /// Resets that neither a read nor a write would meet.
+    fn poll_resets(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if let Some(watch) = &mut self.up.watch
+            && let Poll::Ready(error) = watch.as_mut().poll(cx)
+        {
+            return Poll::Ready(local(error));
+        }
+        if self.down.ended || !self.down.frame.is_empty() {
+            return self.tunnel.send.poll_reset(cx).map(|reset| match reset {
+                Ok(_reason) => End::ResetByRemote,
+                Err(error) => stream_end(&error),
+            });
+        }
+        Poll::Pending
+    }
+}
+
+/// What an error of the stream says about its end.
+fn stream_end(error: &h2::Error) -> End {
+    if error.is_reset() && error.is_remote() {
+        End::ResetByRemote
+    } else {
+        End::Failed(io::Error::other(format!("the tunnel broke: {error}")))
+    }
+}
+
+struct Up {
+    ended: bool,
+    class: Class,
+    /// Since the socket's end has been read.
+    watch: Option<Pin<Box<dyn Future<Output = io::Error>>>>,
+}
+
+impl Up {
+    fn poll<L: Link>(
+        &mut self,
+        link: &mut L,
+        tunnel: &mut Tunnel,
+        cx: &mut Context<'_>,
+        meter: &Meter,
+    ) -> Poll<Result<(), End>> {
+        for _ in 0..TURNS {
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(link.poll_readable(cx)).map_err(local)?;
+            let window = ready!(poll_window(tunnel, self.class.size(), cx))?;
+            let mut buffer = Buffer::take(self.class);
+            let room = window.min(buffer.len());
+            let mut read = ReadBuf::new(&mut buffer[..room]);
+            let outcome = Pin::new(&mut *link).poll_read(cx, &mut read);
+            let count = read.filled().len();
+            if outcome.is_pending() || count < room {
+                // What this stream does not use is for the others of the tunnel.
+                tunnel.send.reserve_capacity(0);
+            }
+            ready!(outcome).map_err(local)?;
+            let sent = if count == 0 {
+                self.ended = true;
+                self.watch = Some(link.watch_reset());
+                tunnel.send.send_data(Chunk::empty(), true)
+            } else {
+                self.class = self.class.adapted(count);
+                meter.add_sent(count);
+                tunnel.send.send_data(Chunk::new(buffer, count), false)
+            };
+            sent.map_err(|error| stream_end(&error))?;
+        }
+        yield_now(cx)
+    }
+}
+
+/// Bytes that may be sent now: at least one, at most `wanted` have been reserved.
+fn poll_window(tunnel: &mut Tunnel, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<usize, End>> {
+    tunnel.send.reserve_capacity(wanted);
+    loop {
+        match tunnel.send.capacity() {
+            0 => {}
+            window => return Poll::Ready(Ok(window)),
+        }
+        match ready!(tunnel.send.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Poll::Ready(Err(stream_end(&error))),
+            // The stream takes no more: it was reset, or its connection is gone.
+            None => {
+                let end = match tunnel.send.poll_reset(cx) {
+                    Poll::Ready(Ok(_reason)) => End::ResetByRemote,
+                    Poll::Ready(Err(error)) => stream_end(&error),
+                    Poll::Pending => End::Failed(io::ErrorKind::BrokenPipe.into()),
+                };
+                return Poll::Ready(Err(end));
+            }
+        }
+    }
+}
+
+struct Down {
+    ended: bool,
+    /// Received and not yet written.
+    frame: Bytes,
+}
+
+impl Down {
+    fn poll<L: Link>(
+        &mut self,
+        link: &mut L,
+        tunnel: &mut Tunnel,
+        cx: &mut Context<'_>,
+        meter: &Meter,
+    ) -> Poll<Result<(), End>> {
+        if self.ended {
+            return Poll::Ready(Ok(()));
+        }
+        for _ in 0..TURNS {
+            if self.frame.is_empty() {
+                match ready!(tunnel.recv.poll_data(cx)) {
+                    Some(Ok(frame)) => self.frame = frame,
+                    Some(Err(error)) => return Poll::Ready(Err(stream_end(&error))),
+                    None => {
+                        ready!(Pin::new(link).poll_shutdown(cx)).map_err(local)?;
+                        self.ended = true;
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
+            while !self.frame.is_empty() {
+                let written = ready!(Pin::new(&mut *link).poll_write(cx, &self.frame)).map_err(local)?;
+                if written == 0 {
+                    return Poll::Ready(Err(End::Failed(io::ErrorKind::WriteZero.into())));
+                }
+                self.frame.advance(written);
+                meter.add_received(written);
+                tunnel.recv.flow_control().release_capacity(written).map_err(|error| stream_end(&error))?;
+            }
+            // Give the memory back now: an idle connection holds no buffer.
+            self.frame = Bytes::new();
+        }
+        yield_now(cx)
+    }
+}
