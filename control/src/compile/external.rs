@@ -1,0 +1,170 @@
+//! ServiceEntry and WorkloadEntry: services and machines that Kubernetes does not know.
+
+use std::sync::Arc;
+
+use mesh::{Identity, Locality, NetworkAddress, PortMapping, Service, ServiceKey, Tunnel, Workload};
+
+use super::Compiler;
+use crate::manifest::{self, Kind, Object, ObjectKey, ServiceEntry, WorkloadEntrySpec};
+
+impl Compiler<'_, '_> {
+    pub(super) fn workload_entries(&mut self) {
+        let all = self.of_kind(Kind::WorkloadEntry, |object| {
+            if let Object::WorkloadEntry(entry) = object { Some(entry) } else { None }
+        });
+        for (key, entry) in all {
+            let uid = format!(
+                "{}/networking.istio.io/WorkloadEntry/{}/{}",
+                self.options.cluster_id, key.namespace, key.name
+            );
+            let workload = self.machine(uid.into(), &key, key.name.clone(), &entry.spec);
+            let labels = entry.spec.labels.as_ref().or(entry.metadata.labels.as_ref());
+            self.labels.insert(workload.uid.clone(), labels.unwrap_or(&super::NO_LABELS));
+            self.out.workloads.insert(workload.uid.clone(), workload);
+        }
+    }
+
+    pub(super) fn service_entries(&mut self) {
+        let all = self.of_kind(Kind::ServiceEntry, |object| {
+            if let Object::ServiceEntry(entry) = object { Some(&**entry) } else { None }
+        });
+        for (key, entry) in all {
+            for host in &entry.spec.hosts {
+                self.host(&key, entry, host);
+            }
+            for (index, endpoint) in entry.spec.endpoints.iter().flatten().enumerate() {
+                self.entry_endpoint(&key, entry, index, endpoint);
+            }
+            self.entry_selection(&key, entry);
+        }
+    }
+
+    fn host(&mut self, key: &ObjectKey, entry: &ServiceEntry, host: &str) {
+        let name = ServiceKey { namespace: key.namespace.clone(), hostname: host.into() };
+        let namespace = self.namespace_metadata(&key.namespace);
+        let mut from = vec![&entry.metadata];
+        from.extend(namespace);
+        let mut subject_alt_names = Vec::new();
+        for (index, text) in entry.spec.subject_alt_names.iter().flatten().enumerate() {
+            match text.parse::<Identity>() {
+                Ok(identity) => subject_alt_names.push(identity),
+                Err(error) => self.warn(key, &format!("spec.subjectAltNames[{index}]"), error.to_string()),
+            }
+        }
+        let network = self.options.network.clone();
+        let service = Service {
+            key: name.clone(),
+            name: key.name.clone(),
+            addresses: entry
+                .addresses()
+                .map(|address| NetworkAddress { network: network.clone(), address })
+                .collect(),
+            ports: entry
+                .spec
+                .ports
+                .iter()
+                .flatten()
+                .map(|port| PortMapping {
+                    service_port: port.number,
+                    target_port: port.target_port.unwrap_or(port.number),
+                })
+                .collect(),
+            subject_alt_names,
+            waypoint: self.waypoint(key, &from),
+            allow_unhealthy: false,
+            node_local: false,
+        };
+        if self.out.services.contains_key(&name) {
+            let reason = format!("{name} is a service already; this entry of the same host is not used");
+            self.warn(key, "spec.hosts", reason);
+        } else {
+            self.out.services.insert(name, service);
+        }
+    }
+
+    fn entry_endpoint(
+        &mut self,
+        key: &ObjectKey,
+        entry: &ServiceEntry,
+        index: usize,
+        spec: &WorkloadEntrySpec,
+    ) {
+        let uid = format!(
+            "{}/networking.istio.io/ServiceEntry/{}/{}/{index}",
+            self.options.cluster_id, key.namespace, key.name
+        );
+        let name: Arc<str> = format!("{}-{index}", key.name).into();
+        let mut workload = self.machine(uid.into(), key, name, spec);
+        // An endpoint that is a pod or a machine of the mesh must be met as such, with its identity.
+        let known = self
+            .out
+            .workloads
+            .values()
+            .find(|known| known.addresses.iter().any(|address| workload.addresses.contains(address)))
+            .map(|known| known.uid.clone());
+        let ports = mapped(entry, spec);
+        let services = entry.spec.hosts.iter().map(|host| {
+            (ServiceKey { namespace: key.namespace.clone(), hostname: host.as_str().into() }, ports.clone())
+        });
+        match known.and_then(|uid| self.out.workloads.get_mut(&uid)) {
+            Some(known) => known.services.extend(services),
+            None => {
+                workload.services.extend(services);
+                self.out.workloads.insert(workload.uid.clone(), workload);
+            }
+        }
+    }
+
+    fn entry_selection(&mut self, key: &ObjectKey, entry: &ServiceEntry) {
+        let Some(selector) = &entry.spec.workload_selector else { return };
+        let chosen: Vec<Arc<str>> = self
+            .out
+            .workloads
+            .values()
+            .filter(|workload| workload.namespace == key.namespace)
+            .filter(|workload| manifest::selects(&selector.labels, Some(self.labels_of(&workload.uid))))
+            .map(|workload| workload.uid.clone())
+            .collect();
+        for uid in chosen {
+            let Some(workload) = self.out.workloads.get_mut(&uid) else { continue };
+            for host in &entry.spec.hosts {
+                let name = ServiceKey { namespace: key.namespace.clone(), hostname: host.as_str().into() };
+                workload.services.insert(name, mapped(entry, &WorkloadEntrySpec::default()));
+            }
+        }
+    }
+
+    fn machine(&self, uid: Arc<str>, key: &ObjectKey, name: Arc<str>, spec: &WorkloadEntrySpec) -> Workload {
+        let label = |name: &str| spec.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
+        let mut locality = spec.locality.as_deref().unwrap_or_default().split('/');
+        let mut part = || locality.next().unwrap_or_default().into();
+        Workload {
+            service_account: spec.service_account.clone().unwrap_or_else(|| "default".into()),
+            trust_domain: self.options.trust_domain.clone(),
+            network: spec.network.clone().unwrap_or_else(|| self.options.network.clone()),
+            addresses: spec.address.iter().filter_map(|address| address.parse().ok()).collect(),
+            cluster_id: self.options.cluster_id.clone(),
+            canonical_name: label("app").map_or_else(|| name.clone(), Arc::from),
+            // A machine that runs a ztunnel of its own says so, as Istio has it.
+            tunnel: if label("networking.istio.io/tunnel") == Some("http") {
+                Tunnel::Hbone
+            } else {
+                Tunnel::None
+            },
+            locality: Locality { region: part(), zone: part(), subzone: part() },
+            ..Workload::named(uid, key.namespace.clone(), name)
+        }
+    }
+}
+
+/// The entry's ports as the endpoint has them: by the endpoint's own names first.
+fn mapped(entry: &ServiceEntry, endpoint: &WorkloadEntrySpec) -> Vec<PortMapping> {
+    let own = |name: &str| endpoint.ports.as_ref().and_then(|ports| ports.get(name)).copied();
+    let ports = entry.spec.ports.iter().flatten();
+    ports
+        .map(|port| PortMapping {
+            service_port: port.number,
+            target_port: own(&port.name).or(port.target_port).unwrap_or(port.number),
+        })
+        .collect()
+}

@@ -1,0 +1,153 @@
+//! Objects in, the state of the mesh out. Pure and deterministic: no files, no clock, no protobuf, so
+//! that folder and Kubernetes compile alike and an answer can be explained without a cluster.
+
+mod authorization;
+mod endpoints;
+mod external;
+mod peer_authentication;
+mod services;
+mod workloads;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
+
+use crate::{
+    manifest::{Authorization, EndpointSlice, Kind, Object, PeerAuthentication, Pod, Problem, Severity},
+    objects::View,
+};
+
+/// What holds for the whole mesh.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub trust_domain: Arc<str>,
+    pub cluster_id: Arc<str>,
+    /// The network that pods without another word are in; empty by default.
+    pub network: Arc<str>,
+    /// Policies in this namespace are for the whole mesh.
+    pub root_namespace: Arc<str>,
+    /// The suffix of service host names, `cluster.local`.
+    pub cluster_domain: Arc<str>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".into(),
+            cluster_id: "Kubernetes".into(),
+            network: "".into(),
+            root_namespace: "istio-system".into(),
+            cluster_domain: "cluster.local".into(),
+        }
+    }
+}
+
+/// What the mesh is to know.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Compiled {
+    /// By uid.
+    pub workloads: BTreeMap<Arc<str>, Workload>,
+    pub services: BTreeMap<ServiceKey, Service>,
+    pub policies: BTreeMap<PolicyKey, Policy>,
+    /// By node: the pods that run there.
+    pub nodes: BTreeMap<Arc<str>, Vec<LocalPod>>,
+    pub problems: Vec<Problem>,
+}
+
+/// A pod as its node is told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalPod {
+    /// `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest.
+    pub uid: Arc<str>,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub service_account: Arc<str>,
+    pub addresses: Vec<IpAddr>,
+    /// Path of its network namespace, from the annotation `culvert.dev/netns`; empty where CNI tells.
+    pub netns: Arc<str>,
+    /// Whether its labels and its namespace's ask for it to be in the mesh.
+    pub enroll: bool,
+}
+
+/// Compiles everything. `captured` tells of a node and a pod's uid whether that node measured it as captured:
+/// only then are its peers told to use HBONE.
+pub fn compile(view: &View<'_>, captured: &dyn Fn(&str, &str) -> bool, options: &Options) -> Compiled {
+    let mut compiler = Compiler { view, options, out: Compiled::default(), labels: BTreeMap::new() };
+    compiler.out.problems = view.problems.clone();
+    compiler.nodes();
+    compiler.pods(captured);
+    compiler.workload_entries();
+    compiler.services();
+    compiler.service_entries();
+    compiler.authorization_policies();
+    compiler.peer_authentications();
+    compiler.out.problems.sort();
+    compiler.out.problems.dedup();
+    compiler.out
+}
+
+/// One compilation under way.
+struct Compiler<'v, 'o> {
+    view: &'v View<'v>,
+    options: &'o Options,
+    out: Compiled,
+    /// Labels of each workload, by uid: what selectors see.
+    labels: BTreeMap<Arc<str>, &'v BTreeMap<String, String>>,
+}
+
+/// For workloads without labels.
+static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+
+impl<'v> Compiler<'v, '_> {
+    fn nodes(&mut self) {
+        for key in self.view.objects.keys().filter(|key| key.kind == Kind::Node) {
+            self.out.nodes.entry(key.name.clone()).or_default();
+        }
+    }
+
+    fn warn(&mut self, about: &crate::manifest::ObjectKey, field: &str, reason: impl Into<String>) {
+        self.out.problems.push(Problem::about(about, Severity::Warning, field, reason));
+    }
+
+    fn labels_of(&self, uid: &str) -> &'v BTreeMap<String, String> {
+        self.labels.get(uid).copied().unwrap_or(&NO_LABELS)
+    }
+
+    fn of_kind<T>(
+        &self,
+        kind: Kind,
+        pick: impl Fn(&'v Object) -> Option<&'v T>,
+    ) -> Vec<(crate::manifest::ObjectKey, &'v T)> {
+        let view = self.view;
+        view.objects
+            .iter()
+            .filter(|(key, _)| key.kind == kind)
+            .filter_map(|(key, object)| Some((key.clone(), pick(object)?)))
+            .collect()
+    }
+
+    fn all_pods(&self) -> Vec<(crate::manifest::ObjectKey, &'v Pod)> {
+        self.of_kind(Kind::Pod, |object| if let Object::Pod(pod) = object { Some(&**pod) } else { None })
+    }
+
+    fn all_slices(&self) -> Vec<(crate::manifest::ObjectKey, &'v EndpointSlice)> {
+        self.of_kind(Kind::EndpointSlice, |o| {
+            if let Object::EndpointSlice(slice) = o { Some(slice) } else { None }
+        })
+    }
+
+    fn all_authorizations(&self) -> Vec<(crate::manifest::ObjectKey, &'v Authorization)> {
+        self.of_kind(Kind::AuthorizationPolicy, |object| {
+            if let Object::AuthorizationPolicy(policy) = object { Some(policy) } else { None }
+        })
+    }
+
+    fn all_peer_authentications(&self) -> Vec<(crate::manifest::ObjectKey, &'v PeerAuthentication)> {
+        self.of_kind(Kind::PeerAuthentication, |object| {
+            if let Object::PeerAuthentication(policy) = object { Some(policy) } else { None }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+use std::path::Path;
+
+use mesh::{Attempt, Snapshot, Tunnel, Verdict};
+
+use super::*;
+use crate::{manifest::parse, objects::Objects};
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: a, labels: {topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: eu-1}}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web-5d9-x1
+  namespace: shop
+  uid: u-web
+  labels: {app: web, version: v2, pod-template-hash: 5d9}
+  annotations: {culvert.dev/netns: /run/netns/web}
+  ownerReferences: [{kind: ReplicaSet, name: web-5d9, controller: true}]
+spec:
+  nodeName: a
+  serviceAccountName: web
+  containers: [{ports: [{name: http, containerPort: 8080}]}]
+status: {podIP: 10.1.0.2, podIPs: [{ip: 10.1.0.2}, {ip: \"fd00::2\"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, uid: u-client, labels: {app: client}}
+spec: {nodeName: a, serviceAccountName: client}
+status: {podIP: 10.1.0.3}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  clusterIP: 10.96.0.10
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: http}, {name: dns, port: 53, protocol: UDP}]
+";
+
+fn compiled(texts: &[&str]) -> Compiled {
+    compiled_with(texts, &|_, _| true)
+}
+
+fn compiled_with(texts: &[&str], captured: &dyn Fn(&str, &str) -> bool) -> Compiled {
+    let mut objects = Objects::default();
+    for (index, text) in texts.iter().enumerate() {
+        let name = format!("{index}.yaml");
+        let parsed = parse(Path::new(&name), text);
+        assert_eq!(parsed.problems, [], "file {index}");
+        objects.apply(Path::new(&name), parsed);
+    }
+    compile(&objects.view(), captured, &Options::default())
+}
+
+fn web(compiled: &Compiled) -> &Workload {
+    &compiled.workloads["Kubernetes//Pod/shop/web-5d9-x1"]
+}
+
+fn admits(compiled: &Compiled, source: Option<&mesh::Identity>, port: u16) -> bool {
+    let mut editor = Snapshot::default().edit();
+    compiled.workloads.values().cloned().for_each(|workload| editor.put_workload(workload));
+    compiled.policies.values().cloned().for_each(|policy| editor.put_policy(policy));
+    editor.mark_addresses_complete();
+    editor.mark_policies_complete();
+    let attempt = Attempt {
+        source,
+        source_ip: "10.1.0.3".parse().unwrap(),
+        destination: web(compiled),
+        destination_ip: "10.1.0.2".parse().unwrap(),
+        destination_port: port,
+    };
+    matches!(editor.finish().admit(&attempt).verdict, Verdict::Allow(_))
+}
+
+#[test]
+fn a_pod_becomes_a_workload_and_an_endpoint() {
+    let compiled = compiled(&[SHOP]);
+    let web = web(&compiled);
+    assert_eq!((&*web.workload_name, web.workload_kind), ("web", mesh::WorkloadKind::Deployment));
+    assert_eq!((&*web.canonical_name, &*web.canonical_revision), ("web", "v2"));
+    assert_eq!(web.identity().to_string(), "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!((&*web.locality.region, &*web.locality.zone), ("eu", "eu-1"));
+    assert_eq!(web.addresses.len(), 2);
+    let service = compiled.services.values().next().expect("one service");
+    assert_eq!(service.key.to_string(), "shop/web.shop.svc.cluster.local");
+    assert_eq!(service.ports.len(), 1, "UDP is not carried");
+    assert_eq!(web.services[&service.key], [mesh::PortMapping { service_port: 80, target_port: 8080 }]);
+    assert_eq!(compiled.nodes["a"].len(), 2);
+    assert_eq!(&*compiled.nodes["a"][1].netns, "/run/netns/web");
+    assert_eq!(&*compiled.nodes["a"][0].uid, "u-client");
+}
+
+#[test]
+fn hbone_is_advertised_for_what_was_measured_only() {
+    let compiled = compiled_with(&[SHOP], &|node, uid| !node.is_empty() && uid == "u-client");
+    assert_eq!(web(&compiled).tunnel, Tunnel::None);
+    assert_eq!(compiled.workloads["Kubernetes//Pod/shop/client"].tunnel, Tunnel::Hbone);
+    assert!(compiled.nodes["a"].iter().all(|pod| pod.enroll), "both are to be enrolled");
+}
+
+#[test]
+fn a_pods_own_label_wins() {
+    let out = SHOP.replace(
+        "uid: u-client, labels: {app: client",
+        "uid: u-client, labels: {istio.io/dataplane-mode: none",
+    );
+    let compiled = compiled(&[&out]);
+    let enrolled: Vec<bool> = compiled.nodes["a"].iter().map(|pod| pod.enroll).collect();
+    assert_eq!(enrolled, [false, true]);
+}
+
+#[test]
+fn slices_count_before_selectors() {
+    let slice = "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-abc, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 9090}]
+endpoints:
+- {addresses: [10.1.0.3], targetRef: {kind: Pod, name: client}}
+- {addresses: [10.1.0.2], targetRef: {kind: Pod, name: web-5d9-x1}, conditions: {ready: false}}
+- {addresses: [10.77.0.1]}
+";
+    let compiled = compiled(&[SHOP, slice]);
+    assert!(web(&compiled).services.is_empty(), "not ready");
+    let client = &compiled.workloads["Kubernetes//Pod/shop/client"];
+    assert_eq!(client.services.values().next().unwrap()[0].target_port, 9090);
+    let stranger = &compiled.workloads["Kubernetes/discovery.k8s.io/EndpointSlice/shop/web-abc/10.77.0.1"];
+    assert_eq!(stranger.services.len(), 1);
+}
+
+#[test]
+fn service_entries_reach_machines() {
+    let entry = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: shop}
+spec: {hosts: [db.example], addresses: [240.0.0.1], resolution: STATIC, ports: [{number: 5432, name: pg}],
+  endpoints: [{address: 10.9.9.9, ports: {pg: 6000}}, {address: 10.1.0.2}]}
+";
+    let compiled = compiled(&[SHOP, entry]);
+    let key = ServiceKey { namespace: "shop".into(), hostname: "db.example".into() };
+    assert!(compiled.services.contains_key(&key));
+    let machine = &compiled.workloads["Kubernetes/networking.istio.io/ServiceEntry/shop/db/0"];
+    assert_eq!(machine.services[&key], [mesh::PortMapping { service_port: 5432, target_port: 6000 }]);
+    assert!(web(&compiled).services.contains_key(&key), "an endpoint that is a pod is met as that pod");
+}
+
+fn peer_authentication(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: \
+         {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn the_narrowest_peer_authentication_counts() {
+    let caller = mesh::Identity::new("cluster.local", "shop", "client");
+    let mesh_strict = peer_authentication("m", "istio-system", "{mtls: {mode: STRICT}}");
+    let ns_permissive = peer_authentication("n", "shop", "{mtls: {mode: PERMISSIVE}}");
+    let ns_unset = peer_authentication("n", "shop", "{mtls: {mode: UNSET}}");
+    let ports =
+        "{selector: {matchLabels: {app: web}}, portLevelMtls: {8080: {mode: STRICT}, 9: {mode: STRICT}}}";
+    let own_ports = peer_authentication("w", "shop", ports);
+    let own_open = peer_authentication(
+        "w",
+        "shop",
+        "{selector: {matchLabels: {app: web}}, portLevelMtls: {8080: {mode: PERMISSIVE}}}",
+    );
+    for (texts, plain_8080, plain_9090) in [
+        (vec![], true, true),
+        (vec![&mesh_strict], false, false),
+        (vec![&mesh_strict, &ns_permissive], true, true),
+        (vec![&mesh_strict, &ns_unset], false, false),
+        (vec![&own_ports], false, true),
+        (vec![&mesh_strict, &own_open], true, false),
+        (vec![&mesh_strict, &ns_permissive, &own_ports], false, true),
+    ] {
+        let mut all = vec![SHOP];
+        all.extend(texts.iter().map(|text| text.as_str()));
+        let compiled = compiled(&all);
+        assert_eq!(admits(&compiled, None, 8080), plain_8080, "8080 with {texts:?}");
+        assert_eq!(admits(&compiled, None, 9090), plain_9090, "9090 with {texts:?}");
+        assert!(admits(&compiled, Some(&caller), 8080), "a proven caller with {texts:?}");
+    }
+}
+
+#[test]
+fn policies_land_in_their_scope() {
+    let policy = |namespace: &str, selector: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: \
+             {namespace}}}\nspec: {{{selector} action: DENY, rules: [{{to: [{{operation: {{ports: [\"8080\"]}}}}]}}]}}\n"
+        )
+    };
+    for (namespace, selector, denies) in [
+        ("shop", "", true),
+        ("istio-system", "", true),
+        ("other", "", false),
+        ("shop", "selector: {matchLabels: {app: web}},", true),
+        ("shop", "selector: {matchLabels: {app: db}},", false),
+        ("istio-system", "selector: {matchLabels: {app: web}},", true),
+        ("other", "selector: {matchLabels: {app: web}},", false),
+    ] {
+        let compiled = compiled(&[SHOP, &policy(namespace, selector)]);
+        let caller = mesh::Identity::new("cluster.local", "shop", "client");
+        assert_eq!(!admits(&compiled, Some(&caller), 8080), denies, "{namespace} {selector}");
+        assert!(admits(&compiled, Some(&caller), 9090), "{namespace} {selector}");
+    }
+}
+
+#[test]
+fn a_waypoint_that_does_not_exist_is_not_led_around() {
+    let labelled = SHOP.replace(
+        "metadata: {name: web, namespace: shop}",
+        "metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: w}}",
+    );
+    let compiled = compiled(&[&labelled]);
+    assert!(compiled.services.values().all(|service| service.waypoint.is_some()));
+    assert!(compiled.problems.iter().any(|problem| problem.reason.contains("waypoint")));
+}
+
+#[test]
+fn compiling_twice_gives_the_same() {
+    assert_eq!(compiled(&[SHOP]), compiled(&[SHOP]));
+}

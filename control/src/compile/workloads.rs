@@ -1,0 +1,158 @@
+//! Pods to workloads, and what each node is told of its own.
+
+use std::sync::Arc;
+
+use mesh::{GatewayAddress, Locality, ServiceKey, Tunnel, Workload, WorkloadKind};
+
+use super::{Compiler, LocalPod};
+use crate::manifest::{Kind, Metadata, Object, ObjectKey, Pod};
+
+/// The label that brings a namespace or a pod into the mesh.
+const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// In folder mode: the path of the pod's network namespace.
+const NETNS: &str = "culvert.dev/netns";
+/// A node side of another make says here that it captures the pod.
+const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+impl<'v> Compiler<'v, '_> {
+    pub(super) fn pods(&mut self, captured: &dyn Fn(&str, &str) -> bool) {
+        for (key, pod) in self.all_pods() {
+            if pod.ended() {
+                continue;
+            }
+            let enroll = self.enrolled(pod);
+            let local = LocalPod {
+                uid: pod
+                    .metadata
+                    .uid
+                    .clone()
+                    .unwrap_or_else(|| format!("{}.{}", key.namespace, key.name).into()),
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                service_account: pod.spec.service_account_name.clone().unwrap_or_else(|| "default".into()),
+                addresses: pod.addresses(),
+                netns: pod.metadata.annotation(NETNS).unwrap_or_default().into(),
+                enroll,
+            };
+            if enroll && local.addresses.is_empty() {
+                self.warn(&key, "status.podIP", "the pod is to be enrolled and has no address yet");
+            }
+            let node = pod.spec.node_name.as_deref().unwrap_or_default();
+            let tunnel = if captured(node, &local.uid) || pod.metadata.annotation(REDIRECTION) == Some("enabled") {
+                Tunnel::Hbone
+            } else {
+                Tunnel::None
+            };
+            let workload = self.workload(&key, pod, &local, tunnel);
+            self.labels
+                .insert(workload.uid.clone(), pod.metadata.labels.as_ref().unwrap_or(&super::NO_LABELS));
+            self.out.workloads.insert(workload.uid.clone(), workload);
+            match &pod.spec.node_name {
+                Some(node) => self.out.nodes.entry(node.clone()).or_default().push(local),
+                None if enroll => {
+                    self.warn(&key, "spec.nodeName", "no node is named: nobody can enroll this pod")
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The pod's own label wins over its namespace's; host-network pods are never enrolled.
+    fn enrolled(&self, pod: &Pod) -> bool {
+        if pod.spec.host_network {
+            return false;
+        }
+        let namespace = self.namespace_metadata(pod.metadata.namespace());
+        let mode = pod
+            .metadata
+            .label(DATAPLANE_MODE)
+            .or_else(|| namespace.and_then(|metadata| metadata.label(DATAPLANE_MODE)));
+        mode == Some("ambient")
+    }
+
+    pub(super) fn namespace_metadata(&self, name: &str) -> Option<&'v Metadata> {
+        let key = ObjectKey { kind: Kind::Namespace, namespace: "".into(), name: name.into() };
+        match self.view.get(&key) {
+            Some(Object::Namespace(namespace)) => Some(&namespace.metadata),
+            _ => None,
+        }
+    }
+
+    fn workload(&mut self, key: &ObjectKey, pod: &Pod, local: &LocalPod, tunnel: Tunnel) -> Workload {
+        let uid = format!("{}//Pod/{}/{}", self.options.cluster_id, key.namespace, key.name);
+        let (workload_name, workload_kind) = owner(pod);
+        let label = |names: &[&str]| names.iter().find_map(|name| pod.metadata.label(name)).map(Arc::from);
+        let canonical_name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+        let canonical_revision =
+            label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+        Workload {
+            service_account: local.service_account.clone(),
+            trust_domain: self.options.trust_domain.clone(),
+            network: pod
+                .metadata
+                .label("topology.istio.io/network")
+                .map_or_else(|| self.options.network.clone(), Arc::from),
+            addresses: local.addresses.clone(),
+            node: pod.spec.node_name.clone().unwrap_or_default(),
+            cluster_id: self.options.cluster_id.clone(),
+            canonical_name: canonical_name.unwrap_or_else(|| workload_name.clone()),
+            canonical_revision: canonical_revision.unwrap_or_else(|| "latest".into()),
+            workload_name,
+            workload_kind,
+            tunnel,
+            waypoint: self.waypoint(key, &[&pod.metadata]),
+            healthy: pod.ready(),
+            locality: self.locality(pod.spec.node_name.as_deref()),
+            ..Workload::named(uid, key.namespace.clone(), key.name.clone())
+        }
+    }
+
+    fn locality(&self, node: Option<&str>) -> Locality {
+        let key = ObjectKey { kind: Kind::Node, namespace: "".into(), name: node.unwrap_or_default().into() };
+        let Some(Object::Node(node)) = self.view.get(&key) else { return Locality::default() };
+        let label = |name| node.metadata.label(name).unwrap_or_default().into();
+        Locality {
+            region: label("topology.kubernetes.io/region"),
+            zone: label("topology.kubernetes.io/zone"),
+            subzone: label("topology.istio.io/subzone"),
+        }
+    }
+
+    /// The waypoint that the first of `from` names which names one, or `none`. There are no waypoints
+    /// yet: traffic that must pass one is refused rather than led around it.
+    pub(super) fn waypoint(&mut self, key: &ObjectKey, from: &[&Metadata]) -> Option<GatewayAddress> {
+        let metadata = from.iter().find(|metadata| metadata.label("istio.io/use-waypoint").is_some())?;
+        let name = metadata.label("istio.io/use-waypoint").filter(|name| *name != "none")?;
+        let namespace = metadata.label("istio.io/use-waypoint-namespace").unwrap_or(&key.namespace);
+        let reason = format!(
+            "waypoint {namespace}/{name} does not exist: calls to this are refused, not led around it"
+        );
+        self.warn(key, "metadata.labels", reason);
+        let hostname = format!("{name}.{namespace}.svc.{}", self.options.cluster_domain);
+        let service = ServiceKey { namespace: namespace.into(), hostname: hostname.into() };
+        Some(GatewayAddress::Host { service, hbone_port: 15008 })
+    }
+}
+
+/// Name and kind of what owns the pod, as dashboards group it.
+fn owner(pod: &Pod) -> (Arc<str>, WorkloadKind) {
+    let owners = pod.metadata.owner_references.iter().flatten();
+    let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else {
+        return (pod.metadata.name.clone(), WorkloadKind::Pod);
+    };
+    match owner.kind.as_str() {
+        "ReplicaSet" => {
+            let hash = pod.metadata.label("pod-template-hash").unwrap_or_default();
+            let deployment = owner.name.strip_suffix(hash).and_then(|name| name.strip_suffix('-'));
+            (deployment.unwrap_or(&owner.name).into(), WorkloadKind::Deployment)
+        }
+        "Job" => match owner.name.rsplit_once('-') {
+            // A CronJob names its jobs after the minute they were due.
+            Some((cron, minute)) if minute.len() >= 8 && minute.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (cron.into(), WorkloadKind::CronJob)
+            }
+            _ => (owner.name.as_str().into(), WorkloadKind::Job),
+        },
+        _ => (owner.name.as_str().into(), WorkloadKind::Pod),
+    }
+}

@@ -1,0 +1,354 @@
+//! Manifests: text in, typed and validated objects and problems out. No files, no clock.
+//!
+//! A document that is wrong is refused by itself, with file, line, field and reason; its neighbours
+//! are taken. What an object says is validated here, not later, so that [`crate::objects`] can keep the
+//! last good version of it.
+
+mod authorization;
+mod istio;
+mod kube;
+mod locate;
+mod problem;
+
+use std::{fmt, path::Path, sync::Arc};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+pub use authorization::Authorization;
+pub use istio::{
+    Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec, ServiceEntry, ServiceEntrySpec,
+    WorkloadEntry, WorkloadEntrySpec,
+};
+pub use kube::{
+    EndpointSlice, IntOrName, LabelSelector, Metadata, Namespace, Node, Pod, Service, ServicePort,
+    SliceEndpoint, selects,
+};
+pub use problem::{Problem, Severity};
+
+/// Documents beyond this number in one file are refused: a bound on what a file may cost.
+const MAX_DOCUMENTS: usize = 100_000;
+
+/// What names an object: kind, namespace (empty for cluster-wide kinds) and name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    pub kind: Kind,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{:?} {}", self.kind, self.name)
+        } else {
+            write!(f, "{:?} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// The kinds that the mesh reads; every other kind is passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    EndpointSlice,
+    ServiceEntry,
+    WorkloadEntry,
+    AuthorizationPolicy,
+    PeerAuthentication,
+}
+
+impl Kind {
+    fn of(api_version: &str, kind: &str) -> Option<Self> {
+        let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
+        match (group, kind) {
+            ("", "Namespace") => Some(Self::Namespace),
+            ("", "Node") => Some(Self::Node),
+            ("", "Pod") => Some(Self::Pod),
+            ("", "Service") => Some(Self::Service),
+            ("discovery.k8s.io", "EndpointSlice") => Some(Self::EndpointSlice),
+            ("networking.istio.io", "ServiceEntry") => Some(Self::ServiceEntry),
+            ("networking.istio.io", "WorkloadEntry") => Some(Self::WorkloadEntry),
+            ("security.istio.io", "AuthorizationPolicy") => Some(Self::AuthorizationPolicy),
+            ("security.istio.io", "PeerAuthentication") => Some(Self::PeerAuthentication),
+            _ => None,
+        }
+    }
+
+    fn cluster_wide(self) -> bool {
+        matches!(self, Self::Namespace | Self::Node)
+    }
+}
+
+/// One object, typed and valid.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Object {
+    Namespace(Namespace),
+    Node(Node),
+    Pod(Box<Pod>),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    ServiceEntry(Box<ServiceEntry>),
+    WorkloadEntry(WorkloadEntry),
+    AuthorizationPolicy(Authorization),
+    PeerAuthentication(PeerAuthentication),
+}
+
+/// What one file holds.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    pub objects: Vec<(ObjectKey, Object)>,
+    pub problems: Vec<Problem>,
+    /// Objects that are there but could not be used: their last good version holds.
+    pub refused: Vec<ObjectKey>,
+    /// A document could not even be told by name: nothing that this file held before may be forgotten.
+    pub unreadable: bool,
+    /// Kinds that are not the mesh's, with how many of each.
+    pub passed_over: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    metadata: HeadMetadata,
+    #[serde(default)]
+    items: Option<Vec<serde_yaml_ng::Value>>,
+}
+
+#[derive(Deserialize, Default)]
+struct HeadMetadata {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+}
+
+/// Reads all documents of one file. `path` is only quoted in problems.
+pub fn parse(path: &Path, text: &str) -> Parsed {
+    let mut parsed = Parsed::default();
+    for (number, document) in documents(text).into_iter().enumerate() {
+        if number >= MAX_DOCUMENTS {
+            let reason = format!("the file holds more than {MAX_DOCUMENTS} documents; split it");
+            parsed.problems.push(Problem::at(path, number + 1, Some(document.line), "", reason));
+            parsed.unreadable = true;
+            break;
+        }
+        Reader { path, number: number + 1, document, parsed: &mut parsed }.read();
+    }
+    parsed
+}
+
+/// One YAML document and where it begins.
+struct Document<'a> {
+    /// 1-based line of its first line in the file.
+    line: usize,
+    text: &'a str,
+}
+
+/// Splits at `---` and `...` in the first column, which YAML 1.2 (9.1.2) reserves for this even inside
+/// block scalars, so that a syntax error in one document costs only that document.
+fn documents(text: &str) -> Vec<Document<'_>> {
+    let mut found = Vec::new();
+    let (mut start, mut start_line, mut at, mut line) = (0, 1, 0, 1);
+    for piece in text.split_inclusive('\n') {
+        let marker = piece.trim_end();
+        let ends = marker == "..." || marker == "---" || marker.starts_with("--- ");
+        if ends {
+            found.push(Document { line: start_line, text: &text[start..at] });
+            // What follows the marker on its own line belongs to the next document.
+            let kept = if marker.starts_with("--- ") { at + 4 } else { at + piece.len() };
+            start = kept;
+            start_line = if marker.starts_with("--- ") { line } else { line + 1 };
+        }
+        at += piece.len();
+        line += 1;
+    }
+    found.push(Document { line: start_line, text: &text[start..] });
+    found.retain(|document| {
+        document.text.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'))
+    });
+    found
+}
+
+struct Reader<'a, 'p> {
+    path: &'a Path,
+    /// 1-based.
+    number: usize,
+    document: Document<'a>,
+    parsed: &'p mut Parsed,
+}
+
+impl Reader<'_, '_> {
+    fn read(mut self) {
+        let head: Head = match self.typed() {
+            Ok(head) => head,
+            Err(problem) => {
+                self.parsed.problems.push(problem);
+                self.parsed.unreadable = true;
+                return;
+            }
+        };
+        match head.items {
+            Some(items) if head.kind.ends_with("List") => self.read_list(items),
+            _ => {
+                let result = self.object(&head, None);
+                self.keep(&head, result);
+            }
+        }
+    }
+
+    fn read_list(&mut self, items: Vec<serde_yaml_ng::Value>) {
+        for (index, item) in items.into_iter().enumerate() {
+            let head: Head = match serde_yaml_ng::from_value(item.clone()) {
+                Ok(head) => head,
+                Err(error) => {
+                    let field = format!("items[{index}]");
+                    self.parsed.problems.push(self.problem(&field, error.to_string()));
+                    self.parsed.unreadable = true;
+                    continue;
+                }
+            };
+            let result = self.object(&head, Some((index, item)));
+            self.keep(&head, result);
+        }
+    }
+
+    fn keep(&mut self, head: &Head, result: Result<Option<(ObjectKey, Object)>, Problem>) {
+        match result {
+            Ok(Some(found)) => self.parsed.objects.push(found),
+            Ok(None) => self.parsed.passed_over.push(format!("{} {}", head.api_version, head.kind)),
+            Err(problem) => {
+                match &problem.object {
+                    Some(key) => self.parsed.refused.push(key.clone()),
+                    None => self.parsed.unreadable = true,
+                }
+                self.parsed.problems.push(problem);
+            }
+        }
+    }
+
+    fn object(
+        &self,
+        head: &Head,
+        item: Option<(usize, serde_yaml_ng::Value)>,
+    ) -> Result<Option<(ObjectKey, Object)>, Problem> {
+        if head.kind.is_empty() || head.api_version.is_empty() {
+            return Err(self.problem("kind", "a manifest needs apiVersion and kind".to_owned()));
+        }
+        // Both are asked of kinds that are passed over, too: half of a manifest that is being written must
+        // not look like a manifest of another kind.
+        if !head.kind.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(self.problem("kind", format!("{:?} is not the name of a kind", head.kind)));
+        }
+        if head.metadata.name.is_empty() {
+            return Err(self.problem("metadata.name", "every object needs a name".to_owned()));
+        }
+        let Some(kind) = Kind::of(&head.api_version, &head.kind) else { return Ok(None) };
+        let namespace = match (kind.cluster_wide(), head.metadata.namespace.as_str()) {
+            (true, _) => "",
+            (false, "") => "default",
+            (false, namespace) => namespace,
+        };
+        let key = ObjectKey { kind, namespace: namespace.into(), name: head.metadata.name.as_str().into() };
+        match self.typed_object(&key, item) {
+            Ok(object) => Ok(Some((key, object))),
+            Err(problem) => Err(problem.of(key)),
+        }
+    }
+
+    fn typed_object(
+        &self,
+        key: &ObjectKey,
+        item: Option<(usize, serde_yaml_ng::Value)>,
+    ) -> Result<Object, Problem> {
+        let object = match key.kind {
+            Kind::Namespace => Object::Namespace(self.typed_or(item)?),
+            Kind::Node => Object::Node(self.typed_or(item)?),
+            Kind::Pod => Object::Pod(Box::new(self.checked(item, Pod::check)?)),
+            Kind::Service => Object::Service(self.checked(item, Service::check)?),
+            Kind::EndpointSlice => Object::EndpointSlice(self.checked(item, EndpointSlice::check)?),
+            Kind::ServiceEntry => Object::ServiceEntry(Box::new(self.checked(item, ServiceEntry::check)?)),
+            Kind::WorkloadEntry => Object::WorkloadEntry(self.checked(item, WorkloadEntry::check)?),
+            Kind::PeerAuthentication => {
+                Object::PeerAuthentication(self.checked(item, PeerAuthentication::check)?)
+            }
+            Kind::AuthorizationPolicy => {
+                let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
+                let raw: authorization::Manifest = self.typed_or(item)?;
+                let policy = Authorization::from_manifest(raw, &key.namespace)
+                    .map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
+                Object::AuthorizationPolicy(policy)
+            }
+        };
+        Ok(object)
+    }
+
+    /// Parses, then lets the type check what serde can't say.
+    fn checked<T: DeserializeOwned>(
+        &self,
+        item: Option<(usize, serde_yaml_ng::Value)>,
+        check: fn(&T) -> Result<(), (String, String)>,
+    ) -> Result<T, Problem> {
+        let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
+        let object = self.typed_or(item)?;
+        check(&object).map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
+        Ok(object)
+    }
+
+    fn typed_or<T: DeserializeOwned>(
+        &self,
+        item: Option<(usize, serde_yaml_ng::Value)>,
+    ) -> Result<T, Problem> {
+        let Some((index, item)) = item else { return self.typed() };
+        serde_path_to_error::deserialize(item).map_err(|error| {
+            let field = format!("items[{index}].{}", error.path());
+            self.problem(&field, error.into_inner().to_string())
+        })
+    }
+
+    fn typed<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let deserializer = serde_yaml_ng::Deserializer::from_str(self.document.text);
+        serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            let field = match error.path().to_string() {
+                path if path == "." => String::new(),
+                path => path,
+            };
+            let inner = error.into_inner();
+            let line =
+                inner.location().map(|location| self.document.line + location.line().saturating_sub(1));
+            Problem::at(
+                self.path,
+                self.number,
+                line.or(Some(self.document.line)),
+                &field,
+                strip(&inner, &field),
+            )
+        })
+    }
+
+    /// A problem of a field that parsed and is wrong all the same.
+    fn problem(&self, field: &str, reason: String) -> Problem {
+        let line = self.document.line + locate::line_of(self.document.text, field);
+        Problem::at(self.path, self.number, Some(line), field, reason)
+    }
+}
+
+/// The reason alone: field and position are told by the problem itself.
+fn strip(error: &serde_yaml_ng::Error, field: &str) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix(field).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&text);
+    match text.rfind(" at line ") {
+        Some(at) => text[..at].to_owned(),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

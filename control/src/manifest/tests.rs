@@ -1,0 +1,217 @@
+use std::path::Path;
+
+use mesh::{Action, Clause, Match, StringMatch};
+
+use super::*;
+
+fn read(text: &str) -> Parsed {
+    parse(Path::new("shop.yaml"), text)
+}
+
+fn policy(spec: &str) -> Result<Authorization, Problem> {
+    let text = format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: p\n  namespace: shop\n{spec}"
+    );
+    let mut parsed = read(&text);
+    match parsed.objects.pop() {
+        Some((_, Object::AuthorizationPolicy(policy))) => Ok(policy),
+        None => Err(parsed.problems.remove(0)),
+        other => panic!("not a policy: {other:?}"),
+    }
+}
+
+#[test]
+fn documents_of_one_file_are_told_apart() {
+    let parsed = read(
+        "# a comment\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\napiVersion: v1\nkind: \
+         ConfigMap\nmetadata: {name: c}\n--- {apiVersion: v1, kind: Node, metadata: {name: a}}\n...\n",
+    );
+    assert_eq!(parsed.problems, []);
+    let keys: Vec<String> = parsed.objects.iter().map(|(key, _)| key.to_string()).collect();
+    assert_eq!(keys, ["Namespace shop", "Node a"]);
+    assert_eq!(parsed.passed_over, ["v1 ConfigMap"]);
+}
+
+#[test]
+fn a_syntax_error_costs_one_document_and_names_its_line() {
+    let parsed = read(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: v1\nkind: [\n---\napiVersion: v1\nkind: \
+         Namespace\nmetadata: {name: b}\n",
+    );
+    assert_eq!(parsed.objects.len(), 2);
+    assert!(parsed.unreadable);
+    assert_eq!(parsed.problems.len(), 1);
+    assert!(matches!(parsed.problems[0].line, Some(6..=7)), "{:?}", parsed.problems[0]);
+    assert_eq!(parsed.problems[0].document, 2);
+}
+
+#[test]
+fn a_wrong_type_names_field_and_line() {
+    let parsed = read(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec:\n  ports:\n  - port: eighty\n",
+    );
+    let problem = &parsed.problems[0];
+    assert_eq!((problem.line, problem.field.as_str()), (Some(6), "spec.ports[0].port"));
+    assert!(problem.reason.contains("eighty"), "{problem}");
+    assert!(!parsed.unreadable, "the object is known by name");
+    assert_eq!(parsed.refused[0].to_string(), "Service shop/web");
+}
+
+#[test]
+fn lists_are_opened() {
+    let parsed = read(
+        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- {apiVersion: v1, \
+         kind: Service, metadata: {name: w}, spec: {ports: [{port: x}]}}\n",
+    );
+    assert_eq!(parsed.objects.len(), 1);
+    assert_eq!(parsed.problems[0].field, "items[1].spec.ports[0].port");
+}
+
+#[test]
+fn a_misspelt_field_of_a_policy_is_refused_not_ignored() {
+    let problem =
+        policy("spec:\n  action: DENY\n  rules:\n  - from:\n    - source:\n        principal: [\"x\"]\n")
+            .expect_err("misspelt");
+    assert!(problem.reason.contains("principal"), "{problem}");
+    assert_eq!(problem.line, Some(11));
+}
+
+#[test]
+fn a_cidr_that_does_not_parse_refuses_the_policy() {
+    let problem = policy(
+        "spec:\n  rules:\n  - from:\n    - source:\n        ipBlocks:\n        - 10.0.0.0/8\n        - 10.0.0.0/33\n",
+    )
+    .expect_err("bad range");
+    assert_eq!(problem.field, "spec.rules[0].from[0].source.ipBlocks[1]");
+    assert_eq!(problem.line, Some(12));
+    assert!(problem.to_string().starts_with("shop.yaml:12: AuthorizationPolicy shop/p: "), "{problem}");
+}
+
+#[test]
+fn every_layer_4_field_arrives() {
+    let policy = policy(
+        "spec:
+  action: DENY
+  selector: {matchLabels: {app: web}}
+  rules:
+  - from:
+    - source: {principals: [\"cluster.local/ns/shop/sa/*\"], notPrincipals: [\"*/sa/root\"]}
+    - source: {namespaces: [shop], notNamespaces: [\"*\"]}
+    - source: {serviceAccounts: [web, other/db], notServiceAccounts: [x]}
+    - source: {ipBlocks: [10.1.0.9/16], notIpBlocks: [\"fd00::1\"]}
+    to:
+    - operation: {ports: [\"80\"], notPorts: [\"81\"]}
+    when:
+    - {key: destination.ip, values: [10.0.0.1], notValues: [10.0.0.2]}
+    - {key: destination.port, values: [\"1\"], notValues: [\"2\"]}
+",
+    )
+    .expect("valid");
+    assert_eq!(policy.action, Action::Deny);
+    let clauses = &policy.rules[0].clauses;
+    assert_eq!(clauses.len(), 4);
+    let from = &clauses[0].matches;
+    assert_eq!(from[0].principals, [StringMatch::Prefix("cluster.local/ns/shop/sa/".into())]);
+    assert_eq!(from[0].not_principals, [StringMatch::Suffix("/sa/root".into())]);
+    assert_eq!(from[1].not_namespaces, [StringMatch::Presence]);
+    assert_eq!(&*from[2].service_accounts[0].namespace, "shop");
+    assert_eq!(&*from[2].service_accounts[1].namespace, "other");
+    assert_eq!(from[3].source_ips[0].to_string(), "10.1.0.0/16");
+    assert_eq!(from[3].not_source_ips[0].to_string(), "fd00::1/128");
+    assert_eq!(clauses[1].matches[0].not_destination_ports, [81]);
+    assert_eq!(clauses[2].matches[0].not_destination_ips[0].to_string(), "10.0.0.2/32");
+    assert_eq!(clauses[3].matches[0].destination_ports, [1]);
+}
+
+#[test]
+fn allow_with_layer_7_never_matches_and_says_so() {
+    let policy = policy(
+        "spec:\n  rules:\n  - to: [{operation: {methods: [GET], ports: [\"80\"]}}]\n  - from: [{source: {namespaces: \
+         [shop]}}, {source: {requestPrincipals: [\"*\"]}}]\n",
+    )
+    .expect("valid");
+    assert_eq!(policy.rules.len(), 1, "the first rule can never match");
+    let namespaces = Match { namespaces: vec![StringMatch::Exact("shop".into())], ..Match::default() };
+    assert_eq!(policy.rules[0].clauses, [Clause { matches: vec![namespaces] }]);
+    assert_eq!(policy.remarks.len(), 2);
+}
+
+#[test]
+fn deny_drops_layer_7_and_denies_more() {
+    let policy =
+        policy("spec:\n  action: DENY\n  rules:\n  - to: [{operation: {methods: [GET], ports: [\"80\"]}}]\n")
+            .expect("valid");
+    assert_eq!(policy.rules[0].clauses[0].matches[0].destination_ports, [80]);
+    // One alternative of layer 7 only opens its clause; the other clause still bounds the rule.
+    let policy = self::policy(
+        "spec:\n  action: DENY\n  rules:\n  - from: [{source: {namespaces: [a]}}]\n    to: [{operation: {ports: [\"80\"]}}, \
+         {operation: {paths: [/x]}}]\n",
+    )
+    .expect("valid");
+    assert_eq!(policy.rules[0].clauses.len(), 1);
+    let problem = self::policy("spec:\n  action: DENY\n  rules:\n  - to: [{operation: {methods: [GET]}}]\n")
+        .expect_err("nothing is left");
+    assert!(problem.reason.contains("layer-7"), "{problem}");
+}
+
+#[test]
+fn nothing_and_everything_are_told_apart() {
+    assert_eq!(policy("spec: {}\n").expect("valid").rules.len(), 0, "allows nobody");
+    let all = policy("spec:\n  rules:\n  - {}\n").expect("valid");
+    assert_eq!(all.rules[0].clauses, [Clause::default()], "allows everybody");
+    for bad in [
+        "spec:\n  rules:\n  - from: []\n",
+        "spec:\n  rules:\n  - from: [{source: {}}]\n",
+        "spec:\n  rules:\n  - from: [{source: {namespaces: []}}]\n",
+        "spec:\n  rules:\n  - from: [{source: {namespaces: [\"\"]}}]\n",
+        "spec:\n  rules:\n  - to: [{operation: {ports: [\"0\"]}}]\n",
+        "spec:\n  rules:\n  - when: [{key: source.ip}]\n",
+        "spec:\n  rules:\n  - when: [{key: source.colour, values: [x]}]\n",
+        "spec:\n  rules:\n  - from: [{source: {principals: [\"a*b\"]}}]\n",
+        "spec:\n  rules:\n  - from: [{source: {principals: [\"spiffe://a/ns/b/sa/c\"]}}]\n",
+        "spec:\n  rules:\n  - from: [{source: {serviceAccounts: [\"a/*\"]}}]\n",
+        "spec:\n  action: AUDIT\n",
+        "spec:\n  action: CUSTOM\n",
+        "spec:\n  action: allow\n",
+        "spec:\n  targetRefs: [{kind: Service, name: x}]\n",
+        "spec:\n  selector: {matchExpressions: []}\n",
+    ] {
+        assert!(policy(bad).is_err(), "{bad} was taken");
+    }
+}
+
+#[test]
+fn entries_that_need_dns_are_refused_with_the_reason() {
+    let entry = |spec: &str| {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: shop}}\nspec:\n{spec}"
+        );
+        read(&text).problems.pop().map(|problem| problem.to_string()).unwrap_or_default()
+    };
+    let good = "  hosts: [db.example]\n  addresses: [240.0.0.1]\n  resolution: STATIC\n  ports: [{number: 5432, name: tcp}]\n  \
+                endpoints: [{address: 10.9.9.9}]\n";
+    assert_eq!(entry(good), "");
+    assert!(entry(&good.replace("  addresses: [240.0.0.1]\n", "")).contains("without addresses"));
+    assert!(entry(&good.replace("240.0.0.1", "240.0.0.0/24")).contains("range"));
+    assert!(entry(&good.replace("STATIC", "DNS")).contains("DNS"));
+    assert!(entry(&good.replace("10.9.9.9", "db.internal")).contains("not an IP address"));
+    assert!(entry(&good.replace("db.example", "\"*.example\"")).contains("wildcard"));
+}
+
+#[test]
+fn ports_of_peer_authentication_may_be_numbers_or_texts() {
+    for key in ["8080", "\"8080\""] {
+        let parsed = read(&format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: s}}\nspec:\n  \
+             selector: {{matchLabels: {{app: a}}}}\n  portLevelMtls:\n    {key}: {{mode: STRICT}}\n"
+        ));
+        assert_eq!(parsed.problems, [], "{key}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_panics(text in "(---\n|[a-z]+: |- |\\[|\\{|\n|  |kind: Pod\n|apiVersion: v1\n|metadata: |name: x\n|[ -~]){0,40}") {
+        let _ = read(&text);
+    }
+}
