@@ -24,13 +24,13 @@ mod verdicts;
 pub use address::{Address, Port};
 pub use facts::{Found, Lookups, Packet, Segment, Sender, TcpFlags};
 pub use maps::{
-    CONFIG, COUNTER_SLOTS, COUNTERS, Config, FLOW_LIMIT, FLOWS, FlowKey, LOG, Mode, OWN, OWN_MARK, REUSE,
+    CONFIG, COUNTER_SLOTS, COUNTERS, Config, FLOW_LIMIT, FLOWS, FlowKey, Mode, OWN, OWN_MARK, REUSE,
     REUSE_LIMIT, REUSE_VALID_NS, ReuseNote, SLOT_COUNT, SLOTS, STATS, Slot, TcpStats,
 };
 pub use probe::{PROBE_PORT, PROBE_V4, PROBE_V6, is_probe};
 pub use verdicts::{
-    Counter, Egress, EgressFacts, Guard, GuardFacts, Ingress, IngressFacts, Loopback, LoopbackFacts, Reuse,
-    counters, egress, guard, ingress, loopback,
+    Counter, Egress, EgressFacts, Flow, Guard, GuardFacts, Ingress, IngressFacts, Loopback, LoopbackFacts,
+    Reuse, counters, egress, guard, ingress, loopback,
 };
 
 /// The mark of a packet that egress turned round: it leads to `lo`'s program and to the local route.

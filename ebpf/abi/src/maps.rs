@@ -23,20 +23,17 @@ pub const FLOWS: &str = "FLOWS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Per pod: [`FlowKey`] → [`ReuseNote`].
 pub const REUSE: &str = "REUSE";
-/// The global that switches the kernel programs' log on; read-only once loaded.
-pub const LOG: &str = "LOG";
-
 /// The value of [`OWN`] on a socket of ztunnel.
 pub const OWN_MARK: u32 = 1;
 /// How many connections may pass a pod's ztunnel by at one time.
 pub const FLOW_LIMIT: u32 = 65_536;
 /// How many SYNs may be on their way from tc to `sk_lookup` at one time.
-pub const REUSE_LIMIT: u32 = 1_024;
+pub const REUSE_LIMIT: u32 = 256;
 /// For how long a [`ReuseNote`] holds. The listener lookup follows within the same softirq, or on
 /// another CPU after its backlog; past this, the note is of a SYN that needed no listener.
 pub const REUSE_VALID_NS: u64 = 200_000_000;
 /// The size of [`COUNTERS`].
-pub const COUNTER_SLOTS: u32 = 80;
+pub const COUNTER_SLOTS: u32 = 96;
 /// The size of [`SLOTS`].
 pub const SLOT_COUNT: u32 = 4;
 
@@ -86,6 +83,36 @@ pub struct Config {
     pub mode: u32,
     /// 1 if the guard drops; 0 where it was measured that it cannot tell ztunnel's packets from others.
     pub guard: u32,
+    /// The inode of the network namespace that the pins belong to. The programs do not read it.
+    pub netns: u64,
+    /// What `accept_local` of `lo` was before. The programs do not read it.
+    pub accept_local: u32,
+    /// Zero: a map's value must have no padding.
+    pub zero: u32,
+}
+
+impl Config {
+    /// As user space writes it into the map.
+    pub fn to_words(&self) -> [u64; 3] {
+        [join(self.mode, self.guard), self.netns, join(self.accept_local, self.zero)]
+    }
+
+    /// As user space reads it from the map.
+    pub fn from_words([first, netns, last]: [u64; 3]) -> Self {
+        let ((mode, guard), (accept_local, zero)) = (split_word(first), split_word(last));
+        Self { mode, guard, netns, accept_local, zero }
+    }
+}
+
+/// Two words as they lie in memory, the first at the lower address.
+fn join(first: u32, second: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+fn split_word(word: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
 }
 
 /// One TCP connection, as the pod sees it.
@@ -162,20 +189,16 @@ pub struct TcpStats {
 
 impl TcpStats {
     /// As user space reads it from a map.
-    pub fn from_words(words: [u32; 6]) -> Self {
-        let [low, high, rate_interval_us, srtt_us, retransmits, zero] = words;
-        let rate_bytes = if cfg!(target_endian = "little") {
-            u64::from(high) << 32 | u64::from(low)
-        } else {
-            u64::from(low) << 32 | u64::from(high)
-        };
+    pub fn from_words([rate_bytes, middle, last]: [u64; 3]) -> Self {
+        let ((rate_interval_us, srtt_us), (retransmits, zero)) = (split_word(middle), split_word(last));
         Self { rate_bytes, rate_interval_us, srtt_us, retransmits, zero }
     }
 }
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<Config>() == 8 && offset_of!(Config, guard) == 4);
+    assert!(size_of::<Config>() == 24 && offset_of!(Config, guard) == 4);
+    assert!(offset_of!(Config, netns) == 8 && offset_of!(Config, accept_local) == 16);
     assert!(size_of::<FlowKey>() == 36 && align_of::<FlowKey>() == 4);
     assert!(offset_of!(FlowKey, remote) == 16);
     assert!(offset_of!(FlowKey, local_port) == 32 && offset_of!(FlowKey, remote_port) == 34);
@@ -200,12 +223,26 @@ mod tests {
     }
 
     #[test]
+    fn words_are_the_bytes_of_the_structure() {
+        let config = Config { mode: 2, guard: 1, netns: 0x1234_5678_9abc, accept_local: 7, zero: 0 };
+        assert_eq!(Config::from_words(config.to_words()), config);
+        let bytes: std::vec::Vec<u8> = config.to_words().iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(bytes[..4], 2_u32.to_ne_bytes());
+        assert_eq!(bytes[4..8], 1_u32.to_ne_bytes());
+        assert_eq!(bytes[16..20], 7_u32.to_ne_bytes());
+    }
+
+    #[test]
     fn statistics_are_read_as_the_kernel_wrote_them() {
-        let words = [7, 1, 1000, 250, 3, 0];
-        let stats = TcpStats::from_words(words);
-        let bytes: std::vec::Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        assert_eq!(stats.rate_bytes, u64::from_ne_bytes(bytes[..8].try_into().unwrap()));
-        assert_eq!((stats.rate_interval_us, stats.srtt_us, stats.retransmits), (1000, 250, 3));
+        let mut bytes = std::vec::Vec::from(5_u64.to_ne_bytes());
+        for field in [1000_u32, 250, 3, 0] {
+            bytes.extend(field.to_ne_bytes());
+        }
+        let words: std::vec::Vec<u64> =
+            bytes.chunks(8).map(|chunk| u64::from_ne_bytes(chunk.try_into().unwrap())).collect();
+        let stats = TcpStats::from_words(words.try_into().unwrap());
+        let want = TcpStats { rate_bytes: 5, rate_interval_us: 1000, srtt_us: 250, retransmits: 3, zero: 0 };
+        assert_eq!(stats, want);
     }
 
     #[test]

@@ -41,4 +41,19 @@ impl Error {
     pub(crate) fn system(what: impl Into<String>, source: io::Error) -> Self {
         Self::System { what: what.into(), source }
     }
+
+    /// With the whole chain of causes in one line.
+    pub(crate) fn kernel(what: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut reason = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Some errors repeat their cause in their own text.
+            if !reason.contains(&text) {
+                reason = format!("{reason}: {text}");
+            }
+            cause = error.source();
+        }
+        Self::Kernel { what: what.into(), reason }
+    }
 }

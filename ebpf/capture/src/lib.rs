@@ -7,12 +7,21 @@
 //! nor what happens to a connection: that is ztunnel's.
 
 mod counters;
+mod device;
 mod error;
+mod klog;
+mod layout;
+mod maps;
+mod netlink;
 mod netns;
 mod node;
 mod pins;
 mod pod;
+mod probe;
+mod programs;
+mod routing;
 pub mod sockdiag;
+mod sys;
 
 pub use abi::{PROBE_PORT, PROBE_V4, PROBE_V6};
 pub use counters::Counters;

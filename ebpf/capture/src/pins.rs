@@ -1,10 +1,12 @@
 //! ztunnel's side: marking its own sockets, offering its listeners, reading what the kernel measured.
 
-use crate::Error;
+use crate::{Error, layout, maps};
+use aya::maps::{Array, MapData, SkStorage};
 use std::{
-    io,
-    os::fd::BorrowedFd,
+    fmt, io,
+    os::fd::{AsRawFd as _, BorrowedFd},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 /// The part a listener plays for its pod; the number is its slot.
@@ -19,6 +21,12 @@ pub enum Role {
     Hbone = 2,
 }
 
+const _: () = {
+    assert!(Role::Outbound as u32 == abi::Slot::Outbound as u32);
+    assert!(Role::Inbound as u32 == abi::Slot::Inbound as u32);
+    assert!(Role::Hbone as u32 == abi::Slot::Hbone as u32);
+};
+
 /// What the kernel measured of one of our TCP connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TcpStats {
@@ -26,7 +34,7 @@ pub struct TcpStats {
     pub srtt_us: u32,
     /// Segments sent again since the connection began.
     pub retransmits: u32,
-    /// The latest delivery rate, in bytes per second.
+    /// The latest delivery rate, in bytes per second; 0 before the first.
     pub delivery_rate: u64,
 }
 
@@ -34,47 +42,77 @@ pub struct TcpStats {
 #[derive(Debug)]
 pub struct Pins {
     dir: PathBuf,
+    own: Mutex<SkStorage<MapData, u32>>,
+    stats: SkStorage<MapData, [u64; 3]>,
 }
 
 impl Pins {
-    /// Opens the shared pins of a node.
+    /// Opens the shared pins of a node. [`Error::NoPin`] before the agent has made them.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), own: Mutex::new(maps::own(dir)?), stats: maps::stats(dir)? })
     }
 
     /// Opens one pod's slots. [`Error::NoPin`] when the pod has no capture of ours.
     pub fn pod(&self, uid: &str) -> Result<PodSlots, Error> {
-        Err(Error::NoPin { path: self.dir.join("pods").join(uid) })
+        let dir = layout::pod(&self.dir, uid)?;
+        Ok(PodSlots { slots: Mutex::new(maps::slots(&dir)?), uid: uid.to_owned() })
     }
 
     /// Marks a socket as ztunnel's own: its packets are never captured. To be called before `connect`
     /// or `listen`; what a marked listener accepts is marked too.
-    pub fn mark_own(&self, _socket: BorrowedFd<'_>) -> Result<(), Error> {
-        Err(Error::NoPin { path: self.dir.clone() })
+    pub fn mark_own(&self, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.insert(&socket, abi::OWN_MARK, 0)
+            .map_err(|error| Error::kernel("mark a socket as ztunnel's own", &error))
     }
 
-    /// What the kernel measured of a marked connection; `None` before the first round trip, or when the
-    /// node has no cgroup to measure in.
-    pub fn tcp_stats(&self, _socket: BorrowedFd<'_>) -> Option<TcpStats> {
-        None
+    /// Whether a socket bears ztunnel's mark.
+    pub fn is_own(&self, socket: BorrowedFd<'_>) -> bool {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.get(&socket, 0).is_ok_and(|mark| mark == abi::OWN_MARK)
+    }
+
+    /// What the kernel measured of a marked connection; `None` before it is established, or when the node
+    /// has no cgroup to measure in. The measurements go with the socket: read them before it is closed.
+    pub fn tcp_stats(&self, socket: BorrowedFd<'_>) -> Option<TcpStats> {
+        let stats = abi::TcpStats::from_words(self.stats.get(&socket, 0).ok()?);
+        let micros = u64::from(stats.rate_interval_us);
+        Some(TcpStats {
+            srtt_us: stats.srtt_us,
+            retransmits: stats.retransmits,
+            delivery_rate: stats.rate_bytes.saturating_mul(1_000_000).checked_div(micros).unwrap_or(0),
+        })
     }
 }
 
 /// One pod's listeners.
-#[derive(Debug)]
 pub struct PodSlots {
-    dir: PathBuf,
+    slots: Mutex<Array<MapData, u64>>,
+    uid: String,
+}
+
+impl fmt::Debug for PodSlots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodSlots").field("uid", &self.uid).finish_non_exhaustive()
+    }
 }
 
 impl PodSlots {
-    /// Puts a listening socket into the slot of `role`, in place of the one before, at once.
-    pub fn set(&self, _role: Role, _listener: BorrowedFd<'_>) -> Result<(), Error> {
-        Err(Error::NoPin { path: self.dir.clone() })
+    /// Puts a listening socket into the slot of `role`, in place of the one before, at once. It leaves the
+    /// slot by itself when it is closed.
+    pub fn set(&self, role: Role, listener: BorrowedFd<'_>) -> Result<(), Error> {
+        let fd = u64::from(listener.as_raw_fd().unsigned_abs());
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.set(role as u32, fd, 0).map_err(|error| {
+            let what = format!("pod {}: offer a listener for {role:?} (does it listen?)", self.uid);
+            Error::kernel(what, &error)
+        })
     }
 
     /// The cookie of the socket that holds the slot of `role`; `None` when nobody listens.
-    pub fn holder(&self, _role: Role) -> Option<u64> {
-        None
+    pub fn holder(&self, role: Role) -> Option<u64> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get(&(role as u32), 0).ok()
     }
 }
 

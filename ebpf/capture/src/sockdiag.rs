@@ -1,8 +1,37 @@
-//! Which TCP sockets a network namespace has, asked of the kernel by SOCK_DIAG.
+//! Which TCP sockets a network namespace has, asked of the kernel by SOCK_DIAG (`linux/inet_diag.h`).
 
-use std::{io, net::SocketAddr};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
 
-/// One TCP socket: where it stands and to whom.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_DUMP: u16 = 0x300;
+const IPPROTO_TCP: u8 = 6;
+/// A request's optional attribute: the maps whose values on each socket are wanted.
+const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
+const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
+/// An answer's attribute: those values.
+const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
+const SK_DIAG_BPF_STORAGE: u16 = 1;
+const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
+const NLA_TYPE_MASK: u16 = 0x3fff;
+const HEADER: usize = 16;
+/// `struct inet_diag_msg`.
+const MESSAGE: usize = 72;
+
+/// The states of `include/net/tcp_states.h` that matter here.
+const TIME_WAIT: u8 = 6;
+const CLOSE: u8 = 7;
+const LISTEN: u8 = 10;
+
+/// One TCP socket: where it stands and to whom. IPv4 addresses of dual-stack sockets are plain IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TcpSocket {
     /// The socket's own address.
@@ -11,15 +40,264 @@ pub struct TcpSocket {
     pub remote: SocketAddr,
     /// The state, as the kernel numbers it (`TCP_ESTABLISHED` is 1, `TCP_LISTEN` 10).
     pub state: u8,
+    /// Whether it bears ztunnel's mark; known only where the marks were asked for.
+    pub own: bool,
 }
 
-/// Every TCP socket of the calling thread's network namespace, of both families, listeners excepted.
+impl TcpSocket {
+    /// Whether it still carries something: neither closed nor in TIME_WAIT.
+    pub fn is_live(&self) -> bool {
+        !matches!(self.state, TIME_WAIT | CLOSE | LISTEN)
+    }
+}
+
+/// A socket to ask with. It belongs to the network namespace in which it was opened, for good.
+#[derive(Debug)]
+pub struct Diag(Socket);
+
+impl Diag {
+    /// Opens one in the calling thread's network namespace.
+    pub fn open() -> io::Result<Self> {
+        let socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.connect(&NetlinkAddr::new(0, 0))?;
+        Ok(Self(socket))
+    }
+
+    /// Whether there is a socket with exactly these two addresses. A listener does not count, but the
+    /// remains of a closed connection (TIME_WAIT) do.
+    pub fn exists(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        self.0.send(&request(0, local, remote, None), 0)?;
+        let mut answer = [0_u8; 512];
+        let length = self.0.recv(&mut &mut answer[..], 0)?;
+        let answer = answer.get(..length).unwrap_or(&answer);
+        match u16_at(answer, 4)? {
+            SOCK_DIAG_BY_FAMILY => Ok(byte_at(answer, HEADER + 1)? != LISTEN),
+            NLMSG_ERROR => match error_of(answer)? {
+                error if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+                error => Err(error),
+            },
+            other => Err(malformed(&format!("message type {other}"))),
+        }
+    }
+
+    /// Every TCP socket, of both families, listeners excepted.
+    pub fn list(&self) -> io::Result<Vec<TcpSocket>> {
+        self.dump(None)
+    }
+
+    /// The same, with ztunnel's told apart by the storage in `marks`.
+    pub(crate) fn list_marked(&self, marks: BorrowedFd<'_>) -> io::Result<Vec<TcpSocket>> {
+        self.dump(Some(marks))
+    }
+
+    fn dump(&self, marks: Option<BorrowedFd<'_>>) -> io::Result<Vec<TcpSocket>> {
+        let mut sockets = Vec::new();
+        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        for at in any.map(|ip| SocketAddr::new(ip, 0)) {
+            self.0.send(&request(NLM_F_DUMP, at, at, marks), 0)?;
+            while self.read_dump(&mut sockets)? {}
+        }
+        Ok(sockets)
+    }
+
+    /// Reads one datagram of a dump; whether another follows.
+    fn read_dump(&self, sockets: &mut Vec<TcpSocket>) -> io::Result<bool> {
+        let (datagram, _) = self.0.recv_from_full()?;
+        let mut rest = &datagram[..];
+        while rest.len() >= HEADER {
+            let length = u32_at(rest, 0)? as usize;
+            let message = rest.get(..length).filter(|message| message.len() >= HEADER);
+            let message = message.ok_or_else(|| malformed("a length"))?;
+            match u16_at(message, 4)? {
+                NLMSG_DONE => return Ok(false),
+                NLMSG_ERROR => return Err(error_of(message)?),
+                SOCK_DIAG_BY_FAMILY => sockets.push(socket(&message[HEADER..])?),
+                other => return Err(malformed(&format!("message type {other}"))),
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        }
+        Ok(true)
+    }
+}
+
+/// [`Diag::list`] for the calling thread's network namespace.
 pub fn list() -> io::Result<Vec<TcpSocket>> {
-    Err(io::ErrorKind::Unsupported.into())
+    Diag::open()?.list()
 }
 
-/// Whether the calling thread's network namespace has a socket with exactly these two addresses.
-/// A listener does not count.
-pub fn exists(_local: SocketAddr, _remote: SocketAddr) -> io::Result<bool> {
-    Err(io::ErrorKind::Unsupported.into())
+/// [`Diag::exists`] for the calling thread's network namespace.
+pub fn exists(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+    Diag::open()?.exists(local, remote)
+}
+
+/// The pairs of live sockets that face each other within one namespace, where one end stands on an address
+/// that is not the namespace's own: what ztunnel carries for the pod's applications.
+pub(crate) fn mirrored_pairs(sockets: &[TcpSocket], is_local: impl Fn(&IpAddr) -> bool) -> usize {
+    let live: HashMap<_, _> = sockets
+        .iter()
+        .filter(|socket| socket.is_live())
+        .map(|socket| ((socket.local, socket.remote), socket))
+        .collect();
+    live.values()
+        .filter(|socket| !is_local(&socket.local.ip()))
+        .filter(|socket| live.contains_key(&(socket.remote, socket.local)))
+        .count()
+}
+
+/// `struct inet_diag_req_v2` in its envelope.
+fn request(flags: u16, local: SocketAddr, remote: SocketAddr, marks: Option<BorrowedFd<'_>>) -> Vec<u8> {
+    let mut message = vec![0; 4];
+    message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+    message.extend([0; 8]); // sequence and port: one question at a time
+    let family = if local.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+    message.extend([family as u8, IPPROTO_TCP, 0, 0]);
+    let states: u32 = !(1 << LISTEN);
+    message.extend(states.to_ne_bytes());
+    message.extend(local.port().to_be_bytes());
+    message.extend(remote.port().to_be_bytes());
+    for ip in [local.ip(), remote.ip()] {
+        match ip {
+            IpAddr::V4(ip) => message.extend(ip.octets().into_iter().chain([0; 12])),
+            IpAddr::V6(ip) => message.extend(ip.octets()),
+        }
+    }
+    message.extend(0_u32.to_ne_bytes()); // any device
+    message.extend([0xff; 8]); // any cookie
+    if let Some(marks) = marks {
+        message.extend(12_u16.to_ne_bytes());
+        message.extend(INET_DIAG_REQ_SK_BPF_STORAGES.to_ne_bytes());
+        message.extend(8_u16.to_ne_bytes());
+        message.extend(SK_DIAG_BPF_STORAGE_REQ_MAP_FD.to_ne_bytes());
+        message.extend(marks.as_raw_fd().to_ne_bytes());
+    }
+    let length = message.len() as u32;
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message
+}
+
+/// Reads `struct inet_diag_msg` and its attributes.
+fn socket(message: &[u8]) -> io::Result<TcpSocket> {
+    let (family, state) = (byte_at(message, 0)?, byte_at(message, 1)?);
+    let port = |at| Ok::<_, io::Error>(u16::from_be(u16_at(message, at)?));
+    let address = |at: usize| -> io::Result<IpAddr> {
+        let bytes: [u8; 16] = message
+            .get(at..at + 16)
+            .and_then(|bytes| bytes.try_into().ok())
+            .ok_or_else(|| malformed("an address"))?;
+        Ok(match i32::from(family) {
+            libc::AF_INET6 => Ipv6Addr::from(bytes).to_canonical(),
+            _ => Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into(),
+        })
+    };
+    Ok(TcpSocket {
+        local: SocketAddr::new(address(8)?, port(4)?),
+        remote: SocketAddr::new(address(24)?, port(6)?),
+        state,
+        own: is_own(message.get(MESSAGE..).unwrap_or(&[])),
+    })
+}
+
+/// Whether the attributes hold a storage whose value is the mark.
+fn is_own(attributes: &[u8]) -> bool {
+    let storage = attribute(attributes, INET_DIAG_SK_BPF_STORAGES)
+        .and_then(|storages| attribute(storages, SK_DIAG_BPF_STORAGE))
+        .and_then(|storage| attribute(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE));
+    storage.is_some_and(|value| value.get(..4) == Some(&abi::OWN_MARK.to_ne_bytes()))
+}
+
+/// The value of the first attribute of a kind.
+fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    while attributes.len() >= 4 {
+        let length = usize::from(u16_at(attributes, 0).ok()?);
+        let value = attributes.get(4..length)?;
+        if u16_at(attributes, 2).ok()? & NLA_TYPE_MASK == kind {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+fn error_of(message: &[u8]) -> io::Result<io::Error> {
+    let code = u32_at(message, HEADER)? as i32;
+    Ok(io::Error::from_raw_os_error(code.wrapping_neg()))
+}
+
+fn byte_at(bytes: &[u8], at: usize) -> io::Result<u8> {
+    bytes.get(at).copied().ok_or_else(|| malformed("a short message"))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> io::Result<u16> {
+    let field = bytes.get(at..at + 2).and_then(|field| field.try_into().ok());
+    field.map(u16::from_ne_bytes).ok_or_else(|| malformed("a short message"))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> io::Result<u32> {
+    let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
+    field.map(u32::from_ne_bytes).ok_or_else(|| malformed("a short message"))
+}
+
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("SOCK_DIAG answered with {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn finds_a_live_connection_and_no_other() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        assert!(exists(local, remote).unwrap());
+        assert!(exists(remote, local).unwrap());
+        // The listener would match a lookup with a port that nobody has.
+        assert!(!exists(remote, SocketAddr::new(local.ip(), 1)).unwrap());
+        let listed = list().unwrap();
+        assert!(
+            listed.iter().any(|socket| socket.local == local && socket.remote == remote && socket.is_live())
+        );
+        assert!(!listed.iter().any(|socket| socket.state == LISTEN));
+    }
+
+    #[test]
+    fn dual_stack_sockets_show_plain_addresses() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        assert!(accepted.local_addr().unwrap().is_ipv6());
+        let (here, there) = (client.peer_addr().unwrap(), client.local_addr().unwrap());
+        assert!(list().unwrap().iter().any(|socket| socket.local == here && socket.remote == there));
+        assert!(exists(here, there).unwrap());
+    }
+
+    #[test]
+    fn only_pairs_with_a_foreign_address_are_carried() {
+        let socket = |local: &str, remote: &str, state| TcpSocket {
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            state,
+            own: false,
+        };
+        let pod: IpAddr = "10.0.0.1".parse().unwrap();
+        let mut sockets = vec![
+            socket("10.0.0.1:40000", "10.9.0.1:80", 1),
+            socket("10.9.0.1:80", "10.0.0.1:40000", 1),
+            // The pod talks to itself.
+            socket("10.0.0.1:40001", "10.0.0.1:80", 1),
+            socket("10.0.0.1:80", "10.0.0.1:40001", 1),
+            // A connection from before the enrollment.
+            socket("10.0.0.1:40002", "10.9.0.1:80", 1),
+            // One that ended.
+            socket("10.0.0.1:40003", "10.9.0.1:80", TIME_WAIT),
+            socket("10.9.0.1:80", "10.0.0.1:40003", TIME_WAIT),
+        ];
+        assert_eq!(mirrored_pairs(&sockets, |ip| *ip == pod), 1);
+        sockets.remove(0);
+        assert_eq!(mirrored_pairs(&sockets, |ip| *ip == pod), 0);
+    }
 }

@@ -35,7 +35,7 @@ macro_rules! verdicts {
             /// Where it is counted.
             #[inline(always)]
             pub const fn counter(self) -> crate::Counter {
-                crate::Counter($hook * super::SPAN + self as u32)
+                crate::Counter($hook * crate::verdicts::SPAN + self as u32)
             }
 
             /// Its stable name, fit for the label of a metric.
@@ -45,12 +45,24 @@ macro_rules! verdicts {
         }
 
         const _: () = {
-            assert!($name::ALL.len() <= super::SPAN as usize);
-            assert!(($hook + 1) * super::SPAN <= crate::COUNTER_SLOTS);
+            assert!($name::ALL.len() <= crate::verdicts::SPAN as usize);
+            assert!(($hook + 1) * crate::verdicts::SPAN <= crate::COUNTER_SLOTS);
         };
     };
 }
 use verdicts;
+
+verdicts! {
+    /// What became of the record of connections that pass ztunnel by.
+    Flow at 5 {
+        /// One was recorded.
+        Recorded = "flow_recorded",
+        /// One was not, since the record is full: enforcement would reset it.
+        Full = "flow_record_full",
+        /// One was removed, since a new connection over its ports is captured.
+        Forgotten = "flow_forgotten",
+    }
+}
 
 /// Every counter with its name, in the order of the map.
 pub fn counters() -> impl Iterator<Item = (Counter, &'static str)> {
@@ -65,6 +77,7 @@ pub fn counters() -> impl Iterator<Item = (Counter, &'static str)> {
         .chain(named(Ingress::ALL, |v| (v.counter(), v.name())))
         .chain(named(Guard::ALL, |v| (v.counter(), v.name())))
         .chain(named(Reuse::ALL, |v| (v.counter(), v.name())))
+        .chain(named(Flow::ALL, |v| (v.counter(), v.name())))
 }
 
 #[cfg(test)]

@@ -1,0 +1,52 @@
+//! The system calls that aya does not wrap.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_LINK_DETACH: libc::c_int = 34;
+
+/// Detaches a pinned link at once. (Without this it goes when its last holder lets go, and the kernel lets
+/// go of a removed pin only after a while.) A link whose device is gone is detached already.
+pub(crate) fn detach_pinned_link(pin: &Path) -> io::Result<()> {
+    let link = get(pin)?;
+    let attributes = link.as_raw_fd() as u32;
+    // SAFETY: the command reads one word, whose size is given.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attributes, size_of_val(&attributes))
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// Opens what is pinned at a path.
+fn get(pin: &Path) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attributes = Attributes { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the command reads the attributes, whose size is given, and the path, which outlives the call.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of_val(&attributes)) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that the kernel just opened for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}

@@ -1,0 +1,30 @@
+//! What has left the pod, seen from the host. See [`abi::guard()`].
+
+use crate::{
+    log,
+    maps::FLOWS,
+    packet::Frame,
+    socket::{self, DROP, NEXT},
+};
+use abi::GuardFacts;
+use aya_ebpf::{macros::classifier, programs::TcContext};
+
+/// tcx ingress of the host's end of the pod's link.
+#[classifier]
+pub fn pod_guard(ctx: TcContext) -> i32 {
+    let frame = Frame::read(&ctx);
+    let (mode, on) = socket::config();
+    let facts = GuardFacts {
+        mode,
+        on,
+        sender: socket::sender(&ctx),
+        packet: frame.packet,
+        local_scope: frame.destination.is_local_scope(),
+        probe: abi::is_probe(&frame.destination, frame.destination_port),
+    };
+    let flow = frame.outgoing();
+    let verdict = abi::guard(&facts, || FLOWS.get_ptr(&flow).is_some());
+    socket::count(verdict.counter());
+    log::verdict(&ctx, verdict.counter(), &frame);
+    if verdict.drops() { DROP } else { NEXT }
+}

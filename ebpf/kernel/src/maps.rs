@@ -1,0 +1,108 @@
+//! The maps. Names and layouts are `abi`'s; here is only how each is stored.
+//!
+//! The socket maps are declared by hand, since aya's types fix what we need otherwise: the storage's flags
+//! (`BPF_F_CLONE`), and eight bytes for a slot's value, without which user space cannot read a cookie.
+
+use abi::{Config, FlowKey, ReuseNote, TcpStats};
+use aya_ebpf::{
+    bindings::{
+        BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock,
+    },
+    helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_get},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use core::{ffi::c_void, ptr};
+
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
+
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::COUNTER_SLOTS, 0);
+
+/// Allocated as it fills: most pods record few connections.
+#[map]
+pub static FLOWS: HashMap<FlowKey, u64> = HashMap::with_max_entries(abi::FLOW_LIMIT, BPF_F_NO_PREALLOC);
+
+/// A note that no lookup consumes (the SYN was answered without one) is pushed out by newer ones.
+#[map]
+pub static REUSE: LruHashMap<FlowKey, ReuseNote> = LruHashMap::with_max_entries(abi::REUSE_LIMIT, 0);
+
+#[btf_map]
+pub static OWN: SocketStorage<u32, { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize }> = SocketStorage::new();
+
+#[btf_map]
+pub static STATS: SocketStorage<TcpStats, { BPF_F_NO_PREALLOC as usize }> = SocketStorage::new();
+
+#[btf_map]
+pub static SLOTS: SocketSlots<{ abi::SLOT_COUNT as usize }> = SocketSlots::new();
+
+/// A value on each socket.
+#[repr(C)]
+pub struct SocketStorage<V: 'static, const FLAGS: usize> {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const V,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; FLAGS],
+}
+
+// SAFETY: the pointers only describe the map to its loader; nothing ever follows them.
+unsafe impl<V, const FLAGS: usize> Sync for SocketStorage<V, FLAGS> {}
+
+impl<V, const FLAGS: usize> SocketStorage<V, FLAGS> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    /// The value on a socket, or null: also for a socket that is not full.
+    #[inline(always)]
+    pub fn get(&self, socket: *mut bpf_sock) -> *mut V {
+        self.lookup(socket, 0)
+    }
+
+    /// The value on a socket, made of zeros if there was none; null if it cannot be made.
+    #[inline(always)]
+    pub fn get_or_create(&self, socket: *mut bpf_sock) -> *mut V {
+        self.lookup(socket, BPF_SK_STORAGE_GET_F_CREATE as u64)
+    }
+
+    #[inline(always)]
+    fn lookup(&self, socket: *mut bpf_sock, flags: u64) -> *mut V {
+        let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
+        // SAFETY: the verifier accepts the call only for this map and a checked socket.
+        unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), flags).cast() }
+    }
+}
+
+/// Listening sockets by number.
+#[repr(C)]
+pub struct SocketSlots<const SLOTS: usize> {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SOCKMAP as usize],
+    key: *const u32,
+    value: *const u64,
+    max_entries: *const [i32; SLOTS],
+}
+
+// SAFETY: the pointers only describe the map to its loader; nothing ever follows them.
+unsafe impl<const SLOTS: usize> Sync for SocketSlots<SLOTS> {}
+
+impl<const SLOTS: usize> SocketSlots<SLOTS> {
+    const fn new() -> Self {
+        Self { r#type: ptr::null(), key: ptr::null(), value: ptr::null(), max_entries: ptr::null() }
+    }
+
+    /// The socket in a slot, to be released, or null.
+    #[inline(always)]
+    pub fn get(&self, slot: u32) -> *mut bpf_sock {
+        let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
+        // SAFETY: the verifier knows that a lookup in a sockmap yields a referenced socket or null.
+        unsafe { bpf_map_lookup_elem(map, ptr::from_ref(&slot).cast()).cast() }
+    }
+}

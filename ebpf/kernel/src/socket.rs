@@ -1,0 +1,199 @@
+//! Asks the kernel what the verdicts want to know of sockets and connections, and carries out what they
+//! decide about them.
+
+use crate::{
+    maps::{CONFIG, COUNTERS, FLOWS, OWN, REUSE, SLOTS},
+    packet::Frame,
+};
+use abi::{Config, Counter, Flow, FlowKey, Found, Lookups, Mode, ReuseNote, Sender, Slot};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock},
+    helpers::generated::{
+        bpf_ktime_get_ns, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
+    programs::TcContext,
+};
+use core::ptr;
+
+/// Passes the packet to the next program of the hook: `TCX_NEXT`. `TC_ACT_OK` would end the chain and hide
+/// what other people attach there.
+pub const NEXT: i32 = -1;
+/// Drops the packet: `TCX_DROP`.
+pub const DROP: i32 = 2;
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+
+/// Counts a verdict.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(count) = COUNTERS.get_ptr_mut(counter.0) {
+        // SAFETY: the pointer is to this CPU's value of the map.
+        unsafe { *count += 1 };
+    }
+}
+
+/// How the pod is set; strict, should the map ever be unreadable.
+#[inline(always)]
+pub fn config() -> (Mode, bool) {
+    match CONFIG.get(0) {
+        Some(Config { mode, guard, .. }) => (Mode::from_word(*mode), *guard != 0),
+        None => (Mode::Enforce, true),
+    }
+}
+
+/// Whether the socket is ztunnel's.
+#[inline(always)]
+pub fn is_own(socket: *mut bpf_sock) -> bool {
+    let mark = OWN.get(socket);
+    // SAFETY: not null, and then a value of the map.
+    !mark.is_null() && unsafe { *mark } == abi::OWN_MARK
+}
+
+/// Who sent the packet.
+#[inline(always)]
+pub fn sender(ctx: &TcContext) -> Sender {
+    // SAFETY: a field of the context, whose access the verifier checks.
+    let socket = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return Sender::Unknown;
+    }
+    if is_own(socket) {
+        return Sender::Own;
+    }
+    // SAFETY: a socket that is not null.
+    let full = unsafe { bpf_sk_fullsock(socket) };
+    if full.is_null() {
+        return Sender::Mini;
+    }
+    // SAFETY: a full socket.
+    let (kind, protocol) = unsafe { ((*full).type_, (*full).protocol) };
+    if kind == SOCK_STREAM && protocol == IPPROTO_TCP { Sender::App } else { Sender::NoStream }
+}
+
+/// The socket that would receive the packet, to be released; null instead of a listener.
+#[inline(always)]
+pub fn receiver(ctx: &TcContext, frame: &Frame) -> (*mut bpf_sock, Found) {
+    let (mut tuple, size) = frame.tuple();
+    let none = (ptr::null_mut(), Found::None);
+    // Both sizes are constants in their branches: the verifier wants to see that.
+    let socket = if size == 36 {
+        // SAFETY: the tuple is as large as said.
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &mut tuple, 36, BPF_F_CURRENT_NETNS as u64, 0) }
+    } else {
+        // SAFETY: the tuple is as large as said.
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &mut tuple, 12, BPF_F_CURRENT_NETNS as u64, 0) }
+    };
+    if socket.is_null() {
+        return none;
+    }
+    // SAFETY: a socket that is not null, held until it is released.
+    let found = Found::from_state(unsafe { (*socket).state });
+    if matches!(found, Found::None) {
+        release(socket);
+        return none;
+    }
+    (socket, found)
+}
+
+/// Gives back a socket that a lookup returned.
+#[inline(always)]
+pub fn release(socket: *mut bpf_sock) {
+    // SAFETY: the verifier sees to it that each is released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+}
+
+/// Gives the packet to the socket, and the socket back. Whether the kernel took it.
+#[inline(always)]
+pub fn assign(ctx: &TcContext, socket: *mut bpf_sock) -> bool {
+    // SAFETY: a referenced socket; the packet takes a reference of its own.
+    let refused = unsafe { bpf_sk_assign(ctx.as_ptr(), socket.cast(), 0) };
+    release(socket);
+    refused == 0
+}
+
+/// What became of a packet for one of the listeners.
+pub enum Handed {
+    Assigned,
+    Refused,
+    NoListener,
+}
+
+/// Gives the packet to the listener in a slot.
+#[inline(always)]
+pub fn hand_to(ctx: &TcContext, slot: Slot) -> Handed {
+    let listener = SLOTS.get(slot as u32);
+    if listener.is_null() {
+        return Handed::NoListener;
+    }
+    if assign(ctx, listener) { Handed::Assigned } else { Handed::Refused }
+}
+
+/// Whether somebody listens in a slot.
+#[inline(always)]
+pub fn is_held(slot: Slot) -> bool {
+    let listener = SLOTS.get(slot as u32);
+    if listener.is_null() {
+        return false;
+    }
+    release(listener);
+    true
+}
+
+/// Records a connection as one that passes ztunnel by.
+#[inline(always)]
+pub fn record(key: &FlowKey) {
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    match FLOWS.insert(key, &now, BPF_NOEXIST as u64) {
+        Ok(()) => count(Flow::Recorded.counter()),
+        // EEXIST: another CPU was quicker.
+        Err(-17) => {}
+        Err(_) => count(Flow::Full.counter()),
+    }
+}
+
+/// Removes a connection's record, if there is one.
+#[inline(always)]
+pub fn forget(key: &FlowKey) {
+    if FLOWS.remove(key).is_ok() {
+        count(Flow::Forgotten.counter());
+    }
+}
+
+/// Tells the `sk_lookup` program where a SYN belongs.
+#[inline(always)]
+pub fn note(key: &FlowKey, slot: Slot) {
+    // SAFETY: takes no argument.
+    let note = ReuseNote { at: unsafe { bpf_ktime_get_ns() }, slot: slot as u32, zero: 0 };
+    // Should it fail, the SYN's sender tries again.
+    let _ = REUSE.insert(key, &note, 0);
+}
+
+/// What a verdict may ask about one packet.
+pub struct Kernel<'a> {
+    pub ctx: &'a TcContext,
+    pub frame: &'a Frame,
+    pub flow: &'a FlowKey,
+    /// Whether ztunnel's connections are to be told apart.
+    pub tell_own: bool,
+}
+
+impl Lookups for Kernel<'_> {
+    #[inline(always)]
+    fn socket(&mut self) -> Found {
+        let (socket, found) = receiver(self.ctx, self.frame);
+        if socket.is_null() {
+            return Found::None;
+        }
+        let own = self.tell_own && is_own(socket);
+        release(socket);
+        if own { Found::Own } else { found }
+    }
+
+    #[inline(always)]
+    fn known_flow(&mut self) -> bool {
+        FLOWS.get_ptr(self.flow).is_some()
+    }
+}
