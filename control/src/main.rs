@@ -1,3 +1,243 @@
-//! READ control/NOTE-READ-FIRST.md: manifest/, objects.rs and compile/ are being written by the lead.
+//! `control`: the control plane's program. Flags in, one running [`control::program::Control`] out.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use clap::{Parser, Subcommand};
+use control::{
+    compile::Options,
+    metrics::Metrics,
+    program::{Control, Settings},
+    status, tokens,
+};
+use runtime::{
+    admin::{Handlers, Servers},
+    config::{Common, values},
+    drain, logging,
+    readiness::Readiness,
+};
+
+/// The control plane: follows a folder of Kubernetes manifests, tells every node what the mesh looks
+/// like, and signs certificates.
+#[derive(Debug, Parser)]
+#[command(name = "control", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    common: Common,
+
+    /// Folder of manifests (*.yaml, *.yml, with sub-folders), followed live
+    #[arg(long, value_name = "DIR", required = true)]
+    manifests: Option<PathBuf>,
+
+    /// Folder of control's own state: ca/root.pem (for clients to trust), the keys, and tokens/NODE
+    #[arg(long, value_name = "DIR", required = true)]
+    state: Option<PathBuf>,
+
+    /// Address that nodes connect to
+    #[arg(long, value_name = "ADDR", default_value = "[::]:15010")]
+    listen: SocketAddr,
+
+    /// Further DNS name or address of control's certificate; may be repeated. It always names `control`,
+    /// `localhost` and the address that a client has dialled
+    #[arg(long, value_name = "NAME")]
+    san: Vec<String>,
+
+    /// Longest life of a workload's certificate
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = values::duration)]
+    certificate_lifetime: Duration,
+
+    /// Certificate authority from elsewhere, PEM from its certificate up to the root; without it control
+    /// makes a root of its own on first start
+    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+
+    /// Key of --ca-cert, PKCS#8 PEM
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
+
+    #[command(flatten)]
+    mesh: MeshArgs,
+}
+
+/// What holds for the whole mesh.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Mesh")]
+struct MeshArgs {
+    /// Trust domain of every identity
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    trust_domain: String,
+
+    /// Name of the cluster
+    #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
+    cluster: String,
+
+    /// Network of pods that name none
+    #[arg(long, value_name = "NAME", default_value = "")]
+    network: String,
+
+    /// Policies without selector in this namespace are for the whole mesh
+    #[arg(long, value_name = "NAME", default_value = "istio-system")]
+    root_namespace: String,
+
+    /// Suffix of service host names
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    cluster_domain: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Reads a folder of manifests, says what would be refused and why, and exits with 1 if anything is
+    Check {
+        /// Folder of manifests
+        #[arg(long, value_name = "DIR")]
+        manifests: PathBuf,
+
+        #[command(flatten)]
+        mesh: MeshArgs,
+    },
+    /// Prints a token with which a node proves itself; a Node object of that name must exist for it to be
+    /// accepted
+    Token {
+        /// Control's state folder
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+
+        /// Name of the node
+        #[arg(long, value_name = "NAME")]
+        node: String,
+
+        /// How long it is good for
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = values::duration)]
+        lifetime: Duration,
+    },
+}
+
+fn main() -> ExitCode {
+    let args: Args = runtime::config::resolve();
+    let outcome = match &args.command {
+        Some(Command::Check { manifests, mesh }) => return check(manifests, mesh),
+        Some(Command::Token { state, node, lifetime }) => token(state, node, *lifetime),
+        None => run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("control: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(manifests: &std::path::Path, mesh: &MeshArgs) -> ExitCode {
+    if let Err(error) = std::fs::read_dir(manifests) {
+        eprintln!("control: {} cannot be listed: {error}", manifests.display());
+        return ExitCode::from(2);
+    }
+    let checked = status::check(manifests, &mesh.options());
+    print!("{}", checked.text);
+    if checked.refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn token(state: &std::path::Path, node: &str, lifetime: Duration) -> anyhow::Result<()> {
+    tokens::check_node(node)?;
+    let tokens = tokens::Tokens::load_or_create(state)?;
+    println!("{}", tokens.make(node, SystemTime::now() + lifetime));
+    Ok(())
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let logging = logging::init(args.common.log_format, &args.common.log_level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let outcome = runtime.block_on(serve(args, &logging));
+    logging.flush();
+    outcome
+}
+
+async fn serve(args: Args, logging: &logging::Logging) -> anyhow::Result<()> {
+    let registry = runtime::metrics::Metrics::new("control");
+    logging.register(&registry);
+    let metrics = Arc::new(Metrics::default());
+    registry.under("culvert_control", |registry| metrics.register(registry));
+    let readiness = Readiness::new();
+    let published = readiness.task("mesh", "the first state of the folder");
+    let handlers = Handlers::new();
+    let servers = Servers::bind(
+        "control",
+        args.common.addresses(),
+        registry,
+        readiness,
+        logging.levels(),
+        handlers.clone(),
+    )
+    .await?;
+    let (ending, watch) = drain::channel();
+    servers.spawn(watch);
+
+    let control = Control::start(args.settings()?, metrics.clone()).await?;
+    status::register(&handlers, &control.compiled, &control.nodes, &control.clients, &control.store);
+    tokio::spawn(observe(control.clients.clone(), control.nodes.clone(), metrics));
+    tracing::info!(version = runtime::VERSION, listen = %control.address, "control begins");
+    let end = async {
+        match drain::termination().await {
+            Ok(signal) => tracing::info!(signal, "told to end"),
+            Err(error) => tracing::error!("signals cannot be waited for: {error}"),
+        }
+        ending.start();
+    };
+    tokio::select! {
+        served = control.run(|| published.ready(), std::future::pending()) => served?,
+        // Streams are open for ever: they are cut, and their clients keep what they have.
+        () = end => {}
+    }
+    Ok(())
+}
+
+/// Counts what comes and goes.
+async fn observe(
+    clients: Arc<control::publish::Clients>,
+    nodes: Arc<control::nodes::Nodes>,
+    metrics: Arc<Metrics>,
+) {
+    loop {
+        let agents = nodes.list().values().filter(|node| node.agents > 0).count();
+        metrics.observe(clients.list().len(), agents);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+impl Args {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let required =
+            |path: &Option<PathBuf>| path.clone().ok_or_else(|| anyhow::anyhow!("a folder is missing"));
+        Ok(Settings {
+            manifests: required(&self.manifests)?,
+            state: required(&self.state)?,
+            listen: self.listen,
+            names: self.san.clone(),
+            mesh: self.mesh.options(),
+            certificate_lifetime: self.certificate_lifetime,
+            authority: self.ca_cert.clone().zip(self.ca_key.clone()),
+        })
+    }
+}
+
+impl MeshArgs {
+    fn options(&self) -> Options {
+        Options {
+            trust_domain: self.trust_domain.as_str().into(),
+            cluster_id: self.cluster.as_str().into(),
+            network: self.network.as_str().into(),
+            root_namespace: self.root_namespace.as_str().into(),
+            cluster_domain: self.cluster_domain.as_str().into(),
+        }
+    }
+}

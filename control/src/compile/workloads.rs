@@ -38,11 +38,12 @@ impl<'v> Compiler<'v, '_> {
                 self.warn(&key, "status.podIP", "the pod is to be enrolled and has no address yet");
             }
             let node = pod.spec.node_name.as_deref().unwrap_or_default();
-            let tunnel = if captured(node, &local.uid) || pod.metadata.annotation(REDIRECTION) == Some("enabled") {
-                Tunnel::Hbone
-            } else {
-                Tunnel::None
-            };
+            let tunnel =
+                if captured(node, &local.uid) || pod.metadata.annotation(REDIRECTION) == Some("enabled") {
+                    Tunnel::Hbone
+                } else {
+                    Tunnel::None
+                };
             let workload = self.workload(&key, pod, &local, tunnel);
             self.labels
                 .insert(workload.uid.clone(), pod.metadata.labels.as_ref().unwrap_or(&super::NO_LABELS));

@@ -1,0 +1,250 @@
+//! A folder of manifests, followed live.
+//!
+//! What counts as a change, and what does not:
+//! - a file is read when its writer has closed it, or has let it rest for two seconds;
+//! - a file that became empty is being written: its objects stay until it says something or is removed;
+//! - a file that vanished is gone only if it is still gone after a moment (editors rename around);
+//! - names that begin with a dot, end with `~`, or do not end with `.yaml` or `.yml` are not manifests;
+//! - a folder that cannot be listed forgets nothing.
+//!
+//! The last text of each file that was wholly good is kept in the state directory, so that "the last
+//! good version holds" is also true across a restart of control.
+
+mod kept;
+mod watch;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+pub use kept::Kept;
+pub use watch::watch;
+
+use crate::{
+    manifest::{Parsed, parse},
+    objects::Objects,
+};
+
+/// A file that is gone for this long is deleted.
+const GONE_AFTER: Duration = Duration::from_millis(200);
+/// Deeper folders are not looked into (links may lead in a circle).
+const MAX_DEPTH: usize = 16;
+/// Larger files are refused (bytes).
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// The folder and what its files hold.
+pub struct Folder {
+    root: PathBuf,
+    objects: Arc<Mutex<Objects>>,
+    kept: Option<Kept>,
+    files: BTreeMap<PathBuf, Seen>,
+}
+
+/// A file as it was last read.
+#[derive(Debug, Clone)]
+struct Seen {
+    stamp: Stamp,
+    missing_since: Option<Instant>,
+}
+
+/// What differs when a file was written or replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+/// What a look at the folder led to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Objects or problems may differ from before.
+    pub changed: bool,
+    /// Something is still to be decided: look again after this time.
+    pub again: Option<Duration>,
+}
+
+impl Folder {
+    /// A folder that was not looked at yet.
+    pub fn new(root: PathBuf, kept: Option<Kept>) -> Self {
+        Self { root, objects: Arc::default(), kept, files: BTreeMap::new() }
+    }
+
+    /// What the files hold; shared with whoever compiles it.
+    pub fn objects(&self) -> Arc<Mutex<Objects>> {
+        self.objects.clone()
+    }
+
+    /// Looks at every file. Those in `written` are read even if they look unchanged, those in `open` not
+    /// at all: somebody is writing them.
+    pub fn scan(&mut self, written: &BTreeSet<PathBuf>, open: &BTreeSet<PathBuf>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut found = Found::default();
+        found.list(&self.root, 0);
+        for (path, reason) in &found.unlisted {
+            outcome.changed |= self
+                .refuse(path, format!("the folder cannot be listed: {reason}; its files are as they were"));
+        }
+        for (path, stamp) in found.files {
+            if open.contains(&path) {
+                continue;
+            }
+            let seen = self.files.get(&path);
+            let same = seen.is_some_and(|seen| seen.stamp == stamp && seen.missing_since.is_none());
+            if !same || written.contains(&path) {
+                let first = seen.is_none();
+                outcome.changed |= self.read(&path, stamp, first);
+                self.files.insert(path, Seen { stamp, missing_since: None });
+            }
+        }
+        self.sweep(&found.listed, open, &mut outcome);
+        outcome
+    }
+
+    /// Forgets what is gone.
+    fn sweep(&mut self, listed: &BTreeSet<PathBuf>, open: &BTreeSet<PathBuf>, outcome: &mut Outcome) {
+        let now = Instant::now();
+        let mut gone = Vec::new();
+        for (path, seen) in &mut self.files {
+            let is_there = fs::symlink_metadata(path).is_ok();
+            // A folder that could not be listed says nothing of its files.
+            let known = path.parent().is_none_or(|parent| listed.contains(parent) || !parent.exists())
+                && self.root.exists();
+            if is_there || !known || open.contains(path) {
+                seen.missing_since = None;
+                continue;
+            }
+            let missing = now.duration_since(*seen.missing_since.get_or_insert(now));
+            if missing >= GONE_AFTER {
+                gone.push(path.clone());
+            } else {
+                let rest = GONE_AFTER - missing;
+                outcome.again = Some(outcome.again.map_or(rest, |again| again.min(rest)));
+            }
+        }
+        for path in gone {
+            self.files.remove(&path);
+            self.lock().remove(&path);
+            if let Some(kept) = &self.kept {
+                kept.forget(&self.root, &path);
+            }
+            tracing::info!(file = %path.display(), "manifest removed");
+            outcome.changed = true;
+        }
+    }
+
+    fn read(&mut self, path: &Path, stamp: Stamp, first: bool) -> bool {
+        if stamp.length > MAX_FILE {
+            return self.refuse(path, format!("it has {} bytes, more than {MAX_FILE}", stamp.length));
+        }
+        let text = match fs::read(path).map(String::from_utf8) {
+            Ok(Ok(text)) => text,
+            Ok(Err(_)) => return self.refuse(path, "it is not UTF-8 text".to_owned()),
+            // It is gone between listing and reading; the next look decides.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+            Err(error) => return self.refuse(path, format!("it cannot be read: {error}")),
+        };
+        if text.trim().is_empty() {
+            // A new empty file holds nothing, and that is all there is to say of it.
+            let held = !first || self.kept.as_ref().is_some_and(|kept| kept.holds(&self.root, path));
+            if first {
+                self.bring_back(path);
+            }
+            let reason = "it is empty; what it held before holds until it says something or is removed";
+            return held && self.refuse(path, reason.to_owned());
+        }
+        let parsed = parse(path, &text);
+        let good = is_good(&parsed);
+        if first && !good {
+            self.bring_back(path);
+        }
+        tracing::info!(
+            file = %path.display(), objects = parsed.objects.len(), problems = parsed.problems.len(), "manifest read"
+        );
+        self.lock().apply(path, parsed);
+        if let Some(kept) = self.kept.as_ref().filter(|_| good) {
+            kept.keep(&self.root, path, &text);
+        }
+        true
+    }
+
+    /// After a start: what held of this file when control last ran.
+    fn bring_back(&self, path: &Path) {
+        if let Some(text) = self.kept.as_ref().and_then(|kept| kept.text(&self.root, path)) {
+            self.lock().apply(path, parse(path, &text));
+        }
+    }
+
+    fn refuse(&self, path: &Path, reason: String) -> bool {
+        self.lock().unreadable(path, reason);
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_good(parsed: &Parsed) -> bool {
+    parsed.refused.is_empty() && !parsed.unreadable
+}
+
+/// Whether a file of that name is a manifest.
+fn is_manifest(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    (name.ends_with(".yaml") || name.ends_with(".yml")) && !name.starts_with(['.', '#'])
+}
+
+/// The files below a folder.
+#[derive(Default)]
+struct Found {
+    files: BTreeMap<PathBuf, Stamp>,
+    listed: BTreeSet<PathBuf>,
+    unlisted: BTreeMap<PathBuf, String>,
+}
+
+impl Found {
+    fn list(&mut self, folder: &Path, depth: usize) {
+        let entries = match fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+            Ok(entries) => entries,
+            // A folder within that vanished is no folder any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && depth > 0 => return,
+            Err(error) => {
+                self.unlisted.insert(folder.to_owned(), error.to_string());
+                return;
+            }
+        };
+        self.listed.insert(folder.to_owned());
+        for entry in entries {
+            let path = entry.path();
+            let hidden = entry.file_name().to_str().is_none_or(|name| name.starts_with('.'));
+            // Follows links: a mounted ConfigMap is links all the way.
+            let Some(metadata) = fs::metadata(&path).ok().filter(|_| !hidden) else { continue };
+            if metadata.is_dir() && depth < MAX_DEPTH {
+                self.list(&path, depth + 1);
+            } else if metadata.is_file() && is_manifest(&path) {
+                self.files.insert(path, Stamp::of(&metadata));
+            }
+        }
+    }
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

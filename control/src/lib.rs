@@ -1,0 +1,25 @@
+//! The control plane: manifests → objects → compiled state → discovery, certificates and the word of
+//! each node.
+//!
+//! ```text
+//! folder ─▶ manifest ─▶ objects ─▶ compile ─▶ publish ─▶ ztunnels (delta xDS)
+//!                                    ▲           │
+//!            agents ─▶ nodes ────────┘           └─▶ serve: certificates, directives
+//! ```
+//!
+//! [`engine`] turns the wheel; `manifest`, `objects` and `compile` are pure.
+#![forbid(unsafe_code)]
+
+pub mod auth;
+pub mod compile;
+pub mod engine;
+pub mod folder;
+pub mod manifest;
+pub mod metrics;
+pub mod nodes;
+pub mod objects;
+pub mod program;
+pub mod publish;
+pub mod serve;
+pub mod status;
+pub mod tokens;

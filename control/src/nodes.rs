@@ -1,0 +1,291 @@
+//! The word of each node: what its agent measured, what it is to do, and when a withdrawal is complete.
+//!
+//! What a node last said holds until it says something else. An agent that restarts, or a control that
+//! does, must not make peers send plaintext to pods that are captured all the while; so the reports
+//! are also kept in `state/nodes.json`.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use proto::node::{CaptureState, NodeDirective, NodePod, NodeReport};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::{compile::Compiled, publish::Clients, tokens};
+
+/// A peer that has not acknowledged a withdrawal by then is not waited for.
+const WITHDRAWAL_PATIENCE: Duration = Duration::from_secs(5);
+/// Reports name at most this many pods; a node runs some hundred.
+const MAX_PODS: usize = 10_000;
+/// Longest reason that is kept.
+const MAX_REASON: usize = 1000;
+
+/// How a pod stands with its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Capture {
+    /// Captured, and a connection proved it.
+    Measured,
+    /// Captured; leaves as soon as no peer uses the tunnel any more.
+    Withdrawing,
+    None,
+    /// Not captured, for the reason given.
+    Failed,
+}
+
+/// A pod as its node reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStatus {
+    pub capture: Capture,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    #[serde(default, skip_deserializing)]
+    pub captured_connections: u64,
+    /// How far its withdrawal is; begins anew with a new control.
+    #[serde(default, skip_deserializing)]
+    withdrawal: Withdrawal,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Withdrawal {
+    #[default]
+    None,
+    /// Peers are being told.
+    Waiting,
+    /// Peers were told.
+    Done,
+}
+
+/// A node as status shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The agent's version.
+    #[serde(default)]
+    pub version: String,
+    /// Agents connected now.
+    #[serde(default, skip_deserializing)]
+    pub agents: usize,
+    /// By pod uid.
+    #[serde(default)]
+    pub pods: BTreeMap<String, PodStatus>,
+}
+
+type Directives = BTreeMap<String, NodeDirective>;
+
+/// All nodes.
+pub struct Nodes {
+    nodes: Mutex<BTreeMap<String, NodeStatus>>,
+    /// Fires when what was reported changes what is to be published.
+    changes: watch::Sender<()>,
+    directives: watch::Sender<Arc<Directives>>,
+    file: Option<PathBuf>,
+    started: Instant,
+}
+
+impl Nodes {
+    /// With what was kept in `file`; a file that does not read is as good as none.
+    pub fn open(file: Option<PathBuf>) -> Arc<Self> {
+        let kept = file.as_ref().and_then(|file| std::fs::read(file).ok());
+        let nodes = kept.map_or_else(BTreeMap::new, |kept| {
+            serde_json::from_slice(&kept).unwrap_or_else(|error| {
+                warn!("the reports kept from before do not read ({error}): nodes will report again");
+                BTreeMap::new()
+            })
+        });
+        Arc::new(Self {
+            nodes: Mutex::new(nodes),
+            changes: watch::Sender::new(()),
+            directives: watch::Sender::new(Arc::default()),
+            file,
+            started: Instant::now(),
+        })
+    }
+
+    /// To be told when a report changes what is to be published.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// Whether `node` measured that the pod is captured.
+    pub fn is_measured(&self, node: &str, uid: &str) -> bool {
+        self.capture(node, uid) == Some(Capture::Measured)
+    }
+
+    /// What `node` last said of the pod.
+    pub fn capture(&self, node: &str, uid: &str) -> Option<Capture> {
+        Some(self.lock().get(node)?.pods.get(uid)?.capture)
+    }
+
+    /// For status.
+    pub fn list(&self) -> BTreeMap<String, NodeStatus> {
+        self.lock().clone()
+    }
+
+    /// Takes a report of `node` in. Pods that it does not name are as they were: an agent that has just
+    /// started does not know of all yet, and says so of each when it does.
+    pub(crate) fn report(&self, node: &str, report: NodeReport) {
+        let mut changed = false;
+        let mut nodes = self.lock();
+        let status = nodes.entry(node.to_owned()).or_default();
+        status.version = bounded(report.version);
+        for pod in report.pods.into_iter().take(MAX_PODS) {
+            let capture = match CaptureState::try_from(pod.state) {
+                Ok(CaptureState::CaptureMeasured) => Capture::Measured,
+                Ok(CaptureState::CaptureWithdrawing) => Capture::Withdrawing,
+                Ok(CaptureState::CaptureNone) => Capture::None,
+                Ok(CaptureState::CaptureFailed) => Capture::Failed,
+                Ok(CaptureState::CaptureUnspecified) | Err(_) => continue,
+            };
+            let known = status.pods.len() < MAX_PODS || status.pods.contains_key(&pod.uid);
+            if !known {
+                continue;
+            }
+            let before = status.pods.get(&pod.uid);
+            let (reason, captured_connections) = (bounded(pod.reason), pod.captured_connections);
+            let withdrawal = match before {
+                Some(before) if capture == Capture::Withdrawing => before.withdrawal,
+                Some(_) | None => Withdrawal::None,
+            };
+            if before.map(|before| before.capture) != Some(capture) {
+                changed = true;
+                info!(node, namespace = pod.namespace, pod = pod.name, ?capture, reason, "pod");
+            }
+            let status_of = PodStatus { capture, reason, captured_connections, withdrawal };
+            status.pods.insert(pod.uid, status_of);
+        }
+        if changed {
+            self.keep(&nodes);
+            drop(nodes);
+            self.changes.send_replace(());
+        }
+    }
+
+    /// Goes on from what is published now as `generation`: tells the nodes, and lets withdrawals that
+    /// wait for it go on.
+    pub(crate) fn settle(
+        self: &Arc<Self>,
+        compiled: &Arc<Compiled>,
+        generation: u64,
+        clients: &Arc<Clients>,
+        trust_domain: &str,
+    ) {
+        let mut nodes = self.lock();
+        let mut forgotten = false;
+        for (node, status) in nodes.iter_mut() {
+            let local = compiled.nodes.get(node.as_str());
+            let before = status.pods.len();
+            status.pods.retain(|uid, _| local.is_some_and(|pods| pods.iter().any(|pod| *pod.uid == **uid)));
+            forgotten |= status.pods.len() != before;
+        }
+        let known = |node: &str| compiled.nodes.contains_key(node);
+        nodes.retain(|node, status| known(node) || status.agents > 0);
+        if forgotten {
+            self.keep(&nodes);
+        }
+        let mut waiting = Vec::new();
+        for (node, status) in nodes.iter_mut() {
+            for (uid, pod) in &mut status.pods {
+                if pod.capture == Capture::Withdrawing && pod.withdrawal == Withdrawal::None {
+                    pod.withdrawal = Withdrawal::Waiting;
+                    waiting.push((node.clone(), uid.clone()));
+                }
+            }
+        }
+        drop(nodes);
+        if !waiting.is_empty() {
+            let (nodes, clients) = (self.clone(), clients.clone());
+            tokio::spawn(async move { nodes.withdraw(waiting, generation, &clients).await });
+        }
+        self.direct(compiled, trust_domain);
+    }
+
+    /// Waits until no peer holds what was published before `generation`, then says so.
+    async fn withdraw(&self, pods: Vec<(String, String)>, generation: u64, clients: &Clients) {
+        // Right after a start nobody is connected yet who could acknowledge.
+        let least = WITHDRAWAL_PATIENCE.saturating_sub(self.started.elapsed());
+        let told = async {
+            tokio::time::sleep(least).await;
+            clients.acknowledged(generation).await;
+        };
+        if tokio::time::timeout(WITHDRAWAL_PATIENCE, told).await.is_err() {
+            warn!("not every node acknowledged a withdrawal within {WITHDRAWAL_PATIENCE:?}; it goes on");
+        }
+        let mut nodes = self.lock();
+        for (node, uid) in pods {
+            let pod = nodes.get_mut(&node).and_then(|status| status.pods.get_mut(&uid));
+            if let Some(pod) = pod.filter(|pod| pod.withdrawal == Withdrawal::Waiting) {
+                pod.withdrawal = Withdrawal::Done;
+            }
+        }
+        drop(nodes);
+        self.changes.send_replace(());
+    }
+
+    fn direct(&self, compiled: &Compiled, trust_domain: &str) {
+        let nodes = self.lock();
+        let directives: Directives = compiled
+            .nodes
+            .iter()
+            .map(|(node, pods)| {
+                let withdrawn = |uid: &str| {
+                    let pod = nodes.get(&**node).and_then(|status| status.pods.get(uid));
+                    pod.is_some_and(|pod| pod.withdrawal == Withdrawal::Done)
+                };
+                let pods = pods.iter().map(|pod| NodePod {
+                    uid: pod.uid.to_string(),
+                    namespace: pod.namespace.to_string(),
+                    name: pod.name.to_string(),
+                    service_account: pod.service_account.to_string(),
+                    addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+                    netns: pod.netns.to_string(),
+                    enroll: pod.enroll,
+                    withdrawn: !pod.enroll && withdrawn(&pod.uid),
+                    trust_domain: trust_domain.to_owned(),
+                });
+                (node.to_string(), NodeDirective { pods: pods.collect() })
+            })
+            .collect();
+        drop(nodes);
+        self.directives.send_if_modified(|held| {
+            let changed = **held != directives;
+            if changed {
+                *held = Arc::new(directives);
+            }
+            changed
+        });
+    }
+
+    pub(crate) fn directives(&self) -> watch::Receiver<Arc<Directives>> {
+        self.directives.subscribe()
+    }
+
+    pub(crate) fn count_agent(&self, node: &str, more: bool) {
+        let mut nodes = self.lock();
+        let agents = &mut nodes.entry(node.to_owned()).or_default().agents;
+        *agents = if more { *agents + 1 } else { agents.saturating_sub(1) };
+    }
+
+    fn keep(&self, nodes: &BTreeMap<String, NodeStatus>) {
+        let Some(file) = &self.file else { return };
+        let kept = serde_json::to_vec(nodes).map_err(|error| error.to_string());
+        let written =
+            kept.and_then(|kept| tokens::write_private(file, &kept).map_err(|error| error.to_string()));
+        if let Err(error) = written {
+            warn!("the reports of the nodes are not kept for the next start: {error}");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, NodeStatus>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bounded(text: String) -> String {
+    if text.len() <= MAX_REASON { text } else { text.chars().take(MAX_REASON / 4).collect() }
+}

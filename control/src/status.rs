@@ -1,0 +1,146 @@
+//! What control shows of itself: JSON for the admin server, words for `control check`.
+
+use std::{collections::BTreeMap, fmt::Write, path::Path, sync::Arc};
+
+use serde_json::{Value, json};
+
+use crate::{
+    compile::{Compiled, Options, compile},
+    folder::Folder,
+    manifest::{Problem, Severity},
+    nodes::Nodes,
+    publish::Clients,
+};
+
+/// Everything that is known now.
+pub fn json(compiled: &Compiled, nodes: &Nodes, clients: &Clients, generation: u64) -> Value {
+    let problems = |severity: Severity| -> Vec<Value> {
+        let of = compiled.problems.iter().filter(|problem| problem.severity == severity);
+        of.map(|problem| {
+            let mut value = serde_json::to_value(problem).unwrap_or(Value::Null);
+            value["text"] = problem.to_string().into();
+            value
+        })
+        .collect()
+    };
+    let pods: BTreeMap<&str, Vec<Value>> = compiled
+        .nodes
+        .iter()
+        .map(|(node, pods)| {
+            let pods = pods.iter().map(|pod| {
+                json!({
+                    "uid": pod.uid, "namespace": pod.namespace, "name": pod.name,
+                    "serviceAccount": pod.service_account, "addresses": pod.addresses, "enroll": pod.enroll,
+                    "capture": nodes.capture(node, &pod.uid),
+                })
+            });
+            (&**node, pods.collect())
+        })
+        .collect();
+    json!({
+        "version": runtime::VERSION,
+        "generation": generation,
+        "refused": problems(Severity::Refused),
+        "warnings": problems(Severity::Warning),
+        "published": {
+            "workloads": compiled.workloads.len(),
+            "services": compiled.services.len(),
+            "policies": compiled.policies.keys().map(ToString::to_string).collect::<Vec<_>>(),
+        },
+        "pods": pods,
+        "nodes": nodes.list(),
+        "clients": clients.list(),
+    })
+}
+
+/// Everything that is published, in full.
+pub fn dump(compiled: &Compiled) -> Value {
+    // `mesh` types are decisions, not documents: their own text form is what a person can compare.
+    let text = |value: &dyn std::fmt::Debug| Value::from(format!("{value:?}"));
+    json!({
+        "workloads": compiled.workloads.values().map(|one| text(one)).collect::<Vec<_>>(),
+        "services": compiled.services.values().map(|one| text(one)).collect::<Vec<_>>(),
+        "policies": compiled.policies.values().map(|one| text(one)).collect::<Vec<_>>(),
+    })
+}
+
+/// What `control check` says of a folder.
+pub struct Checked {
+    pub text: String,
+    /// Objects that control would refuse.
+    pub refused: usize,
+}
+
+/// Reads a folder as control would, and says what it makes of it.
+pub fn check(folder: &Path, options: &Options) -> Checked {
+    let mut read = Folder::new(folder.to_owned(), None);
+    read.scan(&Default::default(), &Default::default());
+    let objects = read.objects();
+    let objects = objects.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let view = objects.view();
+    let compiled = compile(&view, &|_, _| false, options);
+    let mut text = String::new();
+    let mut kinds: BTreeMap<_, Vec<String>> = BTreeMap::new();
+    for key in view.objects.keys() {
+        let name = if key.namespace.is_empty() {
+            key.name.to_string()
+        } else {
+            format!("{}/{}", key.namespace, key.name)
+        };
+        kinds.entry(key.kind).or_default().push(name);
+    }
+    for (kind, names) in kinds {
+        let _ = writeln!(text, "{:>4} {kind:?}: {}", names.len(), shortened(&names));
+    }
+    let pods = compiled.nodes.values().flatten();
+    let enrolled: Vec<String> =
+        pods.filter(|pod| pod.enroll).map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    let _ = writeln!(text, "{:>4} pods to enroll: {}", enrolled.len(), shortened(&enrolled));
+    let refused: Vec<&Problem> =
+        compiled.problems.iter().filter(|problem| problem.severity == Severity::Refused).collect();
+    let warnings = compiled.problems.iter().filter(|problem| problem.severity == Severity::Warning);
+    for problem in warnings {
+        let _ = writeln!(text, "warning: {problem}");
+    }
+    for problem in &refused {
+        let _ = writeln!(text, "refused: {problem}");
+    }
+    let _ = match refused.len() {
+        0 => writeln!(text, "nothing is refused"),
+        1 => writeln!(text, "1 object is refused"),
+        more => writeln!(text, "{more} objects are refused"),
+    };
+    Checked { text, refused: refused.len() }
+}
+
+/// The first names, and how many more there are.
+fn shortened(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        let _ = write!(text, " and {} more", names.len() - SHOWN);
+    }
+    text
+}
+
+/// Registers `/status` and `/config_dump` with the admin server.
+pub fn register(
+    handlers: &runtime::admin::Handlers,
+    compiled: &tokio::sync::watch::Sender<Arc<Compiled>>,
+    nodes: &Arc<Nodes>,
+    clients: &Arc<Clients>,
+    store: &Arc<crate::publish::Store>,
+) {
+    let newest = compiled.subscribe();
+    handlers.add("/config_dump", "everything that is published", move |_| {
+        let compiled = newest.borrow().clone();
+        async move { Ok(dump(&compiled)) }
+    });
+    let (newest, states) = (compiled.subscribe(), store.subscribe());
+    let (nodes, clients) = (nodes.clone(), clients.clone());
+    handlers.add("/status", "refused objects, nodes, clients, and what is published", move |_| {
+        let (compiled, generation) = (newest.borrow().clone(), states.borrow().generation);
+        let status = json(&compiled, &nodes, &clients, generation);
+        async move { Ok(status) }
+    });
+}
