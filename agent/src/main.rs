@@ -1,3 +1,204 @@
-//! agent
+//! `agent`: owns a node. It enrolls pods, loads and pins the kernel programs, hands the pods to
+//! ztunnel and reports to control. It carries no traffic and holds no key in the clear: when it is
+//! away, what it set up serves on.
+//!
+//! ```text
+//!            control ◀── report ──▶ enroll ──▶ capture (kernel programs, pinned)
+//!                                     │
+//!                                  broker ──▶ ztunnel(s), over ZDS
+//!                                handover ◀─▶ ztunnel → the next ztunnel
+//! ```
 
-fn main() {}
+mod args;
+mod broker;
+mod enroll;
+mod handover;
+mod metrics;
+mod report;
+mod seqpacket;
+mod state;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use capture::NodeOptions;
+use runtime::{
+    admin::{Handlers, Servers},
+    drain, logging,
+    readiness::Readiness,
+};
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    args::{Arguments, Command, Serve, Uninstall},
+    broker::Broker,
+    enroll::{Enroller, Input},
+    metrics::Metrics,
+    report::Control,
+    seqpacket::Listener,
+    state::State,
+};
+
+/// Steps under way when the agent is told to end have this long.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let arguments: Arguments = runtime::config::resolve_checked(args::check);
+    let done = match (arguments.command, arguments.serve) {
+        (Some(Command::Uninstall(uninstall)), _) => self::uninstall(&uninstall),
+        (None, Some(serve)) => self::serve(serve),
+        (None, None) => Err(anyhow::anyhow!("there is nothing to do; see agent --help")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn serve(args: Serve) -> anyhow::Result<()> {
+    let logging = logging::init(args.common.log_format, &args.common.log_level)?;
+    let registry = runtime::metrics::Metrics::new("agent");
+    logging.register(&registry);
+    let metrics = Arc::new(Metrics::new(&registry));
+    let readiness = Readiness::new();
+    let wanted = readiness.task("pods", "the first word of control on what is wanted");
+    let handlers = Handlers::new();
+    let (drain, watch) = drain::channel();
+
+    // The admin first: while the kernel programs are being loaded, it can be asked how things stand.
+    let kernel = readiness.task("capture", "the kernel programs");
+    let addresses = args.common.addresses();
+    let servers =
+        Servers::bind("agent", addresses, registry, readiness, logging.levels(), handlers.clone()).await?;
+    servers.spawn(watch);
+
+    let state = State::open(&args.state)?;
+    let zds = Listener::bind(&args.zds_socket)?;
+    let handover = Listener::bind(&args.handover_socket)?;
+    let (inputs, received) = mpsc::unbounded_channel();
+    let broker = Broker::new(holdings(&inputs), metrics.ztunnels.clone());
+    let options = enroll::Options {
+        capture: NodeOptions {
+            pins: args.pins.clone(),
+            cgroup: args.cgroup.clone(),
+            kernel_log: args.kernel_log,
+        },
+        probe_every: args.probe_every,
+        earlier: args.earlier_connections,
+    };
+    let enroller = Enroller::open(options, state, broker.clone(), metrics.clone(), inputs.clone());
+    let enroller = enroller.await.context("the capture of this node cannot be set up")?;
+    kernel.ready();
+    register(&handlers, &args, &inputs);
+
+    tokio::spawn(broker.serve(zds));
+    tokio::spawn(handover::serve(handover));
+    let control = Control {
+        node: args.node.clone(),
+        uri: args.control.clone(),
+        ca: args.control_ca.clone(),
+        token: args.token_file.clone(),
+    };
+    let reports = enroller.reports();
+    tokio::spawn(report::run(control, reports, directives(&inputs), metrics.control.clone()));
+    tokio::spawn(enroller.run(received, move || wanted.ready()));
+    tracing::info!(node = args.node, pins = %args.pins.display(), "the agent runs");
+
+    let signal = drain::termination().await.context("signals cannot be waited for")?;
+    tracing::info!(signal, "the agent ends; what it captured stays captured");
+    drain.start();
+    let (done, stopped) = oneshot::channel();
+    let _ = inputs.send(Input::Stop(done));
+    // The sender is dropped when the last step is over.
+    let _ = tokio::time::timeout(STOP_PATIENCE, stopped).await;
+    Ok(())
+}
+
+/// What the admin server can be asked.
+fn register(handlers: &Handlers, args: &Serve, inputs: &mpsc::UnboundedSender<Input>) {
+    let pods = inputs.clone();
+    handlers.add("/pods", "the pods of this node, how they stand, and the connected ztunnels", move |_| {
+        let inputs = pods.clone();
+        async move {
+            let (reply, answer) = oneshot::channel();
+            let _ = inputs.send(Input::Dump(reply));
+            answer.await.map_err(|_| "the agent is ending".to_owned())
+        }
+    });
+    let config = json!({
+        "node": args.node,
+        "control": args.control,
+        "control_ca": args.control_ca,
+        "token_file": args.token_file,
+        "pins": args.pins,
+        "cgroup": args.cgroup,
+        "probe_every_ms": u64::try_from(args.probe_every.as_millis()).unwrap_or(u64::MAX),
+        "earlier_connections_s": args.earlier_connections.map(|limit| limit.as_secs()),
+        "kernel_log": args.kernel_log,
+        "zds_socket": args.zds_socket,
+        "handover_socket": args.handover_socket,
+        "state": args.state,
+    });
+    handlers.add("/config_dump", "the agent's configuration", move |_| {
+        let config = config.clone();
+        async move { Ok(config) }
+    });
+}
+
+/// Turns who holds a pod into inputs.
+fn holdings(inputs: &mpsc::UnboundedSender<Input>) -> mpsc::UnboundedSender<broker::Holding> {
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let inputs = inputs.clone();
+    tokio::spawn(async move {
+        while let Some(holding) = receiver.recv().await {
+            let _ = inputs.send(Input::Holding(holding));
+        }
+    });
+    sender
+}
+
+/// Turns directives into inputs.
+fn directives(inputs: &mpsc::UnboundedSender<Input>) -> mpsc::Sender<Vec<proto::node::NodePod>> {
+    let (sender, mut receiver) = mpsc::channel(4);
+    let inputs = inputs.clone();
+    tokio::spawn(async move {
+        while let Some(pods) = receiver.recv().await {
+            let _ = inputs.send(Input::Directive(state::wanted(pods)));
+        }
+    });
+    sender
+}
+
+fn uninstall(args: &Uninstall) -> anyhow::Result<()> {
+    let _logging = logging::init(logging::Format::Text, "warn")?;
+    let state = State::open(&args.state)?;
+    let options = NodeOptions { pins: args.pins.clone(), cgroup: None, kernel_log: false };
+    match enroll::uninstall(options, &state) {
+        Ok(pods) => {
+            remove_pins(&args.pins)?;
+            state.forget().context("what control wanted last cannot be forgotten")?;
+            println!(
+                "the capture of {pods} pods was taken away; nothing is pinned in {}",
+                args.pins.display()
+            );
+            Ok(())
+        }
+        Err(failures) => Err(anyhow::anyhow!("not everything was taken away:\n  {}", failures.join("\n  "))),
+    }
+}
+
+/// Removes what all pods of the node shared.
+fn remove_pins(pins: &std::path::Path) -> anyhow::Result<()> {
+    let shown = pins.display();
+    let filesystem =
+        nix::sys::statfs::statfs(pins).with_context(|| format!("{shown} cannot be looked at"))?;
+    if filesystem.filesystem_type() != nix::sys::statfs::BPF_FS_MAGIC {
+        anyhow::bail!("{shown} is not in a bpffs: nothing there is touched");
+    }
+    std::fs::remove_dir_all(pins).with_context(|| format!("{shown} cannot be removed"))
+}

@@ -5,6 +5,7 @@
 //! | `[::]:15021` | `/healthz/ready` | 200 when ready, 503 with what is missing |
 //! | `[::]:15020` | `/metrics` | Prometheus or OpenMetrics text |
 //! | `127.0.0.1:15000` | `/` | the list of what is there |
+//! | | `/healthz/ready`, `/metrics` | as above |
 //! | | `/logging?level=…` | shows the log levels; POST with `level` changes them |
 //! | | whatever the program registered | JSON |
 //!
@@ -254,8 +255,8 @@ async fn answer(
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     match (role, path) {
-        (Role::Ready, "/healthz/ready") => ready(shared, watch),
-        (Role::Metrics, "/metrics" | "/stats/prometheus") => {
+        (Role::Ready | Role::Admin, "/healthz/ready") => ready(shared, watch),
+        (Role::Metrics | Role::Admin, "/metrics" | "/stats/prometheus") => {
             let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
             let exposition = Exposition::accepted(accept);
             text(StatusCode::OK, exposition.content_type(), shared.metrics.encode(exposition))

@@ -1,0 +1,182 @@
+//! The agent's configuration.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use runtime::config::{Common, Problems, values};
+
+/// Owns a node of the mesh: enrolls its pods, loads and pins the kernel programs that capture their
+/// traffic, hands the pods to ztunnel, and tells control what it measured. Runs in the node's network
+/// namespace, as root or with CAP_NET_ADMIN and CAP_SYS_ADMIN.
+///
+/// When it ends, everything stays captured: what is pinned in the kernel and ztunnel serve on, and
+/// the next agent takes over. `agent uninstall` takes the capture away.
+#[derive(Debug, Parser)]
+#[command(name = "agent", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) serve: Option<Serve>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Takes the capture of every pod of this node away, at once: what is captured breaks. The agent
+    /// must not be running
+    Uninstall(Uninstall),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Uninstall {
+    /// Directory in bpffs that the agent was given
+    #[arg(long, value_name = "DIR", default_value = PINS)]
+    pub(crate) pins: PathBuf,
+
+    /// State directory that the agent was given
+    #[arg(long, value_name = "DIR", default_value = STATE)]
+    pub(crate) state: PathBuf,
+}
+
+const PINS: &str = "/sys/fs/bpf/culvert";
+const STATE: &str = "/var/lib/culvert/agent";
+
+// It shares its network namespace with ztunnel, which has 15000, 15020 and 15021.
+#[derive(Debug, Args)]
+#[command(mut_args = |arg| match arg.get_id().as_str() {
+    "admin_addr" => arg.default_value("127.0.0.1:15100"),
+    "metrics_addr" => arg.default_value("[::]:15120"),
+    "ready_addr" => arg.default_value("[::]:15121"),
+    _ => arg,
+})]
+pub(crate) struct Serve {
+    /// Name of this node
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: String,
+
+    /// Where control is
+    #[arg(long, value_name = "URL", value_parser = control_uri, help_heading = "Control")]
+    pub(crate) control: String,
+
+    /// PEM file with the certificates that control may prove itself by; read anew at each attempt
+    #[arg(long, value_name = "FILE", help_heading = "Control")]
+    pub(crate) control_ca: PathBuf,
+
+    /// File with this node's token; read anew at each attempt
+    #[arg(long, value_name = "FILE", help_heading = "Control")]
+    pub(crate) token_file: PathBuf,
+
+    /// Directory in a mounted bpffs for the kernel programs and maps; made if missing
+    #[arg(long, value_name = "DIR", default_value = PINS, help_heading = "Capture")]
+    pub(crate) pins: PathBuf,
+
+    /// cgroup2 directory that ztunnel runs in or below, to measure round-trip times; without one they
+    /// are not
+    #[arg(long, value_name = "DIR", help_heading = "Capture")]
+    pub(crate) cgroup: Option<PathBuf>,
+
+    /// How often each captured pod's capture is measured by a probe connection
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration, help_heading = "Capture")]
+    pub(crate) probe_every: Duration,
+
+    /// How long connections from before a pod's enrollment may live on past ztunnel; as long as they
+    /// like where this is not given
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, help_heading = "Capture")]
+    pub(crate) earlier_connections: Option<Duration>,
+
+    /// Let the kernel programs log each verdict; slow, for debugging
+    #[arg(long, help_heading = "Capture")]
+    pub(crate) kernel_log: bool,
+
+    /// Unix socket on which ztunnels are told of the pods (ZDS)
+    #[arg(long, value_name = "PATH", default_value = "/run/culvert/zds.sock", help_heading = "Node")]
+    pub(crate) zds_socket: PathBuf,
+
+    /// Unix socket on which a ztunnel leaves its certificates for the next one
+    #[arg(long, value_name = "PATH", default_value = "/run/culvert/handover.sock", help_heading = "Node")]
+    pub(crate) handover_socket: PathBuf,
+
+    /// Directory for what control wanted last, so that a start without control serves the same pods
+    #[arg(long, value_name = "DIR", default_value = STATE, help_heading = "Node")]
+    pub(crate) state: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+fn control_uri(text: &str) -> Result<String, String> {
+    let wrong = || "write https://HOST:PORT, such as https://control.culvert-system:15010".to_owned();
+    let uri: tonic::transport::Uri = text.parse().map_err(|_| wrong())?;
+    if uri.scheme_str() != Some("https") || uri.host().is_none_or(str::is_empty) {
+        return Err(wrong());
+    }
+    Ok(text.to_owned())
+}
+
+/// What is wrong between values that are each right.
+pub(crate) fn check(arguments: &Arguments, problems: &mut Problems) {
+    let Some(serve) = &arguments.serve else { return };
+    if serve.probe_every < Duration::from_secs(1) {
+        let given = Some(format!("{:?}", serve.probe_every));
+        problems.add("--probe-every", given, "a probe is a connection of the pod: 1s at least");
+    }
+    if serve.zds_socket == serve.handover_socket {
+        let given = Some(serve.zds_socket.display().to_string());
+        problems.add("--zds-socket", given, "it is also --handover-socket: each needs a path of its own");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsString;
+
+    fn resolve(line: &[&str]) -> Result<Arguments, runtime::config::Stop> {
+        let line = line.iter().map(OsString::from);
+        runtime::config::resolve_from(line, &|_| None, check)
+    }
+
+    const GOOD: [&str; 9] = [
+        "agent",
+        "--node",
+        "n",
+        "--control",
+        "https://[::1]:15010",
+        "--control-ca",
+        "ca.pem",
+        "--token-file",
+        "token",
+    ];
+
+    #[test]
+    fn the_agent_keeps_off_ztunnels_ports() {
+        let serve = resolve(&GOOD).expect("good").serve.expect("serving");
+        let ports = serve.common.addresses();
+        let of = |address: Option<std::net::SocketAddr>| address.expect("an address").port();
+        assert_eq!([of(ports.admin), of(ports.metrics), of(ports.ready)], [15100, 15120, 15121]);
+        assert!(ports.admin.expect("an address").ip().is_loopback());
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_together() {
+        let line =
+            [&GOOD[..], &["--probe-every", "1ms", "--zds-socket", "/run/culvert/handover.sock"]].concat();
+        let Err(runtime::config::Stop::Problems(problems)) = resolve(&line) else { panic!("no problem") };
+        assert_eq!(problems.iter().count(), 2);
+        let line = ["agent", "--control", "http://x"];
+        let Err(runtime::config::Stop::Problems(problems)) = resolve(&line) else { panic!("no problem") };
+        let told = problems.to_string();
+        for expected in
+            ["--node", "--control-ca", "--token-file", "--control is \"http://x\": write https://"]
+        {
+            assert!(told.contains(expected), "{expected} is missing in {told}");
+        }
+    }
+
+    #[test]
+    fn uninstall_needs_nothing_of_all_that() {
+        let arguments = resolve(&["agent", "uninstall", "--pins", "/x"]).expect("good");
+        let Some(Command::Uninstall(uninstall)) = arguments.command else { panic!("{arguments:?}") };
+        assert_eq!(uninstall.pins, PathBuf::from("/x"));
+    }
+}

@@ -1,0 +1,181 @@
+//! Carries out the steps of enrollment on the kernel, by the `capture` crate. Everything here blocks
+//! and runs on threads made for that.
+
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
+
+use capture::{Netns, Node, NodeOptions, Pod, Target};
+use tokio::time::Instant;
+
+use super::machine::{Answer, Mode, Step};
+
+/// The node's capture.
+pub(super) struct Kernel {
+    node: Node,
+    /// Where the hosts' ends of the pods' links are.
+    node_netns: Netns,
+    /// How long connections from before the enrollment may live on.
+    earlier: Option<Duration>,
+}
+
+/// What is at hand of one pod between two steps.
+#[derive(Default)]
+pub(super) struct Hand {
+    pub(super) netns: Option<Arc<Netns>>,
+    pod: Option<Pod>,
+    /// The kernel's counts at the last look.
+    pub(super) counters: BTreeMap<&'static str, u64>,
+    /// Whether the guard on the host's end was measured to work.
+    pub(super) guarded: bool,
+    /// Connections from before the enrollment that pass by.
+    pub(super) earlier: usize,
+    /// Since when connections from before the enrollment are on borrowed time.
+    enforced: Option<Instant>,
+}
+
+impl Kernel {
+    /// Makes or adopts what all pods of the node share.
+    pub(super) fn open(options: NodeOptions, earlier: Option<Duration>) -> Result<Self, capture::Error> {
+        Ok(Self { node: Node::open(options)?, node_netns: Netns::current()?, earlier })
+    }
+
+    /// The uids of the pods that have pins.
+    pub(super) fn pinned(&self) -> Result<Vec<String>, capture::Error> {
+        self.node.pinned()
+    }
+
+    /// Takes away what is pinned for a pod that nobody knows.
+    pub(super) fn discard(&self, uid: &str) -> Result<(), capture::Error> {
+        self.node.discard(uid)
+    }
+
+    /// Does one step for the pod whose namespace is at `path`.
+    pub(super) fn perform(&self, uid: &str, path: &Path, step: Step, hand: &mut Hand) -> Answer {
+        if step == Step::Detach {
+            return self.detach(uid, path, hand);
+        }
+        if step == Step::Attach {
+            return self.attach(uid, path, hand);
+        }
+        if let Some(gone) = hand.netns.as_deref().and_then(|netns| vanished(path, netns)) {
+            return Answer::NamespaceGone(gone);
+        }
+        let Some(pod) = &hand.pod else {
+            return Answer::Failed(format!("{step:?} was asked for, and nothing is attached"));
+        };
+        let done = match step {
+            Step::Learn => pod.set_mode(capture::Mode::Learn).and_then(|()| pod.inventory()).map(|earlier| {
+                hand.earlier = earlier;
+                Answer::Learned(earlier)
+            }),
+            Step::Enforce => pod.set_mode(capture::Mode::Enforce).map(|()| {
+                hand.enforced = Some(Instant::now());
+                Answer::Done
+            }),
+            Step::Drain => pod.set_mode(capture::Mode::Drain).map(|()| Answer::Done),
+            Step::Count => pod.captured_connections().map(Answer::Counted),
+            Step::Probe => self.probe(hand),
+            Step::Attach | Step::Detach => Ok(Answer::Done),
+        };
+        done.unwrap_or_else(|error| Answer::Failed(error.to_string()))
+    }
+
+    fn attach(&self, uid: &str, path: &Path, hand: &mut Hand) -> Answer {
+        // A new namespace may have come to be at the path.
+        *hand = Hand::default();
+        if path.as_os_str().is_empty() {
+            return Answer::Failed(
+                "control names no network namespace for it; in folder mode the pod needs the annotation \
+                 culvert.dev/netns"
+                    .into(),
+            );
+        }
+        if let Err(error) = fs::metadata(path) {
+            return Answer::NamespaceGone(format!("its network namespace {}: {error}", path.display()));
+        }
+        let attached = (|| {
+            let netns = Netns::open(path)?;
+            if netns.inode() == self.node_netns.inode() {
+                return Ok(Err(format!("{} is the node's own network namespace", path.display())));
+            }
+            let adopted = self.node.pinned()?.iter().any(|pinned| pinned == uid);
+            let pod = self.node.attach(&Target { uid, netns: &netns, node_netns: &self.node_netns })?;
+            Ok(Ok((netns, pod, adopted)))
+        })();
+        match attached {
+            Ok(Ok((netns, pod, adopted))) => {
+                let mode = match pod.mode() {
+                    capture::Mode::Learn => Mode::Learn,
+                    capture::Mode::Enforce => Mode::Enforce,
+                    capture::Mode::Drain => Mode::Drain,
+                };
+                hand.netns = Some(Arc::new(netns));
+                hand.enforced = (mode == Mode::Enforce).then(Instant::now);
+                hand.pod = Some(pod);
+                Answer::Attached { mode, adopted }
+            }
+            Ok(Err(reason)) => Answer::Failed(reason),
+            Err(error) => {
+                let error: capture::Error = error;
+                Answer::Failed(error.to_string())
+            }
+        }
+    }
+
+    /// Measures the capture, and looks at what it counts while there.
+    fn probe(&self, hand: &mut Hand) -> Result<Answer, capture::Error> {
+        let Some(pod) = &hand.pod else { return Ok(Answer::Failed("nothing is attached".into())) };
+        let mut measured = pod.probe()?;
+        if !measured.turned {
+            // A pod that switches its loopback's IPv6 off and on loses the routing; it is set up anew.
+            pod.repair()?;
+            measured = pod.probe()?;
+        }
+        hand.guarded = measured.guard;
+        hand.counters = pod.counters()?.iter().collect();
+        hand.earlier = pod.passing_flows()?;
+        let overdue = |limit: Duration| hand.enforced.is_some_and(|since| since.elapsed() > limit);
+        if hand.earlier > 0 && self.earlier.is_some_and(overdue) {
+            let ended = pod.forget_flows()?;
+            hand.earlier = 0;
+            tracing::info!(
+                uid = pod.uid(),
+                connections = ended,
+                "connections from before the enrollment end"
+            );
+        }
+        let seen = match (measured.captured, measured.turned) {
+            (true, _) => Ok(()),
+            (false, true) => Err("a probe connection was captured, and no ztunnel took it".to_owned()),
+            (false, false) => Err("a probe connection of the pod's own stack was not captured".to_owned()),
+        };
+        Ok(Answer::Probed(seen, pod.captured_connections()?))
+    }
+
+    /// Takes the capture away; where the namespace is gone, what is left of it.
+    fn detach(&self, uid: &str, path: &Path, hand: &mut Hand) -> Answer {
+        let alive = hand.netns.as_deref().is_some_and(|netns| vanished(path, netns).is_none());
+        let detached = match hand.pod.take() {
+            // Through its descriptor the namespace can be left in order even where its path is gone.
+            Some(pod) => {
+                pod.detach().or_else(|error| if alive { Err(error) } else { self.node.discard(uid) })
+            }
+            None => self.node.discard(uid),
+        };
+        match detached {
+            Ok(()) => {
+                *hand = Hand::default();
+                Answer::Done
+            }
+            Err(error) => Answer::Failed(error.to_string()),
+        }
+    }
+}
+
+/// What became of the namespace, if it is not at its path any more.
+fn vanished(path: &Path, netns: &Netns) -> Option<String> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.ino() == netns.inode() => None,
+        Ok(_) => Some(format!("{} is another network namespace now", path.display())),
+        Err(error) => Some(format!("its network namespace {}: {error}", path.display())),
+    }
+}

@@ -1,0 +1,410 @@
+//! Enrollment: what control wants of each pod meets what the kernel and the ztunnels say of it.
+//!
+//! One task owns every pod's state machine ([`machine`]); the steps it asks for run on threads that
+//! may block ([`kernel`]) and come back as events. Nothing else in the agent decides anything about a
+//! pod.
+
+mod kernel;
+mod machine;
+#[cfg(test)]
+mod machine_tests;
+mod pod;
+mod uninstall;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    sync::Arc,
+    time::Duration,
+};
+
+use capture::NodeOptions;
+use proto::{node::PodReport, workload::zds::WorkloadInfo};
+use serde_json::{Value, json};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::{Instant, sleep},
+};
+
+pub(crate) use self::uninstall::uninstall;
+use self::{
+    kernel::{Hand, Kernel},
+    machine::{Action, Answer, Desire, Event, Report, Step},
+    pod::Pod,
+};
+use crate::{
+    broker::{Broker, Holding},
+    metrics::Metrics,
+    state::{State, Wanted},
+};
+
+/// Steps under way at a time: loading programs takes CPU that the pods want too.
+const STEPS: usize = 4;
+/// A pod that control names no more is released after this long: as long as control gives the peers
+/// to acknowledge a withdrawal.
+const DELETED_GRACE: Duration = Duration::from_secs(5);
+/// ztunnels are told all pods as soon as each was tried once after a start, or after this long.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How enrollment is set up.
+pub(crate) struct Options {
+    pub(crate) capture: NodeOptions,
+    /// Between two probes of a captured pod.
+    pub(crate) probe_every: Duration,
+    /// How long connections from before the enrollment may live on.
+    pub(crate) earlier: Option<Duration>,
+}
+
+/// What comes in.
+pub(crate) enum Input {
+    /// What control wants of this node's pods, all of them.
+    Directive(Vec<Wanted>),
+    Holding(Holding),
+    /// Somebody wants to see how things stand.
+    Dump(oneshot::Sender<Value>),
+    /// Let the steps under way end, begin no more, and drop the answer's sender.
+    Stop(oneshot::Sender<()>),
+    /// What the task tells itself.
+    Own(Own),
+}
+
+/// A message of the task to itself; nobody else can make one.
+pub(crate) struct Own(Inner);
+
+enum Inner {
+    Answer {
+        uid: String,
+        hand: Box<Hand>,
+        answer: Answer,
+    },
+    Due {
+        uid: String,
+        number: u64,
+    },
+    /// Control named the pod no more when the number was its own.
+    Deleted {
+        uid: String,
+        number: u64,
+    },
+    Settle,
+}
+
+/// The task that enrolls.
+pub(crate) struct Enroller {
+    kernel: Arc<Kernel>,
+    broker: Broker,
+    state: State,
+    metrics: Arc<Metrics>,
+    probe_every: Duration,
+    pods: BTreeMap<String, Pod>,
+    /// Pins of pods that nobody has named yet.
+    strangers: BTreeSet<String>,
+    /// What is wanted of the pods is known, from control or from the file.
+    told: bool,
+    settled: bool,
+    reports: watch::Sender<Option<Vec<PodReport>>>,
+    inputs: mpsc::UnboundedSender<Input>,
+    steps: Arc<Semaphore>,
+    stopping: Option<oneshot::Sender<()>>,
+}
+
+impl Enroller {
+    /// Opens the kernel side and finds what an agent before this one left.
+    pub(crate) async fn open(
+        options: Options,
+        state: State,
+        broker: Broker,
+        metrics: Arc<Metrics>,
+        inputs: mpsc::UnboundedSender<Input>,
+    ) -> Result<Self, capture::Error> {
+        let opened = tokio::task::spawn_blocking(move || {
+            let kernel = Kernel::open(options.capture, options.earlier)?;
+            let pinned = kernel.pinned()?;
+            Ok((Arc::new(kernel), pinned))
+        });
+        let (kernel, pinned) = match opened.await {
+            Ok(opened) => opened?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        let mut enroller = Self {
+            kernel,
+            broker,
+            state,
+            metrics,
+            probe_every: options.probe_every,
+            pods: BTreeMap::new(),
+            strangers: pinned.into_iter().collect(),
+            told: false,
+            settled: false,
+            reports: watch::Sender::new(None),
+            inputs,
+            steps: Arc::new(Semaphore::new(STEPS)),
+            stopping: None,
+        };
+        if let Some(wanted) = enroller.state.load() {
+            tracing::info!(pods = wanted.len(), "serving what control wanted last, until it speaks");
+            enroller.directive(wanted);
+        }
+        Ok(enroller)
+    }
+
+    /// The reports for control.
+    pub(crate) fn reports(&self) -> watch::Receiver<Option<Vec<PodReport>>> {
+        self.reports.subscribe()
+    }
+
+    /// Runs until it is stopped. `told` is called once, when what is wanted of the pods is known.
+    pub(crate) async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>, told: impl FnOnce()) {
+        let mut told = Some(told);
+        self.own(SETTLE_PATIENCE, Inner::Settle);
+        self.publish(false);
+        loop {
+            if self.told
+                && let Some(told) = told.take()
+            {
+                told();
+            }
+            if self.stopping.is_some() && self.steps.available_permits() == STEPS {
+                return;
+            }
+            let Some(input) = inputs.recv().await else { return };
+            let mut overdue = false;
+            match input {
+                Input::Directive(wanted) => self.directed(wanted),
+                Input::Holding((uid, held)) => self.event(&uid, Event::Held(held)),
+                Input::Dump(reply) => drop(reply.send(self.dump())),
+                Input::Stop(done) => self.stopping = Some(done),
+                Input::Own(Own(Inner::Answer { uid, hand, answer })) => self.answered(&uid, hand, answer),
+                Input::Own(Own(Inner::Due { uid, number })) => self.event(&uid, Event::Due(number)),
+                Input::Own(Own(Inner::Deleted { uid, number })) => self.deleted(&uid, number),
+                Input::Own(Own(Inner::Settle)) => overdue = true,
+            }
+            self.publish(overdue);
+        }
+    }
+
+    /// Control has spoken: what it wants is kept, and done.
+    fn directed(&mut self, wanted: Vec<Wanted>) {
+        if let Err(error) = self.state.keep(&wanted) {
+            tracing::error!(%error, "what control wants cannot be kept for the next start");
+        }
+        self.directive(wanted);
+        // What is pinned and known to nobody belongs to pods that are gone.
+        for uid in std::mem::take(&mut self.strangers) {
+            tracing::info!(uid, "discarding the capture of a pod that is gone");
+            let kernel = self.kernel.clone();
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = kernel.discard(&uid) {
+                    tracing::warn!(uid, %error, "what is left of a pod that is gone cannot be discarded");
+                }
+            });
+        }
+    }
+
+    fn directive(&mut self, wanted: Vec<Wanted>) {
+        self.told = true;
+        let named: BTreeSet<&str> = wanted.iter().map(|pod| pod.uid.as_str()).collect();
+        let unnamed: Vec<String> =
+            self.pods.keys().filter(|uid| !named.contains(uid.as_str())).cloned().collect();
+        for uid in unnamed {
+            self.unnamed(&uid);
+        }
+        for wanted in wanted {
+            let uid = wanted.uid.clone();
+            let desire = match (wanted.enroll, wanted.withdrawn) {
+                (true, _) => Desire::Enrolled,
+                (false, false) => Desire::Withdrawing,
+                (false, true) => Desire::Released,
+            };
+            let pinned = self.strangers.remove(&uid);
+            let every = self.probe_every;
+            let pod = self.pods.entry(uid.clone()).or_insert_with(|| Pod::new(wanted.clone(), pinned, every));
+            pod.deleted = None;
+            pod.wanted = wanted;
+            if desire != Desire::Enrolled {
+                pod.wanted_since = None;
+            } else if pod.machine.desire() != Desire::Enrolled {
+                pod.wanted_since = Some(Instant::now());
+            }
+            self.event(&uid, Event::Desired(desire));
+        }
+    }
+
+    /// Control names the pod no more.
+    fn unnamed(&mut self, uid: &str) {
+        let Some(pod) = self.pods.get_mut(uid).filter(|pod| pod.deleted.is_none()) else { return };
+        let number = rand::random();
+        pod.deleted = Some(number);
+        pod.wanted_since = None;
+        if fs::metadata(&pod.wanted.netns).is_err() {
+            self.deleted(uid, number);
+        } else {
+            self.event(uid, Event::Desired(Desire::Withdrawing));
+            self.own(DELETED_GRACE, Inner::Deleted { uid: uid.to_owned(), number });
+        }
+    }
+
+    fn deleted(&mut self, uid: &str, number: u64) {
+        if self.pods.get(uid).is_some_and(|pod| pod.deleted == Some(number)) {
+            self.event(uid, Event::Desired(Desire::Released));
+        }
+    }
+
+    /// A step is over.
+    fn answered(&mut self, uid: &str, hand: Box<Hand>, answer: Answer) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        self.metrics.count(uid, &hand.counters);
+        if hand.guarded != pod.guarded {
+            tracing::info!(uid, guarded = hand.guarded, "the guard on the host's end of the pod's link");
+        }
+        (pod.guarded, pod.earlier) = (hand.guarded, hand.earlier);
+        match &answer {
+            Answer::Failed(reason) | Answer::NamespaceGone(reason) | Answer::Probed(Err(reason), _) => {
+                self.metrics.failures.inc();
+                tracing::warn!(uid, pod = pod.name(), reason, "a step of enrollment failed");
+            }
+            Answer::Learned(earlier) => {
+                tracing::info!(uid, pod = pod.name(), earlier, "open connections recorded");
+            }
+            Answer::Attached { .. } | Answer::Probed(Ok(()), _) | Answer::Counted(_) | Answer::Done => {}
+        }
+        pod.hand = Some(hand);
+        self.event(uid, Event::Done(answer));
+    }
+
+    /// Gives an event to a pod's machine and does what it asks for.
+    fn event(&mut self, uid: &str, event: Event) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let before = pod.machine.report();
+        let actions = pod.machine.on(event);
+        let after = pod.machine.report();
+        if before != after {
+            pod.log(&after);
+            if after == Report::Measured
+                && let Some(since) = pod.wanted_since.take()
+            {
+                self.metrics.enrollment_seconds.observe(since.elapsed().as_secs_f64());
+            }
+        }
+        for action in actions {
+            match action {
+                Action::Run(step) => self.run_step(uid, step),
+                Action::Announce => self.announce(uid),
+                Action::Retract => self.broker.remove(uid),
+                Action::Wake(after, number) => {
+                    // Spread, so that the pods of a node do not move in step.
+                    let after = after.mul_f64(rand::random_range(0.85..1.15));
+                    self.own(after, Inner::Due { uid: uid.to_owned(), number });
+                }
+            }
+        }
+        if let Some(pod) = self.pods.get(uid)
+            && pod.deleted.is_some()
+            && pod.machine.is_finished()
+        {
+            self.metrics.forget(uid, &pod.wanted.namespace, &pod.wanted.name);
+            self.pods.remove(uid);
+        }
+    }
+
+    fn run_step(&mut self, uid: &str, step: Step) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let Some(mut hand) = pod.hand.take() else {
+            tracing::error!(uid, ?step, "a step was asked for while another is under way");
+            return;
+        };
+        if self.stopping.is_some() {
+            // What is pinned stays as it is; the next agent goes on.
+            return;
+        }
+        let other = step == Step::Attach
+            && self.pods.iter().any(|(other, pod)| {
+                other != uid
+                    && pod.wanted.netns == self.pods[uid].wanted.netns
+                    && pod.machine.mode().is_some()
+            });
+        let (kernel, steps, inputs) = (self.kernel.clone(), self.steps.clone(), self.inputs.clone());
+        let (uid, path) = (uid.to_owned(), self.pods[uid].wanted.netns.clone());
+        tokio::spawn(async move {
+            let Ok(_place) = steps.acquire().await else { return };
+            let name = uid.clone();
+            let performed = tokio::task::spawn_blocking(move || {
+                let answer = if other {
+                    Answer::Failed(format!("another pod has the network namespace {}", path.display()))
+                } else {
+                    kernel.perform(&name, &path, step, &mut hand)
+                };
+                (hand, answer)
+            });
+            let (hand, answer) = match performed.await {
+                Ok(performed) => performed,
+                // The hand is lost with the panic; attaching anew makes another.
+                Err(panic) => (Box::default(), Answer::Failed(format!("{step:?} failed: {panic}"))),
+            };
+            drop(_place);
+            let _ = inputs.send(Input::Own(Own(Inner::Answer { uid, hand, answer })));
+        });
+    }
+
+    fn announce(&self, uid: &str) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        if let Some(netns) = pod.hand.as_ref().and_then(|hand| hand.netns.clone()) {
+            self.broker.put(uid, pod.info(), netns);
+        }
+    }
+
+    /// Tells control and the ztunnels what has become known.
+    fn publish(&mut self, overdue: bool) {
+        if !self.settled {
+            let tried = self.pods.values().all(|pod| pod.machine.is_settled());
+            // Pins without a word of what is wanted: to say that there is no pod would cut them off.
+            let known = self.told || self.strangers.is_empty();
+            if !(overdue || tried) {
+                return;
+            }
+            if known || overdue {
+                self.settled = true;
+                self.complete();
+            }
+        }
+        for pod in self.pods.values() {
+            let captured = pod.machine.report() == Report::Measured;
+            let (namespace, name) = (&pod.wanted.namespace, &pod.wanted.name);
+            self.metrics.pod(namespace, name, captured, pod.machine.connections());
+        }
+        let reports: Vec<PodReport> = self.pods.values().map(Pod::report).collect();
+        self.reports.send_if_modified(|held| {
+            let changed = held.as_ref() != Some(&reports);
+            if changed {
+                *held = Some(reports);
+            }
+            changed
+        });
+    }
+
+    /// Lets the ztunnels know of all pods; those whose capture stands and is out of reach they keep.
+    fn complete(&self) {
+        for (uid, pod) in &self.pods {
+            if pod.machine.is_pinned() {
+                self.broker.keep(uid, pod.info());
+            }
+        }
+        for uid in &self.strangers {
+            self.broker.keep(uid, WorkloadInfo::default());
+        }
+        self.broker.complete();
+    }
+
+    fn own(&self, after: Duration, own: Inner) {
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            sleep(after).await;
+            let _ = inputs.send(Input::Own(Own(own)));
+        });
+    }
+
+    fn dump(&self) -> Value {
+        let pods: Vec<Value> = self.pods.values().map(Pod::dump).collect();
+        json!({ "told": self.told, "settled": self.settled, "pods": pods, "zds": self.broker.dump() })
+    }
+}

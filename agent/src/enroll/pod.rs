@@ -1,0 +1,117 @@
+//! One pod as the enrolling task has it: its state machine, what is at hand of it, and how it shows.
+
+use std::time::Duration;
+
+use proto::{
+    node::{CaptureState, PodReport},
+    workload::zds::WorkloadInfo,
+};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{
+    kernel::Hand,
+    machine::{Machine, Report},
+};
+use crate::state::Wanted;
+
+pub(super) struct Pod {
+    pub(super) wanted: Wanted,
+    pub(super) machine: Machine,
+    /// What the executor has of it; away while a step is under way.
+    pub(super) hand: Option<Box<Hand>>,
+    /// What the last look found, while the hand is away.
+    pub(super) guarded: bool,
+    pub(super) earlier: usize,
+    /// Since when it is wanted and not measured.
+    pub(super) wanted_since: Option<Instant>,
+    /// Control names it no more; the number tells this time from another.
+    pub(super) deleted: Option<u64>,
+}
+
+impl Pod {
+    /// A pod that control named; `pinned`: an agent before this one has captured it.
+    pub(super) fn new(wanted: Wanted, pinned: bool, probe_every: Duration) -> Self {
+        Self {
+            wanted,
+            machine: if pinned { Machine::pinned(probe_every) } else { Machine::new(probe_every) },
+            hand: Some(Box::default()),
+            guarded: false,
+            earlier: 0,
+            wanted_since: None,
+            deleted: None,
+        }
+    }
+
+    /// `namespace/name`.
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.wanted.namespace, self.wanted.name)
+    }
+
+    /// As ztunnel is told of it.
+    pub(super) fn info(&self) -> WorkloadInfo {
+        WorkloadInfo {
+            name: self.wanted.name.clone(),
+            namespace: self.wanted.namespace.clone(),
+            service_account: self.wanted.service_account.clone(),
+        }
+    }
+
+    /// As control is told of it.
+    pub(super) fn report(&self) -> PodReport {
+        let (state, reason) = match self.machine.report() {
+            // Not said, control keeps what it was told last.
+            Report::Pending(reason) => (CaptureState::CaptureUnspecified, reason),
+            Report::Measured => (CaptureState::CaptureMeasured, String::new()),
+            Report::Withdrawing => (CaptureState::CaptureWithdrawing, String::new()),
+            Report::None => (CaptureState::CaptureNone, String::new()),
+            Report::Failed(reason) => (CaptureState::CaptureFailed, reason),
+        };
+        PodReport {
+            uid: self.wanted.uid.clone(),
+            namespace: self.wanted.namespace.clone(),
+            name: self.wanted.name.clone(),
+            state: state.into(),
+            reason,
+            captured_connections: self.machine.connections() as u64,
+        }
+    }
+
+    /// Tells the log how it stands now.
+    pub(super) fn log(&self, report: &Report) {
+        let (uid, pod) = (&self.wanted.uid, self.name());
+        match report {
+            Report::Pending(what) => tracing::debug!(uid, pod, what, "pod waits"),
+            Report::Measured => tracing::info!(uid, pod, "pod enrolled: its capture was measured"),
+            Report::Withdrawing => {
+                tracing::info!(uid, pod, "pod leaves: serving what is captured to its end")
+            }
+            Report::None => tracing::info!(uid, pod, "pod is not captured"),
+            Report::Failed(reason) => tracing::warn!(uid, pod, reason, "pod is not captured as it should be"),
+        }
+    }
+
+    /// As the admin server shows it.
+    pub(super) fn dump(&self) -> Value {
+        let report = self.report();
+        json!({
+            "uid": self.wanted.uid,
+            "namespace": self.wanted.namespace,
+            "name": self.wanted.name,
+            "service_account": self.wanted.service_account,
+            "netns": self.wanted.netns,
+            "enroll": self.wanted.enroll,
+            "withdrawn": self.wanted.withdrawn,
+            "deleted": self.deleted.is_some(),
+            "state": report.state().as_str_name(),
+            "reason": report.reason,
+            "mode": self.machine.mode().map(|mode| format!("{mode:?}").to_lowercase()),
+            "held_by_ztunnel": self.machine.is_held(),
+            "guarded": self.guarded,
+            "captured_connections": self.machine.connections(),
+            "earlier_connections": self.earlier,
+            "failure": self.machine.failure(),
+            "counters": self.hand.as_ref().map(|hand| &hand.counters),
+        })
+    }
+}
