@@ -31,6 +31,6 @@ pub use mesh::{Mesh, NodePrograms};
 pub use netns::Netns;
 pub use process::Process;
 pub use sniff::{Sniffed, Sniffer};
-pub use teardown::{remove_world, sweep};
+pub use teardown::{kept, remove_world, sweep};
 pub use wait::{eventually, holds_for};
 pub use world::{Node, Pod, PodSpec, World};

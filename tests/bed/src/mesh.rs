@@ -16,12 +16,12 @@ pub const ADMIN: u16 = 15000;
 pub const METRICS: u16 = 15020;
 /// The readiness port.
 pub const READINESS: u16 = 15021;
-/// The agent's readiness port: it shares its namespace with ztunnel, so it has ports of its own.
-pub const AGENT_READINESS: u16 = 15121;
-/// The agent's admin port.
+/// The agent's admin port: it shares its namespace with ztunnel, so it has ports of its own.
 pub const AGENT_ADMIN: u16 = 15100;
 /// The agent's metrics port.
 pub const AGENT_METRICS: u16 = 15120;
+/// The agent's readiness port.
+pub const AGENT_READINESS: u16 = 15121;
 /// How long a program may take to become ready.
 const READY: Duration = Duration::from_secs(15);
 
@@ -169,9 +169,6 @@ impl Node {
             .arg(self.folder().join("agent"))
             .arg("--cgroup")
             .arg(self.cgroup())
-            .args(["--admin-addr", &format!("127.0.0.1:{AGENT_ADMIN}")])
-            .args(["--metrics-addr", &format!("[::]:{AGENT_METRICS}")])
-            .args(["--ready-addr", &format!("[::]:{AGENT_READINESS}")])
             .args(more)
             .spawn(&format!("{}-{log}", self.name()))
     }

@@ -115,6 +115,11 @@ impl Process {
             // The group may be gone already; what counts is that the child is reaped below.
             let _ = killpg(self.group(), Signal::SIGKILL);
             self.ended = self.child.wait().ok();
+            // Its children are reaped by init, a moment later; where init does not, they stay as zombies.
+            let start = Instant::now();
+            while killpg(self.group(), None).is_ok() && start.elapsed() < Duration::from_millis(100) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
@@ -217,7 +222,7 @@ impl Process {
 
     /// The last `lines` lines of the log.
     pub fn log_tail(&self, lines: usize) -> String {
-        tail(&self.log(), lines).to_owned()
+        tail(&self.log(), lines)
     }
 
     /// Resident memory in bytes.
@@ -246,10 +251,18 @@ fn read(log: &Path) -> String {
     fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-/// The last `lines` lines of `text`.
-pub(crate) fn tail(text: &str, lines: usize) -> &str {
-    let start = text.trim_end().rmatch_indices('\n').nth(lines.saturating_sub(1)).map_or(0, |(at, _)| at + 1);
-    text.get(start..).unwrap_or(text)
+/// A line of a log is cut here: a verifier's complaint alone can fill a screen.
+const LINE: usize = 400;
+
+/// The last `lines` lines of `text`, each cut to a readable length.
+pub(crate) fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    let mut tail = String::new();
+    for line in &all[all.len().saturating_sub(lines)..] {
+        tail.extend(line.chars().take(LINE));
+        tail.push_str(if line.chars().nth(LINE).is_some() { " …\n" } else { "\n" });
+    }
+    tail
 }
 
 #[cfg(test)]
@@ -259,7 +272,8 @@ mod tests {
     #[test]
     fn tail_is_whole_lines() {
         assert_eq!(tail("a\nb\nc\n", 2), "b\nc\n");
-        assert_eq!(tail("a\nb", 5), "a\nb");
+        assert_eq!(tail("a\nb", 5), "a\nb\n");
         assert_eq!(tail("", 3), "");
+        assert_eq!(tail(&"x".repeat(1000), 1).chars().count(), super::LINE + 3);
     }
 }

@@ -55,7 +55,7 @@ pub fn wait_enrolled(
         Ok(Some(()))
     };
     let tails = || {
-        let tail = |process: &Process| format!("--- {}\n{}", process.name(), process.log_tail(12));
+        let tail = |process: &Process| format!("--- {}\n{}", process.name(), process.log_tail(4));
         nodes.iter().flat_map(|programs| [tail(&programs.agent), tail(&programs.ztunnel)]).collect::<String>()
     };
     eventually(limit, &what, settled).map(|((), took)| took).with_context(tails)

@@ -16,6 +16,8 @@ use crate::netns;
 pub(crate) const PREFIX: &str = "cv";
 /// The file in a world's folder that says who owns it.
 const OWNER: &str = "owner";
+/// What the owner file of a kept world says.
+const KEPT: &str = "kept";
 
 /// The folder that holds every world's folder.
 pub(crate) fn worlds() -> PathBuf {
@@ -45,7 +47,7 @@ pub(crate) fn claim(folder: &Path) -> Result<()> {
 
 /// Marks a world as kept: only [`remove_world`] removes it then.
 pub(crate) fn keep(folder: &Path) -> Result<()> {
-    fs::write(folder.join(OWNER), "kept\n").context("write the owner file")
+    fs::write(folder.join(OWNER), format!("{KEPT}\n")).context("write the owner file")
 }
 
 /// When a process started, in clock ticks since boot: tells a reused pid from the old one.
@@ -61,7 +63,7 @@ fn has_owner(folder: &Path) -> bool {
         let age = fs::metadata(folder).and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
         return age.is_some_and(|age| age < Duration::from_secs(60));
     };
-    if text.trim() == "kept" {
+    if text.trim() == KEPT {
         return true;
     }
     let mut fields = text.split_whitespace().map(str::parse::<u64>);
@@ -87,6 +89,21 @@ pub fn sweep() -> Result<Vec<String>> {
         }
     }
     Ok(removed)
+}
+
+/// The ids of the worlds that were kept.
+pub fn kept() -> Result<Vec<String>> {
+    let Ok(entries) = fs::read_dir(worlds()) else { return Ok(Vec::new()) };
+    let is_kept =
+        |folder: &Path| fs::read_to_string(folder.join(OWNER)).is_ok_and(|text| text.trim() == KEPT);
+    let mut ids = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if is_kept(&entry.path()) {
+            ids.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(ids)
 }
 
 /// Removes a world: its processes, mounts, namespaces, cgroups and folder, whatever of them is left.

@@ -1,9 +1,101 @@
-//! demo
-use anyhow::Result;
+//! `cargo xtask demo`: the story of the mesh, told with real programs and checked at every step.
+
 use std::path::Path;
-/// args
+
+use anyhow::{Context, Result};
+use bed::World;
+
+use crate::{build, setup, shell, tool_table::Use};
+
+mod cast;
+mod chapters;
+mod hints;
+mod stage;
+mod traffic;
+
+use cast::Cast;
+use stage::Stage;
+
+/// How to end.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
-pub(crate) fn run(_root: &Path, _args: &Args) -> Result<()> {
+pub(crate) struct Args {
+    /// Leave everything running at the end, with hints for what to try.
+    #[arg(long)]
+    keep: bool,
+    /// Remove what an earlier `--keep` left running.
+    #[arg(long, conflicts_with = "keep")]
+    down: bool,
+}
+
+/// Builds what is missing and plays.
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    shell::demand_root("the demo")?;
+    if args.down {
+        return down();
+    }
+    setup::ensure(&[Use::Demo])?;
+    build::run(root, &build::Args::default())?;
+    bed::sweep()?;
+    let world = World::new(&["a", "b"])?;
+    clean_up_on_signal(world.id())?;
+    let (outcome, cast) = play(world);
+    let cast = outcome.and(cast)?;
+    if args.keep {
+        let world = cast.stay()?;
+        hints::print(&world);
+    }
+    Ok(())
+}
+
+/// Plays every chapter. The cast comes back so that it can be kept; where there was a failure, it has
+/// shown its logs and is gone.
+fn play(world: World) -> (Result<()>, Result<Cast>) {
+    let mut stage = Stage::open();
+    stage.title("CULVERT", "a stream under the road: the road never notices");
+    let cast = stage.check("two nodes, seven pods, real servers, and Culvert's programs beside them", || {
+        let folder = world.folder().to_owned();
+        let cast = Cast::gather(world)?;
+        Ok((cast, format!("network namespaces of this machine; logs and manifests in {}", folder.display())))
+    });
+    let mut cast = match cast {
+        Ok(cast) => cast,
+        Err(error) => return (Ok(()), Err(error)),
+    };
+    stage.picture(&cast.picture());
+    match chapters::all(&mut stage, &mut cast) {
+        Ok(()) => {
+            stage.curtain();
+            (Ok(()), Ok(cast))
+        }
+        Err(error) => {
+            eprintln!("\n{}", cast.world.log_tails(15));
+            (Err(error), Ok(cast))
+        }
+    }
+}
+
+/// Ctrl-C takes the world down before the process ends.
+fn clean_up_on_signal(id: &str) -> Result<()> {
+    let id = id.to_owned();
+    ctrlc::set_handler(move || {
+        eprintln!("\ninterrupted: removing the demo's world");
+        let code = match bed::remove_world(&id) {
+            Ok(()) => 130,
+            Err(error) => {
+                eprintln!("{error:#}");
+                1
+            }
+        };
+        std::process::exit(code);
+    })
+    .context("watch for Ctrl-C")
+}
+
+fn down() -> Result<()> {
+    let kept = bed::kept()?;
+    for id in &kept {
+        bed::remove_world(id)?;
+    }
+    println!("{} kept world(s) removed", kept.len());
     Ok(())
 }
