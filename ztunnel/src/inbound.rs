@@ -64,7 +64,7 @@ async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) -
             }
         }
     };
-    let limits = Limits { settings: shared.settings.hbone.clone() };
+    let limits = Limits { settings: shared.settings.hbone.clone(), ..Limits::default() };
     let handler = {
         let (worker, pod) = (worker.clone(), pod.clone());
         move |arrival| {
@@ -112,7 +112,7 @@ async fn arrive(worker: &Rc<Worker>, pod: &Arc<Pod>, mut arrival: Arrival) {
     };
     carried.record().opened();
     let end = relay(app, tunnel, &carried.meter, carried.stopped()).await;
-    if let Some(stats) = socket.as_ref().and_then(|socket| pod.own.tcp_stats(socket)) {
+    if let Some(Some(stats)) = socket.with_fd(|socket| pod.own.tcp_stats(socket)) {
         carried.record().tcp(tcp(stats));
     }
     tell_end(&end, &carried);

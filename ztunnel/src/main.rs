@@ -16,6 +16,8 @@ mod metrics;
 mod outbound;
 mod pods;
 mod rejudge;
+#[cfg(test)]
+mod ring;
 mod seqpacket;
 mod shared;
 mod sockets;
@@ -144,7 +146,11 @@ fn shared(
         None => logging.access_log(None),
     };
     let issuer = xds::CaClient::new(control(args), CERTIFICATE_VALIDITY);
-    let options = StoreOptions { trust_domains: args.trust_domains(), ..StoreOptions::default() };
+    let options = StoreOptions {
+        trust_domains: args.trust_domains(),
+        patience: args.patience,
+        ..StoreOptions::default()
+    };
     let store = Store::new(Arc::new(issuer), options);
     if let Some(path) = &args.extra_roots {
         store.set_roots(&std::fs::read_to_string(path)?)?;

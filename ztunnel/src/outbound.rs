@@ -224,7 +224,7 @@ impl Call<'_> {
             record.opened();
         }
         let end = relay(app, tunnel, &carried.meter, carried.stopped()).await;
-        if let Some(stats) = info.socket.as_ref().and_then(|socket| self.pod.own.tcp_stats(socket)) {
+        if let Some(Some(stats)) = info.socket.with_fd(|socket| self.pod.own.tcp_stats(socket)) {
             carried.record().tcp(tcp(stats));
         }
         tell_end(&end, carried);

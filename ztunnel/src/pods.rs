@@ -415,6 +415,30 @@ pub(crate) async fn watch_slots(shared: Arc<Shared>, every: Duration) {
 }
 
 #[cfg(test)]
+impl Pod {
+    /// A pod in the test's own namespace, without listeners.
+    pub(crate) fn for_tests(namespace: &str, name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            uid: format!("uid-{namespace}-{name}").into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            identity: Identity::new("cluster.local", namespace, name),
+            netns: Netns::current().unwrap(),
+            own: Own::Mark(FOREIGN_MARK),
+            onward_ports: OnwardPorts::new(),
+            original: OriginalDestination::LocalAddress,
+            accepting: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            connections: AtomicUsize::new(0),
+            ports: [40001, 40002, 40003],
+            slots: None,
+            listeners: Mutex::default(),
+            cookies: [0; 3],
+        })
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -425,5 +449,29 @@ mod tests {
         assert_eq!(judge_holders(&[None, None, None], &[1, 2, 3]), Holder::Nobody);
         assert_eq!(judge_holders(&[Some(9), None, Some(3)], &[1, 2, 3]), Holder::Another);
         assert_eq!(judge_holders(&[Some(7), Some(8), Some(9)], &[1, 2, 3]), Holder::Another);
+    }
+
+    #[test]
+    fn a_pod_has_as_many_places_as_the_limit_and_gets_them_back() {
+        let pod = Pod::for_tests("shop", "web");
+        let first = pod.place(2).unwrap();
+        let second = pod.place(2).unwrap();
+        assert!(pod.place(2).is_none());
+        assert_eq!(pod.connections(), 2, "a refused place is not counted");
+        drop(first);
+        assert!(pod.place(2).is_some());
+        drop(second);
+        assert_eq!(pod.connections(), 0);
+    }
+
+    #[test]
+    fn the_directory_finds_a_pod_only_under_its_own_identity() {
+        let directory = Directory::default();
+        let pod = Pod::for_tests("shop", "web");
+        directory.publish([&pod].into_iter());
+        let mut workload = Workload::named("c//Pod/shop/web", "shop", "web");
+        assert!(directory.find(&workload).is_none(), "another service account's pod of that name");
+        workload.service_account = "web".into();
+        assert!(directory.find(&workload).is_some_and(|found| Arc::ptr_eq(&found, &pod)));
     }
 }

@@ -49,9 +49,9 @@ impl Own {
     }
 
     /// What the kernel measured of one of our connections.
-    pub(crate) fn tcp_stats(&self, socket: &impl AsFd) -> Option<TcpStats> {
+    pub(crate) fn tcp_stats(&self, socket: BorrowedFd<'_>) -> Option<TcpStats> {
         match self {
-            Self::Storage(pins) => pins.tcp_stats(socket.as_fd()),
+            Self::Storage(pins) => pins.tcp_stats(socket),
             Self::Mark(_) => None,
         }
     }
