@@ -13,11 +13,20 @@ use runtime::config::{Common, Problems, values};
 /// the next agent takes over. `agent uninstall` takes the capture away.
 #[derive(Debug, Parser)]
 #[command(name = "agent", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+// It shares its network namespace with ztunnel, which has 15000, 15020 and 15021.
+#[command(mut_args = |arg| match arg.get_id().as_str() {
+    "admin_addr" => arg.default_value("127.0.0.1:15100"),
+    "metrics_addr" => arg.default_value("[::]:15120"),
+    "ready_addr" => arg.default_value("[::]:15121"),
+    _ => arg,
+})]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
     #[command(flatten)]
     pub(crate) serve: Option<Serve>,
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,14 +50,7 @@ pub(crate) struct Uninstall {
 const PINS: &str = "/sys/fs/bpf/culvert";
 const STATE: &str = "/var/lib/culvert/agent";
 
-// It shares its network namespace with ztunnel, which has 15000, 15020 and 15021.
 #[derive(Debug, Args)]
-#[command(mut_args = |arg| match arg.get_id().as_str() {
-    "admin_addr" => arg.default_value("127.0.0.1:15100"),
-    "metrics_addr" => arg.default_value("[::]:15120"),
-    "ready_addr" => arg.default_value("[::]:15121"),
-    _ => arg,
-})]
 pub(crate) struct Serve {
     /// Name of this node
     #[arg(long, value_name = "NAME")]
@@ -99,9 +101,6 @@ pub(crate) struct Serve {
     /// Directory for what control wanted last, so that a start without control serves the same pods
     #[arg(long, value_name = "DIR", default_value = STATE, help_heading = "Node")]
     pub(crate) state: PathBuf,
-
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 fn control_uri(text: &str) -> Result<String, String> {
@@ -150,8 +149,9 @@ mod tests {
 
     #[test]
     fn the_agent_keeps_off_ztunnels_ports() {
-        let serve = resolve(&GOOD).expect("good").serve.expect("serving");
-        let ports = serve.common.addresses();
+        let arguments = resolve(&GOOD).expect("good");
+        assert_eq!(arguments.serve.as_ref().expect("serving").node, "n");
+        let ports = arguments.common.addresses();
         let of = |address: Option<std::net::SocketAddr>| address.expect("an address").port();
         assert_eq!([of(ports.admin), of(ports.metrics), of(ports.ready)], [15100, 15120, 15121]);
         assert!(ports.admin.expect("an address").ip().is_loopback());

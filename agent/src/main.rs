@@ -24,6 +24,7 @@ use anyhow::Context;
 use capture::NodeOptions;
 use runtime::{
     admin::{Handlers, Servers},
+    config::Common,
     drain, logging,
     readiness::Readiness,
 };
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
     let arguments: Arguments = runtime::config::resolve_checked(args::check);
     let done = match (arguments.command, arguments.serve) {
         (Some(Command::Uninstall(uninstall)), _) => self::uninstall(&uninstall),
-        (None, Some(serve)) => self::serve(serve),
+        (None, Some(serve)) => self::serve(serve, arguments.common),
         (None, None) => Err(anyhow::anyhow!("there is nothing to do; see agent --help")),
     };
     match done {
@@ -60,8 +61,8 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn serve(args: Serve) -> anyhow::Result<()> {
-    let logging = logging::init(args.common.log_format, &args.common.log_level)?;
+async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
+    let logging = logging::init(common.log_format, &common.log_level)?;
     let registry = runtime::metrics::Metrics::new("agent");
     logging.register(&registry);
     let metrics = Arc::new(Metrics::new(&registry));
@@ -72,7 +73,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
 
     // The admin first: while the kernel programs are being loaded, it can be asked how things stand.
     let kernel = readiness.task("capture", "the kernel programs");
-    let addresses = args.common.addresses();
+    let addresses = common.addresses();
     let servers =
         Servers::bind("agent", addresses, registry, readiness, logging.levels(), handlers.clone()).await?;
     servers.spawn(watch);

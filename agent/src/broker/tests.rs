@@ -123,9 +123,9 @@ async fn a_ztunnel_gets_every_pod_then_the_end_of_the_snapshot_then_what_changes
 
     world.broker.put("u4", info("new"), netns());
     ztunnel.takes(&["add u4 new"]).await;
+    assert_eq!(world.holding().await, ("u4".into(), true));
     world.broker.remove("u1");
     ztunnel.takes(&["del u1"]).await;
-    assert_eq!(world.holding().await, ("u4".into(), true));
     assert_eq!(world.holding().await, ("u1".into(), false));
     // Another namespace under the same uid is another pod.
     world.broker.put("u3", info("again"), netns());
