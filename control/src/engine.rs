@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh::Identity;
@@ -40,6 +40,8 @@ pub struct Engine {
     pub auth: Arc<Authenticator>,
     pub tokens: Arc<Tokens>,
     pub metrics: Arc<Metrics>,
+    /// The nodes that token files were last written for, and when.
+    pub kept_tokens: Mutex<Option<(BTreeSet<String>, Instant)>>,
     /// The newest compiled state, for status.
     pub compiled: watch::Sender<Arc<Compiled>>,
 }
@@ -105,6 +107,19 @@ impl Engine {
         now
     }
 
+    /// Writes token files when nodes came or went, and from time to time.
+    fn keep_tokens(&self, nodes: &BTreeSet<String>) {
+        let mut kept = self.kept_tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if kept.as_ref().is_some_and(|(of, at)| of == nodes && now < *at + LOOK_AFTER_TOKENS) {
+            return;
+        }
+        match self.tokens.keep_files(&self.state, nodes, SystemTime::now()) {
+            Ok(()) => *kept = Some((nodes.clone(), now)),
+            Err(error) => error!("node tokens: {error}"),
+        }
+    }
+
     /// Who may call, and as whom, is settled before anybody is told of anything.
     fn admit(&self, compiled: &Compiled, nodes: BTreeSet<String>) {
         let (proper, improper): (BTreeSet<_>, BTreeSet<_>) =
@@ -112,9 +127,7 @@ impl Engine {
         for node in improper {
             warn!("{node:?} is not a name a node may have: it gets no token");
         }
-        if let Err(error) = self.tokens.keep_files(&self.state, &proper, SystemTime::now()) {
-            error!("node tokens: {error}");
-        }
+        self.keep_tokens(&proper);
         self.auth.set_nodes(proper);
         let mut entitled: BTreeMap<String, BTreeSet<Identity>> = BTreeMap::new();
         for (node, pods) in &compiled.nodes {

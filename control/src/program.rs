@@ -73,7 +73,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Reads the state directory and the folder, publishes the first state, and listens.
+    /// Reads the state directory and the folder, and listens; nobody is answered before [`Self::run`].
     ///
     /// # Errors
     /// Naming what cannot be had.
@@ -107,6 +107,7 @@ impl Control {
             auth: auth.clone(),
             tokens: tokens.clone(),
             metrics: metrics.clone(),
+            kept_tokens: Default::default(),
             compiled: compiled.clone(),
         };
         let listener = TcpListener::bind(listen)

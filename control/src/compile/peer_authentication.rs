@@ -11,8 +11,9 @@ use mesh::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch};
 use super::Compiler;
 use crate::manifest::{MtlsMode, ObjectKey, PeerAuthentication};
 
-/// In the root namespace: every port refuses plaintext.
-const STRICT: &str = "culvert-peer-authentication-strict";
+/// In the root namespace: every port refuses plaintext. No object of a user has such a name: Kubernetes
+/// allows no underscore in one.
+const STRICT: &str = "culvert_peer_authentication_strict";
 
 /// One in effect: strict or not, and the ports that differ.
 #[derive(Default, Clone)]
@@ -102,7 +103,7 @@ fn deny(effective: &Effective, own: Option<&ObjectKey>, root: &Arc<str>) -> Opti
         (Some(key), strict, false) => {
             // A mode that was inherited is part of the name: two workloads may inherit differently.
             let mode = if strict { "strict" } else { "permissive" };
-            let name = format!("culvert-peer-authentication-{}-{mode}", key.name);
+            let name = format!("culvert_peer_authentication_{}_{mode}", key.name);
             let fields = if strict {
                 Match { not_destination_ports: ports, ..Match::default() }
             } else {

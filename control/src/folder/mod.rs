@@ -43,6 +43,8 @@ pub struct Folder {
     objects: Arc<Mutex<Objects>>,
     kept: Option<Kept>,
     files: BTreeMap<PathBuf, Seen>,
+    /// Folders that could not be listed at the last look, and why.
+    unlisted: BTreeMap<PathBuf, String>,
 }
 
 /// A file as it was last read.
@@ -73,7 +75,7 @@ pub struct Outcome {
 impl Folder {
     /// A folder that was not looked at yet.
     pub fn new(root: PathBuf, kept: Option<Kept>) -> Self {
-        Self { root, objects: Arc::default(), kept, files: BTreeMap::new() }
+        Self { root, objects: Arc::default(), kept, files: BTreeMap::new(), unlisted: BTreeMap::new() }
     }
 
     /// What the files hold; shared with whoever compiles it.
@@ -87,36 +89,30 @@ impl Folder {
         let mut outcome = Outcome::default();
         let mut found = Found::default();
         found.list(&self.root, 0);
-        for (path, reason) in &found.unlisted {
-            outcome.changed |= self
-                .refuse(path, format!("the folder cannot be listed: {reason}; its files are as they were"));
-        }
-        for (path, stamp) in found.files {
-            if open.contains(&path) {
+        for (path, stamp) in &found.files {
+            if open.contains(path) {
                 continue;
             }
-            let seen = self.files.get(&path);
-            let same = seen.is_some_and(|seen| seen.stamp == stamp && seen.missing_since.is_none());
-            if !same || written.contains(&path) {
+            let seen = self.files.get(path);
+            let same = seen.is_some_and(|seen| seen.stamp == *stamp);
+            if !same || written.contains(path) {
                 let first = seen.is_none();
-                outcome.changed |= self.read(&path, stamp, first);
-                self.files.insert(path, Seen { stamp, missing_since: None });
+                outcome.changed |= self.read(path, *stamp, first);
+                self.files.insert(path.clone(), Seen { stamp: *stamp, missing_since: None });
             }
         }
-        self.sweep(&found.listed, open, &mut outcome);
+        self.sweep(&found, open, &mut outcome);
+        self.complain(found.unlisted, &mut outcome);
         outcome
     }
 
-    /// Forgets what is gone.
-    fn sweep(&mut self, listed: &BTreeSet<PathBuf>, open: &BTreeSet<PathBuf>, outcome: &mut Outcome) {
+    /// Forgets what is gone. A folder that could not be listed says nothing of its files.
+    fn sweep(&mut self, found: &Found, open: &BTreeSet<PathBuf>, outcome: &mut Outcome) {
         let now = Instant::now();
         let mut gone = Vec::new();
         for (path, seen) in &mut self.files {
-            let is_there = fs::symlink_metadata(path).is_ok();
-            // A folder that could not be listed says nothing of its files.
-            let known = path.parent().is_none_or(|parent| listed.contains(parent) || !parent.exists())
-                && self.root.exists();
-            if is_there || !known || open.contains(path) {
+            let unknown = found.unlisted.keys().any(|folder| path.starts_with(folder));
+            if found.files.contains_key(path) || unknown || open.contains(path) {
                 seen.missing_since = None;
                 continue;
             }
@@ -137,6 +133,22 @@ impl Folder {
             tracing::info!(file = %path.display(), "manifest removed");
             outcome.changed = true;
         }
+    }
+
+    /// Says which folders cannot be listed, and takes it back of those that can again.
+    fn complain(&mut self, unlisted: BTreeMap<PathBuf, String>, outcome: &mut Outcome) {
+        if unlisted == self.unlisted {
+            return;
+        }
+        outcome.changed = true;
+        for folder in self.unlisted.keys().filter(|folder| !unlisted.contains_key(*folder)) {
+            self.lock().remove(folder);
+        }
+        for (folder, reason) in &unlisted {
+            let reason = format!("the folder cannot be listed ({reason}): its files are as they were");
+            self.refuse(folder, reason);
+        }
+        self.unlisted = unlisted;
     }
 
     fn read(&mut self, path: &Path, stamp: Stamp, first: bool) -> bool {
@@ -205,7 +217,6 @@ fn is_manifest(path: &Path) -> bool {
 #[derive(Default)]
 struct Found {
     files: BTreeMap<PathBuf, Stamp>,
-    listed: BTreeSet<PathBuf>,
     unlisted: BTreeMap<PathBuf, String>,
 }
 
@@ -220,7 +231,6 @@ impl Found {
                 return;
             }
         };
-        self.listed.insert(folder.to_owned());
         for entry in entries {
             let path = entry.path();
             let hidden = entry.file_name().to_str().is_none_or(|name| name.starts_with('.'));

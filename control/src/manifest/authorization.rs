@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use mesh::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::kube::{LabelSelector, Metadata};
 
@@ -29,7 +29,15 @@ pub struct Authorization {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Manifest {
+    // Read before; named here so that a misspelt `spec` is not passed over.
+    #[serde(rename = "apiVersion")]
+    _api_version: IgnoredAny,
+    #[serde(rename = "kind")]
+    _kind: IgnoredAny,
+    #[serde(rename = "status", default)]
+    _status: IgnoredAny,
     metadata: Metadata,
     #[serde(default)]
     spec: Spec,
@@ -39,10 +47,10 @@ pub(super) struct Manifest {
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct Spec {
     selector: Option<LabelSelector>,
-    target_ref: Option<serde::de::IgnoredAny>,
-    target_refs: Option<Vec<serde::de::IgnoredAny>>,
+    target_ref: Option<IgnoredAny>,
+    target_refs: Option<Vec<IgnoredAny>>,
     action: Option<String>,
-    provider: Option<serde::de::IgnoredAny>,
+    provider: Option<IgnoredAny>,
     rules: Option<Vec<RuleManifest>>,
 }
 
@@ -116,7 +124,7 @@ struct Reduced {
 impl Authorization {
     /// Converts and validates. `namespace` is the policy's own.
     pub(super) fn from_manifest(manifest: Manifest, namespace: &str) -> Result<Self, Wrong> {
-        let Manifest { metadata, spec } = manifest;
+        let Manifest { metadata, spec, .. } = manifest;
         let wrong = |field: &str, reason: &str| Err((field.to_owned(), reason.to_owned()));
         let action = match spec.action.as_deref() {
             None | Some("ALLOW") => Action::Allow,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::kube::{LabelSelector, Metadata, parse_ip};
 
@@ -135,7 +135,15 @@ impl WorkloadEntry {
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PeerAuthentication {
+    // Read before; named here so that a misspelt `spec` is not passed over.
+    #[serde(rename = "apiVersion")]
+    _api_version: IgnoredAny,
+    #[serde(rename = "kind")]
+    _kind: IgnoredAny,
+    #[serde(rename = "status", default)]
+    _status: IgnoredAny,
     pub metadata: Metadata,
     #[serde(default)]
     pub spec: PeerAuthenticationSpec,

@@ -28,6 +28,9 @@ pub use problem::{Problem, Severity};
 /// Documents beyond this number in one file are refused: a bound on what a file may cost.
 const MAX_DOCUMENTS: usize = 100_000;
 
+/// Longest name of an object or a namespace (RFC 1123 subdomain, as Kubernetes has it).
+const MAX_NAME: usize = 253;
+
 /// What names an object: kind, namespace (empty for cluster-wide kinds) and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey {
@@ -251,6 +254,17 @@ impl Reader<'_, '_> {
             return Err(self.problem("metadata.name", "every object needs a name".to_owned()));
         }
         let Some(kind) = Kind::of(&head.api_version, &head.kind) else { return Ok(None) };
+        for (field, name) in
+            [("metadata.name", &head.metadata.name), ("metadata.namespace", &head.metadata.namespace)]
+        {
+            // They are joined with slashes into the names of the mesh.
+            let odd = |byte: u8| byte == b'/' || byte.is_ascii_whitespace() || byte.is_ascii_control();
+            if name.len() > MAX_NAME || name.bytes().any(odd) {
+                let reason =
+                    format!("{name:?} is not a name: no slashes or spaces, {MAX_NAME} characters at most");
+                return Err(self.problem(field, reason));
+            }
+        }
         let namespace = match (kind.cluster_wide(), head.metadata.namespace.as_str()) {
             (true, _) => "",
             (false, "") => "default",

@@ -77,6 +77,30 @@ fn a_misspelt_field_of_a_policy_is_refused_not_ignored() {
 }
 
 #[test]
+fn a_misspelt_spec_of_a_policy_is_refused_not_ignored() {
+    for kind in ["AuthorizationPolicy", "PeerAuthentication"] {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: p, namespace: shop}}\nsepc: {{}}\n"
+        );
+        let parsed = parse(Path::new("shop.yaml"), &text);
+        assert_eq!(parsed.objects, [], "{kind}");
+        assert!(parsed.problems[0].reason.contains("sepc"), "{}", parsed.problems[0]);
+        let good = text.replace("sepc", "spec") + "status: {conditions: []}\n";
+        assert_eq!(parse(Path::new("shop.yaml"), &good).problems, [], "{kind}");
+    }
+}
+
+#[test]
+fn a_name_that_would_run_into_another_is_refused() {
+    for metadata in ["{name: a/b}", "{name: a, namespace: b/c}", "{name: \"a b\"}"] {
+        let parsed =
+            parse(Path::new("a.yaml"), &format!("{{apiVersion: v1, kind: Pod, metadata: {metadata}}}"));
+        assert_eq!(parsed.objects, [], "{metadata}");
+        assert_eq!(parsed.problems.len(), 1, "{metadata}");
+    }
+}
+
+#[test]
 fn a_cidr_that_does_not_parse_refuses_the_policy() {
     let problem = policy(
         "spec:\n  rules:\n  - from:\n    - source:\n        ipBlocks:\n        - 10.0.0.0/8\n        - 10.0.0.0/33\n",

@@ -238,3 +238,7 @@ impl Subscription {
             .collect()
     }
 }
+
+#[cfg(test)]
+#[path = "subscription_tests.rs"]
+mod tests;
