@@ -132,12 +132,19 @@ impl Connection {
 
     /// A place for one stream, if there is one: within the peer's limit and ours.
     pub(super) fn seat(self: &Rc<Self>) -> Option<Seat> {
-        let free = {
-            let sender = self.sender.borrow();
-            let sender = sender.as_ref()?;
-            self.seated.get() < self.most.min(sender.current_max_send_streams())
+        let (usable, free) = {
+            let mut sender = self.sender.borrow_mut();
+            let sender = sender.as_mut()?;
+            // An error after a GOAWAY, or when stream numbers have run out. Nothing is pending in this
+            // handle, so that it never waits.
+            let usable =
+                !matches!(sender.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)));
+            (usable, self.seated.get() < self.most.min(sender.current_max_send_streams()))
         };
-        free.then(|| {
+        if !usable {
+            self.retire();
+        }
+        (usable && free).then(|| {
             self.seated.set(self.seated.get() + 1);
             Seat { connection: self.clone() }
         })

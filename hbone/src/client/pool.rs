@@ -73,15 +73,19 @@ impl Pool {
     {
         let head = request::head(connect, key.peer)?;
         let mut dial = Some(dial);
-        let mut retried = false;
+        let mut first_failure = None;
         loop {
-            let (seat, reused) = self.seat(key, &mut dial).await?;
+            let (seat, reused) = match self.seat(key, &mut dial).await {
+                Ok(seated) => seated,
+                // Without a second way, what happened on the first is what matters.
+                Err(error) => return Err(first_failure.unwrap_or(error)),
+            };
             match request::send(seat, head.clone(), reused, self.inner.settings.connect_timeout).await {
                 Ok(opened) => return Ok(opened),
-                Err(Failed::Unprocessed(error)) if retried => return Err(error),
+                Err(Failed::Unprocessed(error)) if first_failure.is_some() => return Err(error),
                 Err(Failed::Unprocessed(error)) => {
                     tracing::debug!(peer = %key.peer, %error, "the request was not looked at; once more");
-                    retried = true;
+                    first_failure = Some(error);
                 }
                 Err(Failed::ForGood(error)) => return Err(error),
             }

@@ -61,9 +61,11 @@ pub(super) async fn send(
         let closed = || OpenError::Broken { peer, reason: "it was closed meanwhile".to_owned() };
         return Err(Failed::Unprocessed(connection.failure().unwrap_or_else(closed)));
     };
-    // An error here means that nothing was sent.
-    let (response, send) =
-        sender.send_request(head, false).map_err(|error| Failed::Unprocessed(broken(&error)))?;
+    let (response, send) = sender.send_request(head, false).map_err(|error| {
+        // Nothing was sent, and nothing will be over this tunnel.
+        connection.retire();
+        Failed::Unprocessed(broken(&error))
+    })?;
     drop(sender);
     let response = match timeout(patience, response).await {
         Ok(Ok(response)) => response,

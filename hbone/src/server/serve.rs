@@ -197,9 +197,16 @@ impl<L: Link> Server<'_, L> {
         H: Fn(Arrival) -> F,
         F: Future<Output = ()> + 'static,
     {
+        let quiet = self.streams > 0 && self.handlers.is_empty() && !self.h2.has_streams();
         loop {
             let (request, mut respond) = match self.h2.poll_accept(cx) {
                 Poll::Ready(Some(Ok(accepted))) => accepted,
+                // Whoever is gone while nothing was carried has just gone.
+                Poll::Ready(Some(Err(error)))
+                    if quiet && error.is_io() && self.stream.fault().is_none_or(|fault| fault.is_io()) =>
+                {
+                    return Poll::Ready(Ok(()));
+                }
                 Poll::Ready(Some(Err(error))) => {
                     let reason =
                         self.stream.fault().map_or_else(|| error.to_string(), |fault| fault.to_string());
@@ -227,7 +234,7 @@ impl<L: Link> Server<'_, L> {
 
     /// No streams for too long.
     fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.handlers.is_empty() {
+        if !self.handlers.is_empty() || self.h2.has_streams() {
             self.idle = None;
             return false;
         }

@@ -8,7 +8,7 @@ use rustls::{
     kernel::KernelConnection,
     pki_types::{CertificateDer, ServerName},
     server::{ServerConnectionData, UnbufferedServerConnection},
-    unbuffered::{ConnectionState, EncodeError, UnbufferedConnectionCommon, UnbufferedStatus},
+    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedConnectionCommon, UnbufferedStatus},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -103,7 +103,9 @@ where
                 }
             }
             Err(fault) => {
-                last_words(&mut link, &mut side).await;
+                if matches!(fault, Fault::Tls(_)) {
+                    last_words(&mut link, &mut side, &mut input).await;
+                }
                 return Err(fault);
             }
         }
@@ -122,52 +124,55 @@ fn step<S: Side>(
     early: &mut Vec<u8>,
 ) -> Result<Need, Fault> {
     let UnbufferedStatus { mut discard, state } = side.step(input);
-    let need = match state? {
-        ConnectionState::EncodeTlsData(mut flight) => {
-            let start = output.len();
-            output.resize(start + 16, 0);
-            let written = loop {
-                match flight.encode(&mut output[start..]) {
-                    Ok(written) => break written,
-                    Err(EncodeError::InsufficientSize(size)) => {
-                        output.resize(start + size.required_size, 0);
-                    }
-                    Err(EncodeError::AlreadyEncoded) => break 0,
-                }
-            };
-            output.truncate(start + written);
-            Need::Again
+    let need = match state {
+        Ok(ConnectionState::EncodeTlsData(mut flight)) => {
+            encode(&mut flight, output);
+            Ok(Need::Again)
         }
-        ConnectionState::TransmitTlsData(flight) => {
+        Ok(ConnectionState::TransmitTlsData(flight)) => {
             // It is sent before the next step, or the handshake fails altogether.
             flight.done();
-            Need::Send
+            Ok(Need::Send)
         }
-        ConnectionState::BlockedHandshake => Need::Receive,
-        ConnectionState::WriteTraffic(_) => Need::Done,
-        ConnectionState::ReadTraffic(mut records) => {
-            while let Some(record) = records.next_record() {
-                let record = record?;
-                discard += record.discard;
-                early.extend_from_slice(record.payload);
+        Ok(ConnectionState::BlockedHandshake) => Ok(Need::Receive),
+        Ok(ConnectionState::WriteTraffic(_)) => Ok(Need::Done),
+        Ok(ConnectionState::ReadTraffic(mut records)) => loop {
+            match records.next_record() {
+                Some(Ok(record)) => {
+                    discard += record.discard;
+                    early.extend_from_slice(record.payload);
+                }
+                Some(Err(error)) => break Err(error.into()),
+                None => break Ok(Need::Again),
             }
-            Need::Again
-        }
+        },
         // No early data is offered or accepted; a peer that closes now does not want a tunnel.
-        _ => return Err(Fault::Closed),
+        Ok(_) => Err(Fault::Closed),
+        Err(error) => Err(error.into()),
     };
+    // Also after an error: rustls remembers where in the input it stands.
     input.drain(..discard);
-    Ok(need)
+    need
 }
 
-/// Tells the peer why, as far as it still listens: rustls has an alert ready.
-async fn last_words<L: Link, S: Side>(link: &mut L, side: &mut S) {
-    let mut output = Vec::new();
-    while let Ok(Need::Again) = step(side, &mut Vec::new(), &mut output, &mut Vec::new()) {
-        if output.len() > MAX_FLIGHT {
-            return;
+fn encode<D>(flight: &mut EncodeTlsData<'_, D>, output: &mut Vec<u8>) {
+    let start = output.len();
+    output.resize(start + 1024, 0);
+    let written = loop {
+        match flight.encode(&mut output[start..]) {
+            Ok(written) => break written,
+            Err(EncodeError::InsufficientSize(size)) => output.resize(start + size.required_size, 0),
+            Err(EncodeError::AlreadyEncoded) => break 0,
         }
-    }
+    };
+    output.truncate(start + written);
+}
+
+/// Tells the peer why, as far as it still listens: the alert is what rustls wants sent next. It is
+/// asked only once; it would stumble over the same input again.
+async fn last_words<L: Link, S: Side>(link: &mut L, side: &mut S, input: &mut Vec<u8>) {
+    let mut output = Vec::new();
+    let _ = step(side, input, &mut output, &mut Vec::new());
     let _ = link.write_all(&output).await;
     let _ = link.shutdown().await;
 }

@@ -63,6 +63,11 @@ impl Fault {
         }
     }
 
+    /// The socket failed, not TLS.
+    pub(crate) fn is_io(&self) -> bool {
+        matches!(self, Self::Io(_))
+    }
+
     /// Whether the peer says that it is our certificate it does not want (RFC 8446 section 6.2).
     pub(crate) fn rejects_our_certificate(&self) -> bool {
         use AlertDescription as A;
