@@ -21,7 +21,7 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
     let facts = EgressFacts {
         mode,
         sender: socket::sender(&ctx),
-        packet: frame.packet,
+        packet: frame.packet(),
         local_scope: frame.destination.is_local_scope(),
         probe: abi::is_probe(&frame.destination, frame.destination_port),
     };

@@ -18,7 +18,7 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
         mode,
         on,
         sender: socket::sender(&ctx),
-        packet: frame.packet,
+        packet: frame.packet(),
         local_scope: frame.destination.is_local_scope(),
         probe: abi::is_probe(&frame.destination, frame.destination_port),
     };

@@ -17,7 +17,7 @@ pub fn pod_ingress(ctx: TcContext) -> i32 {
     let hbone = frame.destination_port.get() == abi::HBONE_PORT;
     let slot = if hbone { Slot::Hbone } else { Slot::Inbound };
     let listener = !enforced && socket::is_held(slot);
-    let facts = IngressFacts { mode, packet: frame.packet, hbone, listener };
+    let facts = IngressFacts { mode, packet: frame.packet(), hbone, listener };
     let flow = frame.incoming();
     let mut kernel = Kernel { ctx: &ctx, frame: &frame, flow: &flow, tell_own: !enforced };
     let verdict = abi::ingress(&facts, &mut kernel);

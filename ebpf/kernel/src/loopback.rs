@@ -25,7 +25,7 @@ pub fn pod_loopback(ctx: TcContext) -> i32 {
         return NEXT;
     }
     let frame = Frame::read(&ctx);
-    let facts = LoopbackFacts { turned, packet: frame.packet };
+    let facts = LoopbackFacts { turned, packet: frame.packet() };
     let mut holder = Holder { ctx: &ctx, frame: &frame, socket: ptr::null_mut() };
     let verdict = abi::loopback(&facts, &mut holder);
     let socket = holder.socket;

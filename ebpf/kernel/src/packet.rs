@@ -14,14 +14,25 @@ const ETHERNET: usize = 14;
 const SHORTEST_FRAME: usize = 60;
 const TCP: u8 = 6;
 
-/// A frame, read.
+/// A frame, read. Its kind, flags and bareness are kept apart, each always set: of an enum with fields the
+/// compiler copies also what is not set, and the verifier refuses to read that.
 pub struct Frame {
-    pub packet: Packet,
+    kind: Kind,
+    flags: u8,
+    bare: bool,
     pub v6: bool,
     pub source: Address,
     pub destination: Address,
     pub source_port: Port,
     pub destination_port: Port,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+#[repr(u8)]
+enum Kind {
+    Other,
+    Hidden,
+    Tcp,
 }
 
 #[repr(C)]
@@ -65,20 +76,22 @@ impl Frame {
     /// Reads the frame of a hook that has an Ethernet header in front.
     #[inline(always)]
     pub fn read(ctx: &TcContext) -> Self {
-        let Ok(kind) = ctx.load::<u16>(12) else { return Self::without_addresses(Packet::Other) };
+        let Ok(kind) = ctx.load::<u16>(12) else { return Self::without_addresses(Kind::Other) };
         match u16::from_be(kind) {
             0x0800 => Self::read_v4(ctx),
             0x86dd => Self::read_v6(ctx),
-            0x8100 | 0x88a8 | 0x9100 => Self::without_addresses(Packet::Hidden),
-            _ => Self::without_addresses(Packet::Other),
+            0x8100 | 0x88a8 | 0x9100 => Self::without_addresses(Kind::Hidden),
+            _ => Self::without_addresses(Kind::Other),
         }
     }
 
     #[inline(always)]
     fn read_v4(ctx: &TcContext) -> Self {
-        let Ok(ip) = ctx.load::<Ipv4>(ETHERNET) else { return Self::without_addresses(Packet::Hidden) };
+        let Ok(ip) = ctx.load::<Ipv4>(ETHERNET) else { return Self::without_addresses(Kind::Hidden) };
         let mut frame = Self {
-            packet: Packet::Hidden,
+            kind: Kind::Hidden,
+            flags: 0,
+            bare: false,
             v6: false,
             source: Address::from_v4_be(ip.source),
             destination: Address::from_v4_be(ip.destination),
@@ -87,7 +100,7 @@ impl Frame {
         };
         let header = usize::from(ip.version_and_words & 0x0f) * 4;
         if ip.protocol != TCP {
-            frame.packet = Packet::Other;
+            frame.kind = Kind::Other;
         } else if header >= 20 && u16::from_be(ip.fragment) & 0x3fff == 0 {
             let length = usize::from(u16::from_be(ip.length));
             frame.read_tcp(ctx, ETHERNET + header, if length == 0 { 0 } else { ETHERNET + length });
@@ -97,9 +110,11 @@ impl Frame {
 
     #[inline(always)]
     fn read_v6(ctx: &TcContext) -> Self {
-        let Ok(ip) = ctx.load::<Ipv6>(ETHERNET) else { return Self::without_addresses(Packet::Hidden) };
+        let Ok(ip) = ctx.load::<Ipv6>(ETHERNET) else { return Self::without_addresses(Kind::Hidden) };
         let mut frame = Self {
-            packet: Packet::Hidden,
+            kind: Kind::Hidden,
+            flags: 0,
+            bare: false,
             v6: true,
             source: Address::from_v6_be(ip.source),
             destination: Address::from_v6_be(ip.destination),
@@ -113,7 +128,7 @@ impl Frame {
                 frame.read_tcp(ctx, start, if length == 0 { 0 } else { start + length });
             }
             0 if jumbo_then_tcp(ctx, start) => frame.read_tcp(ctx, start + 8, 0),
-            next => frame.packet = behind_extensions(ctx, start, next),
+            next => frame.kind = behind_extensions(ctx, start, next),
         }
         frame
     }
@@ -131,20 +146,33 @@ impl Frame {
         self.destination_port = Port::from_be(tcp.destination);
         let len = ctx.len() as usize;
         let nothing_behind = len <= payload || end != 0 && len <= SHORTEST_FRAME;
-        let bare = (end == 0 || end == payload) && nothing_behind;
-        self.packet = Packet::Tcp(Segment { flags: TcpFlags(tcp.flags), bare });
+        self.bare = (end == 0 || end == payload) && nothing_behind;
+        self.flags = tcp.flags;
+        self.kind = Kind::Tcp;
     }
 
     #[inline(always)]
-    fn without_addresses(packet: Packet) -> Self {
+    fn without_addresses(kind: Kind) -> Self {
         let nowhere = Address([0; 4]);
         Self {
-            packet,
+            kind,
+            flags: 0,
+            bare: false,
             v6: false,
             source: nowhere,
             destination: nowhere,
             source_port: Port::new(0),
             destination_port: Port::new(0),
+        }
+    }
+
+    /// What it holds.
+    #[inline(always)]
+    pub fn packet(&self) -> Packet {
+        match self.kind {
+            Kind::Other => Packet::Other,
+            Kind::Hidden => Packet::Hidden,
+            Kind::Tcp => Packet::Tcp(Segment { flags: TcpFlags(self.flags), bare: self.bare }),
         }
     }
 
@@ -199,26 +227,26 @@ fn jumbo_then_tcp(ctx: &TcContext, at: usize) -> bool {
 /// What extension headers hide: TCP or nothing of ours. A chain too long to follow counts as TCP, and so
 /// does a fragment that could be of it.
 #[inline(always)]
-fn behind_extensions(ctx: &TcContext, start: usize, first: u8) -> Packet {
+fn behind_extensions(ctx: &TcContext, start: usize, first: u8) -> Kind {
     let (mut at, mut next) = (start, first);
     for _ in 0..6 {
         let words = match next {
-            TCP => return Packet::Hidden,
+            TCP => return Kind::Hidden,
             0 | 43 | 51 | 60 | 44 => {
-                let Ok([after, length]) = ctx.load::<[u8; 2]>(at) else { return Packet::Hidden };
+                let Ok([after, length]) = ctx.load::<[u8; 2]>(at) else { return Kind::Hidden };
                 let kind = mem::replace(&mut next, after);
                 match kind {
                     // A fragment: what follows may be in another one.
-                    44 if matches!(after, 0 | 43 | 44 | 51 | 60 | TCP) => return Packet::Hidden,
-                    44 => return Packet::Other,
+                    44 if matches!(after, 0 | 43 | 44 | 51 | 60 | TCP) => return Kind::Hidden,
+                    44 => return Kind::Other,
                     // RFC 4302: in units of four bytes, less two.
                     51 => usize::from(length) + 2,
                     _ => (usize::from(length) + 1) * 2,
                 }
             }
-            _ => return Packet::Other,
+            _ => return Kind::Other,
         };
         at += words * 4;
     }
-    Packet::Hidden
+    Kind::Hidden
 }

@@ -9,11 +9,12 @@ use crate::{
 use abi::{Address, FlowKey, Port, Reuse};
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_SK_LOOKUP_F_REPLACE,
+    bindings::{BPF_SK_LOOKUP_F_REPLACE, bpf_sk_lookup},
     helpers::generated::{bpf_ktime_get_ns, bpf_sk_assign},
     macros::sk_lookup,
     programs::SkLookupContext,
 };
+use core::ptr;
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
@@ -23,23 +24,12 @@ const IPPROTO_TCP: u32 = 6;
 /// `sk_lookup` of the pod's network namespace.
 #[sk_lookup]
 pub fn pod_reuse(ctx: SkLookupContext) -> u32 {
-    // SAFETY: the context, whose fields the verifier checks one by one.
-    let lookup = unsafe { &*ctx.lookup };
-    if lookup.protocol != IPPROTO_TCP {
+    let lookup = ctx.lookup;
+    // SAFETY: a field of the context.
+    if unsafe { (*lookup).protocol } != IPPROTO_TCP {
         return SK_PASS;
     }
-    let (local, remote) = if lookup.family == AF_INET {
-        (Address::from_v4_be(lookup.local_ip4), Address::from_v4_be(lookup.remote_ip4))
-    } else {
-        (Address::from_v6_be(lookup.local_ip6), Address::from_v6_be(lookup.remote_ip6))
-    };
-    let flow = FlowKey {
-        local,
-        remote,
-        // The kernel gives one in host and the other in network order.
-        local_port: Port::new(lookup.local_port as u16),
-        remote_port: Port::from_be(lookup.remote_port),
-    };
+    let flow = connection(lookup);
     let Some(note) = REUSE.get_ptr(&flow) else { return SK_PASS };
     // SAFETY: a value of the map.
     let (at, slot) = unsafe { ((*note).at, (*note).slot) };
@@ -62,4 +52,33 @@ pub fn pod_reuse(ctx: SkLookupContext) -> u32 {
     }
     socket::count(Reuse::Redirected.counter());
     SK_PASS
+}
+
+/// The connection that a listener is looked up for.
+///
+/// Everything is read, whatever the family (the kernel gives zeros for the other one), and volatile: left
+/// to choose, the compiler computes which field to read, and the verifier refuses a computed field.
+#[inline(always)]
+fn connection(lookup: *const bpf_sk_lookup) -> FlowKey {
+    // SAFETY: fields of the context, each by its own name.
+    let (family, v4, v6, ports) = unsafe {
+        let word = |field: *const u32| ptr::read_volatile(field);
+        let four = |field: *const [u32; 4]| {
+            let first = field.cast::<u32>();
+            [word(first), word(first.add(1)), word(first.add(2)), word(first.add(3))]
+        };
+        (
+            word(&raw const (*lookup).family),
+            (word(&raw const (*lookup).local_ip4), word(&raw const (*lookup).remote_ip4)),
+            (four(&raw const (*lookup).local_ip6), four(&raw const (*lookup).remote_ip6)),
+            (word(&raw const (*lookup).local_port), ptr::read_volatile(&raw const (*lookup).remote_port)),
+        )
+    };
+    let (local, remote) = if family == AF_INET {
+        (Address::from_v4_be(v4.0), Address::from_v4_be(v4.1))
+    } else {
+        (Address::from_v6_be(v6.0), Address::from_v6_be(v6.1))
+    };
+    // The kernel gives one port in host and the other in network order.
+    FlowKey { local, remote, local_port: Port::new(ports.0 as u16), remote_port: Port::from_be(ports.1) }
 }

@@ -1,0 +1,15 @@
+//! Capture on the real kernel: pods are network namespaces made for one test each, with a bpffs of their
+//! own in a mount namespace of their own, so that nothing outlives its test. Needs root.
+
+#[path = "../../src/netlink.rs"]
+#[allow(dead_code, reason = "shared with the crate, which uses all of it")]
+mod netlink;
+
+mod evasion;
+mod inbound;
+mod life;
+mod outbound;
+mod packets;
+mod sniff;
+mod stats;
+mod world;
