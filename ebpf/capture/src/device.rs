@@ -58,7 +58,9 @@ pub(crate) fn of_pod(uid: &str, netns: &Netns) -> Result<Device, Error> {
         let reason = format!("its device {} has no Ethernet header, which capture relies on", link.name);
         return Err(unsupported(reason));
     }
-    let peer = link.peer.filter(|peer| *peer != link.index).map(|peer| (peer, link.peer_netns));
+    // A device with no other end names itself; so may one whose other end has the same number elsewhere.
+    let has_peer = |peer: &u32| *peer != link.index || link.peer_netns.is_some();
+    let peer = link.peer.filter(has_peer).map(|peer| (peer, link.peer_netns));
     Ok(Device { name: link.name, index: link.index, peer })
 }
 

@@ -37,10 +37,14 @@ fn a_forged_mark_leads_into_ztunnel() {
             let domain = Domain::for_address(to);
             let app = world.pod.enter(|| Socket::new(domain, Type::STREAM, None)).unwrap().unwrap();
             app.set_mark(mark).unwrap();
-            app.connect_timeout(&to.into(), crate::world::PATIENCE).unwrap();
-            let (ours, ..) = accept(&listener);
-            app.send(SECRET).unwrap();
-            drop(ours);
+            match app.connect_timeout(&to.into(), crate::world::PATIENCE) {
+                Ok(()) => {
+                    let _ours = accept(&listener);
+                    app.send(SECRET).unwrap();
+                }
+                // Our own mark leads to a route of this host; IPv6 finds no source address for that.
+                Err(error) => assert!(mark == abi::TURNED_MARK, "{family:?} {mark:#x}: {error}"),
+            }
         }
     }
     assert!(!wire.hears(SECRET, SHORT));

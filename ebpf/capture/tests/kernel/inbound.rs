@@ -28,8 +28,12 @@ fn a_connection_is_captured_and_carried_on_over_lo() {
         // The onward leg: the caller's address, another port, over lo, untouched by the programs.
         let mut from = peer;
         from.set_port(61_000);
-        let (untouched, mut back) = counted(&pod, "loopback_held", || ztunnel.onward(from, original).unwrap());
-        assert_eq!(untouched, 0);
+        let (turned, mut back) = counted(&pod, "egress_turn_held", || {
+            let (to_listener, back) = counted(&pod, "loopback_listener", || ztunnel.onward(from, original));
+            assert_eq!(to_listener, 0);
+            back.unwrap()
+        });
+        assert!(turned > 0, "the application's answers to the caller come back to ztunnel");
         let (mut served, seen, _) = accept(&app);
         assert_eq!(seen.ip(), peer.ip(), "the application sees the caller's address");
         talk(&mut caller, &mut front);
@@ -64,7 +68,7 @@ fn with_no_listener_the_application_is_not_reached() {
         let to = World::at_pod(family, 8080);
         let (dropped, refused) = counted(&pod, "ingress_no_listener", || try_connect(&world.far, to, SHORT));
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::TimedOut);
-        assert!(dropped > 0);
+        assert!(dropped > 0, "{family:?}: {}", crate::world::told(&pod));
     }
     assert!(is_idle(&app));
 }
@@ -160,7 +164,7 @@ fn a_connection_that_ztunnel_lost_is_reset() {
     for family in BOTH {
         let caller = crate::packets::RawCaller::new(&world, family, World::at_pod(family, 8080));
         let (unknown, ()) = counted(&pod, "ingress_to_inbound_unknown", || caller.send_ack(b"late data"));
-        assert!(unknown > 0);
+        assert!(unknown > 0, "{family:?}: {}", crate::world::told(&pod));
         assert!(caller.hears_reset(PATIENCE), "{family:?}: no RST came back");
     }
 }

@@ -286,6 +286,13 @@ pub(crate) fn counted<T>(pod: &Pod, name: &str, deed: impl FnOnce() -> T) -> (u6
     (get(pod.counters().unwrap()) - before, result)
 }
 
+/// Every verdict that fell, for the message of a failed assertion.
+pub(crate) fn told(pod: &Pod) -> String {
+    let counters = pod.counters().unwrap();
+    let fallen = counters.iter().filter(|(_, count)| *count > 0);
+    fallen.map(|(name, count)| format!("{name} {count}, ")).collect()
+}
+
 pub(crate) fn sysctl(path: &str, value: &str) {
     fs::write(Path::new("/proc/sys/net").join(path), value).unwrap_or_else(|error| panic!("{path}: {error}"));
 }
@@ -296,7 +303,14 @@ fn new_netns() -> Netns {
         Netns::current().unwrap()
     });
     let netns = made.join().unwrap();
-    netns.enter(|| change_link("lo", |message| up(message))).unwrap();
+    netns
+        .enter(|| {
+            // An address would be of no use for a second or two, while it is looked for elsewhere.
+            sysctl("ipv6/conf/all/accept_dad", "0");
+            sysctl("ipv6/conf/default/accept_dad", "0");
+            change_link("lo", |message| up(message));
+        })
+        .unwrap();
     netns
 }
 
