@@ -41,7 +41,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     for target in &targets {
         println!("  fuzzing  {target} for {} s", args.seconds);
         let mut command = cargo_fuzz("run");
-        command.arg(target).arg("--");
+        command.arg(target).args(inputs(&fuzz, target)?).arg("--");
         command.args([&format!("-max_total_time={}", args.seconds), "-rss_limit_mb=2048", "-timeout=10"]);
         command.args(["-verbosity=0", "-print_final_stats=1"]);
         shell::run(&mut command, &format!("fuzz {target}"))?;
@@ -71,6 +71,14 @@ fn targets(fuzz: &Path, only: Option<&str>) -> Result<Vec<String>> {
         );
     }
     Ok(names)
+}
+
+/// The folders to start from: what earlier runs found (and this one adds to), and the seeds of the repository.
+fn inputs(fuzz: &Path, target: &str) -> Result<Vec<PathBuf>> {
+    let found = fuzz.join("corpus").join(target);
+    fs::create_dir_all(&found).with_context(|| format!("make {}", found.display()))?;
+    let seeds = fuzz.join("seeds").join(target);
+    Ok([Some(found), seeds.is_dir().then_some(seeds)].into_iter().flatten().collect())
 }
 
 fn ensure_cargo_fuzz(root: &Path) -> Result<PathBuf> {

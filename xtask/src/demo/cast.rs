@@ -61,13 +61,11 @@ impl Cast {
         let cache = pod("shop", "cache", "b")?;
         let depot = pod("shop", "depot", "b")?;
         let [service, _] = world.service(1, "shop", "catalog", &[("app", "catalog")], &[(80, HTTP)])?;
-        let servers = vec![
-            nginx(&world, &catalog)?,
-            nginx(&world, &reviews)?,
-            redis(&world, &cache)?,
-            depot.job("iperf3").args(["--server", "--port", &IPERF.to_string()]).spawn("iperf3")?,
-        ];
-        for (pod, port) in [(&catalog, HTTP), (&reviews, HTTP), (&cache, REDIS), (&depot, IPERF)] {
+        let iperf = depot.job("iperf3").args(["--server", "--port", &IPERF.to_string(), "--forceflush"]);
+        let mut iperf = iperf.spawn("iperf3")?;
+        iperf.wait_for_line(PATIENCE, "its port to listen", |line| line.contains("Server listening"))?;
+        let servers = vec![nginx(&world, &catalog)?, nginx(&world, &reviews)?, redis(&world, &cache)?, iperf];
+        for (pod, port) in [(&catalog, HTTP), (&reviews, HTTP), (&cache, REDIS)] {
             let listens = || Ok(pod.netns().connect(pod.at(port), Duration::from_secs(1)).ok());
             eventually(PATIENCE, &format!("port {port} of {}", pod.full_name()), listens)?;
         }
@@ -118,9 +116,9 @@ impl Cast {
 
     /// The nodes and who lives there.
     pub(crate) fn picture(&self) -> Vec<String> {
-        let row = |pod: &Pod, runs: &str| format!("{:<16} {:<10} {runs}", pod.full_name(), pod.v4());
+        let row = |pod: &Pod, runs: &str| format!("{:<15}  {}  {runs}", pod.full_name(), pod.v4());
         let left = [
-            row(&self.storefront, "curl, redis-cli"),
+            row(&self.storefront, "curl…"),
             row(&self.intern, "curl"),
             row(&self.reviews, "nginx"),
             row(&self.visitor, "curl"),
@@ -131,11 +129,14 @@ impl Cast {
             row(&self.depot, "iperf3"),
             String::new(),
         ];
-        let [a, b] = ["a", "b"].map(|name| format!("node {name}  {}", self.world.node(name).addresses()[0]));
-        let mut lines = vec![format!("  {a:<46}{b}")];
+        let title = |name: &str| {
+            let node = self.world.node(name);
+            format!("node {name}, {}: agent, ztunnel", node.addresses()[0])
+        };
+        let mut lines = vec![format!("  {:<43}{}", title("a"), title("b"))];
         for (at, (left, right)) in left.iter().zip(&right).enumerate() {
-            let wire = if at == 1 { "══ wire ══" } else { "          " };
-            lines.push(format!("  {left:<44}{wire}  {right}").trim_end().to_owned());
+            let wire = if at == 1 { "═ wire ═" } else { "" };
+            lines.push(format!("  {left:<34}{wire:<9}{right}").trim_end().to_owned());
         }
         lines
     }

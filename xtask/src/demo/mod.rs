@@ -52,7 +52,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 fn play(world: World) -> (Result<()>, Result<Cast>) {
     let mut stage = Stage::open();
     stage.title("CULVERT", "a stream under the road: the road never notices");
-    let cast = stage.check("two nodes, seven pods, real servers, and Culvert's programs beside them", || {
+    let cast = stage.check("two nodes, seven pods, real servers, Culvert beside them", || {
         let folder = world.folder().to_owned();
         let cast = Cast::gather(world)?;
         Ok((cast, format!("network namespaces of this machine; logs and manifests in {}", folder.display())))
