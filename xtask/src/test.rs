@@ -21,6 +21,10 @@ use serde::Deserialize;
 
 use crate::{build, setup, shell, tool_table::Use};
 
+/// The reason by which a test may be ignored: it is the part of another test that runs in a process of its
+/// own, and that test starts it.
+pub(crate) const PART_OF_A_TEST: &str = "runs within another test";
+
 /// How long one test program may take.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
@@ -237,10 +241,12 @@ impl TestProgram {
 fn show(name: &str, lines: impl BufRead) -> Result<Option<Results>> {
     let mut results = None;
     let mut titled = false;
+    let mut parts = 0;
     for line in lines.split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
         results = Results::parse(&line).or(results);
+        parts += u32::from(line.contains(&format!("... ignored, {PART_OF_A_TEST}")));
         let idle = line.trim().is_empty() || line == "running 0 tests" || (!titled && results.is_some());
         if idle {
             continue;
@@ -252,7 +258,7 @@ fn show(name: &str, lines: impl BufRead) -> Result<Option<Results>> {
         }
         writeln!(out, "{line}")?;
     }
-    Ok(results)
+    Ok(results.map(|results: Results| Results { ignored: results.ignored.saturating_sub(parts), ..results }))
 }
 
 /// Kills a test program that hangs.

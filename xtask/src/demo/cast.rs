@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, time::Duration};
 use anyhow::{Context, Result};
 use bed::{Mesh, Pod, PodSpec, Process, World, eventually};
 
-use super::traffic;
+use super::{LOG_LINES, traffic};
 
 /// What must never be readable between the nodes. Every page and every key of the play holds it.
 pub(crate) const SECRET: &str = "the-safe-opens-at-7-31-88";
@@ -69,7 +69,9 @@ impl Cast {
             let listens = || Ok(pod.netns().connect(pod.at(port), Duration::from_secs(1)).ok());
             eventually(PATIENCE, &format!("port {port} of {}", pod.full_name()), listens)?;
         }
-        let mesh = Mesh::start(&world).context("start control, agents and ztunnels")?;
+        let mesh = Mesh::start(&world)
+            .inspect_err(|_| eprintln!("\n{}", world.log_tails(LOG_LINES)))
+            .context("start control, agents and ztunnels")?;
         let catalog_service = SocketAddr::new(service, 80);
         Ok(Self {
             mesh,

@@ -16,6 +16,9 @@ mod traffic;
 use cast::Cast;
 use stage::Stage;
 
+/// How much of each log a failure shows.
+pub(crate) const LOG_LINES: usize = 15;
+
 /// How to end.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -38,8 +41,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     bed::sweep()?;
     let world = World::new(&["a", "b"])?;
     clean_up_on_signal(world.id())?;
-    let (outcome, cast) = play(world);
-    let cast = outcome.and(cast)?;
+    let cast = play(world)?;
     if args.keep {
         let world = cast.stay()?;
         hints::print(&world);
@@ -47,31 +49,21 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Plays every chapter. The cast comes back so that it can be kept; where there was a failure, it has
-/// shown its logs and is gone.
-fn play(world: World) -> (Result<()>, Result<Cast>) {
+/// Plays every chapter, and gives the cast back so that it can be kept. A failure shows the ends of all
+/// logs first, because the world goes with it.
+fn play(world: World) -> Result<Cast> {
     let mut stage = Stage::open();
     stage.title("CULVERT", "a stream under the road: the road never notices");
-    let cast = stage.check("two nodes, seven pods, real servers, Culvert beside them", || {
+    let mut cast = stage.check("two nodes, seven pods, real servers, Culvert beside them", || {
         let folder = world.folder().to_owned();
         let cast = Cast::gather(world)?;
         Ok((cast, format!("network namespaces of this machine; logs and manifests in {}", folder.display())))
-    });
-    let mut cast = match cast {
-        Ok(cast) => cast,
-        Err(error) => return (Ok(()), Err(error)),
-    };
+    })?;
     stage.picture(&cast.picture());
-    match chapters::all(&mut stage, &mut cast) {
-        Ok(()) => {
-            stage.curtain();
-            (Ok(()), Ok(cast))
-        }
-        Err(error) => {
-            eprintln!("\n{}", cast.world.log_tails(15));
-            (Err(error), Ok(cast))
-        }
-    }
+    chapters::all(&mut stage, &mut cast)
+        .inspect_err(|_| eprintln!("\n{}", cast.world.log_tails(LOG_LINES)))?;
+    stage.curtain();
+    Ok(cast)
 }
 
 /// Ctrl-C takes the world down before the process ends.
