@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Scene {
     _servers: Vec<Process>,
     pub(crate) ztunnels: Vec<Ztunnel>,
-    _programs: Vec<Process>,
+    programs: Vec<Process>,
     pods: Pods,
     pub(crate) congestion_control: &'static str,
     world: World,
@@ -103,7 +103,7 @@ impl Scene {
         for server in pods.servers() {
             servers.extend(load::serve(server, world.folder())?);
         }
-        Ok(Self { _servers: servers, ztunnels, _programs: programs, pods, congestion_control, world })
+        Ok(Self { _servers: servers, ztunnels, programs, pods, congestion_control, world })
     }
 
     /// Client and server of a mode.
@@ -143,9 +143,12 @@ impl Scene {
         self.world.manifests().namespace(EXTRA, enrolled)
     }
 
-    /// The ends of the programs' logs, for a failed run.
+    /// The ends of our programs' logs, for a failed run.
     pub(crate) fn logs(&self) -> String {
-        self.world.log_tails(15)
+        let processes = self.programs.iter().chain(self.ztunnels.iter().map(|ztunnel| &ztunnel.process));
+        processes
+            .map(|process| format!("--- end of {}\n{}\n", process.name(), process.log_tail(10)))
+            .collect()
     }
 
     /// How long to wait for a mode to come into effect.

@@ -35,7 +35,6 @@ fn configuration(folder: &Path) -> String {
         "daemon off;
 user root;
 worker_processes {WORKERS};
-worker_rlimit_nofile 65536;
 pid {folder}/pid;
 error_log stderr warn;
 events {{ worker_connections 16384; }}
