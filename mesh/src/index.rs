@@ -24,7 +24,7 @@ use crate::{
     sorted::{Ranked, Sorted},
 };
 
-/// With a source and ports in a rule, every pair of them is a key, up to this many.
+/// With callers and several ports in a rule, every pair of them is a key, up to this many.
 const MOST_PAIRS: usize = 64;
 
 /// A policy ready to be judged, and where it hangs.
@@ -174,8 +174,7 @@ impl Index {
     fn places(&self, clauses: &[Vec<Match>]) -> Vec<(Shape, u64)> {
         let mut choices: Vec<_> = clauses.iter().filter_map(|clause| self.choose(clause, &[None])).collect();
         if let Some(ports) = clauses.iter().filter_map(|clause| ports_of(clause)).min_by_key(Vec::len) {
-            let pairs = clauses.iter().filter_map(|clause| self.choose(clause, &ports));
-            choices.extend(pairs.filter(|choice| choice.keys.len() <= MOST_PAIRS));
+            choices.extend(clauses.iter().filter_map(|clause| self.choose(clause, &ports)));
             choices.push(self.choice(&[Want::ANY], &ports));
         }
         if choices.is_empty() {
@@ -185,13 +184,15 @@ impl Index {
     }
 
     /// The best wants of a clause: for each of its matches those whose fullest bucket is the emptiest.
-    /// `None` when a match of the clause offers nothing to find it by.
+    /// `None` when a match of the clause offers nothing to find it by, or too many pairs with the ports.
     fn choose(&self, clause: &[Match], ports: &[Option<u16>]) -> Option<Choice> {
+        let few = |wants: usize| ports.len() == 1 || wants.saturating_mul(ports.len()) <= MOST_PAIRS;
         let mut wants = Vec::new();
         for m in clause {
-            wants.extend(ways(m).into_iter().min_by_key(|way| self.choice(way, ports))?);
+            let ways = ways(m).into_iter().filter(|way| few(way.len()));
+            wants.extend(ways.min_by_key(|way| self.choice(way, ports))?);
         }
-        Some(self.choice(&wants, ports))
+        few(wants.len()).then(|| self.choice(&wants, ports))
     }
 
     fn choice(&self, wants: &[Want], ports: &[Option<u16>]) -> Choice {

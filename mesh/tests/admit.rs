@@ -224,6 +224,21 @@ fn long_lists_are_judged_as_short_ones() {
 }
 
 #[test]
+fn a_rule_of_very_many_callers_and_ports_is_hung_once_for_each_not_for_each_pair() {
+    let principals = (0..20_000).map(|n| StringMatch::Exact(format!("td/ns/client/sa/curl-{n}").into()));
+    let who = Match {
+        principals: principals.chain([StringMatch::Exact("td/ns/client/sa/curl".into())]).collect(),
+        ..Match::default()
+    };
+    let ports = Match { destination_ports: (80..20_000).collect(), ..Match::default() };
+    let clauses = [who, ports].map(|m| Clause { matches: vec![m] }).to_vec();
+    let snapshot = snapshot([policy("p", Action::Allow, vec![Rule { clauses }])]);
+    assert_eq!(admit(&snapshot).verdict, allowed("p"));
+    let server = server();
+    assert_eq!(snapshot.admit(&attempt(None, &server)).verdict, not_allowed("p"));
+}
+
+#[test]
 fn rules_and_matches_are_alternatives_and_clauses_are_not() {
     let clause = |matches: &[Match]| Clause { matches: matches.to_vec() };
     let rule = |clauses: Vec<Clause>| Rule { clauses };
