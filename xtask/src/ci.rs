@@ -74,7 +74,8 @@ fn format(root: &Path) -> Result<()> {
 fn lints(root: &Path) -> Result<()> {
     let mut cargo = shell::cargo(root);
     cargo.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
-    shell::run(&mut cargo, "lints of the workspace")
+    shell::run(&mut cargo, "lints of the workspace")?;
+    ebpf::lints(root)
 }
 
 /// As README tells everyone to: the very command, in a process of its own.

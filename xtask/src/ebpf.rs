@@ -19,6 +19,8 @@ use std::{
 };
 
 const TARGET: &str = "bpfel-unknown-none";
+/// Relative to the root of the repository.
+const TARGET_DIR: &str = "target/bpf";
 const LINKER_VERSION: &str = "0.13";
 /// The Debian suite whose `rust-src` follows the stable releases of Rust.
 const DEBIAN_SUITE: &str = "trixie-backports";
@@ -46,25 +48,8 @@ pub(crate) fn ensure_toolchain(root: &Path) -> Result<Toolchain> {
 ///
 /// Cargo decides whether there is anything to do; the object's file is touched only when it changed.
 pub(crate) fn build(root: &Path) -> Result<PathBuf> {
-    let toolchain = ensure_toolchain(root)?;
-    let target_dir = root.join("target/bpf");
-    let flags = [
-        format!("--sysroot={}", toolchain.sysroot.display()),
-        "-Cdebuginfo=2".into(),
-        "-Clink-arg=--btf".into(),
-    ];
-    let mut cargo = cargo(root);
-    cargo
-        .args(["build", "--release", "--quiet", "-Zbuild-std=core", "--target", TARGET])
-        .arg("--manifest-path")
-        .arg(root.join("ebpf/kernel/Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker)
-        // -Z on a stable cargo: `core` for a target without a ready-made one.
-        .env("RUSTC_BOOTSTRAP", "1");
-    run(&mut cargo, "build the kernel programs")?;
+    run(kernel_cargo(root, "build")?.arg("--quiet"), "build the kernel programs")?;
+    let target_dir = root.join(TARGET_DIR);
     let built = target_dir.join(TARGET).join("release/culvert");
     let object = target_dir.join("culvert.o");
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
@@ -74,6 +59,34 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
         fs::rename(&new, &object).with_context(|| format!("write {}", object.display()))?;
     }
     Ok(object)
+}
+
+/// Clippy over the kernel programs, which are a workspace of their own.
+pub(crate) fn lints(root: &Path) -> Result<()> {
+    let mut cargo = kernel_cargo(root, "clippy")?;
+    run(cargo.args(["--quiet", "--", "--deny", "warnings"]), "lints of the kernel programs")
+}
+
+/// A cargo command on the kernel programs, with their target, toolchain and flags.
+fn kernel_cargo(root: &Path, verb: &str) -> Result<Command> {
+    let toolchain = ensure_toolchain(root)?;
+    let flags = [
+        format!("--sysroot={}", toolchain.sysroot.display()),
+        "-Cdebuginfo=2".into(),
+        "-Clink-arg=--btf".into(),
+    ];
+    let mut cargo = cargo(root);
+    cargo
+        .args([verb, "--release", "-Zbuild-std=core", "--target", TARGET])
+        .arg("--manifest-path")
+        .arg(root.join("ebpf/kernel/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(root.join(TARGET_DIR))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker)
+        // -Z on a stable cargo: `core` for a target without a ready-made one.
+        .env("RUSTC_BOOTSTRAP", "1");
+    Ok(cargo)
 }
 
 /// What rustc says of itself.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bed::World;
 
 use crate::{build, setup, shell, tool_table::Use};
@@ -10,6 +10,7 @@ use crate::{build, setup, shell, tool_table::Use};
 mod cast;
 mod chapters;
 mod hints;
+mod interrupt;
 mod stage;
 mod traffic;
 
@@ -40,9 +41,10 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     build::run(root, &build::Args::default())?;
     bed::sweep()?;
     let world = World::new(&["a", "b"])?;
-    clean_up_on_signal(world.id())?;
+    interrupt::watch(world.id())?;
     let cast = play(world)?;
     if args.keep {
+        chapters::leave_something_to_try(&cast)?;
         let world = cast.stay()?;
         hints::print(&world);
     }
@@ -64,23 +66,6 @@ fn play(world: World) -> Result<Cast> {
         .inspect_err(|_| eprintln!("\n{}", cast.world.log_tails(LOG_LINES)))?;
     stage.curtain();
     Ok(cast)
-}
-
-/// Ctrl-C takes the world down before the process ends.
-fn clean_up_on_signal(id: &str) -> Result<()> {
-    let id = id.to_owned();
-    ctrlc::set_handler(move || {
-        eprintln!("\ninterrupted: removing the demo's world");
-        let code = match bed::remove_world(&id) {
-            Ok(()) => 130,
-            Err(error) => {
-                eprintln!("{error:#}");
-                1
-            }
-        };
-        std::process::exit(code);
-    })
-    .context("watch for Ctrl-C")
 }
 
 fn down() -> Result<()> {

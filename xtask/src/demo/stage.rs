@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{Result, bail};
 
+use super::interrupt;
+
 /// Narrower is unreadable, wider is tiring.
 const WIDTHS: std::ops::RangeInclusive<usize> = 60..=100;
 
@@ -126,6 +128,7 @@ impl Stage {
                 Ok(value)
             }
             Err(error) => {
+                interrupt::give_way();
                 println!("  {} {what}", self.paint(Paint::Bad, "✗"));
                 Err(error.context(format!("not as told: {what}")))
             }
@@ -133,7 +136,8 @@ impl Stage {
     }
 
     fn print_good(&self, what: &str, evidence: &str, took: Duration) {
-        let time = span(took);
+        // Reading what is known already takes no time worth telling.
+        let time = if took < Duration::from_millis(1) { String::new() } else { span(took) };
         let room = self.width.saturating_sub(4 + time.chars().count() + 1);
         let lines = wrap(what, room);
         for (at, line) in lines.iter().enumerate() {

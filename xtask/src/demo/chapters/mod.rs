@@ -22,3 +22,8 @@ pub(crate) fn all(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
     leave::leave_and_return(stage, cast)?;
     crash::kill(stage, cast)
 }
+
+/// For a world that is kept: the policy that refuses the intern is put back.
+pub(crate) fn leave_something_to_try(cast: &Cast) -> Result<()> {
+    policy::restore_readers(&cast.world)
+}

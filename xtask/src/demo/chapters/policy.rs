@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use bed::report;
+use bed::{World, report};
 use serde_json::Value;
 
 use super::wire;
@@ -88,7 +88,7 @@ pub(crate) fn refused(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
     let since = ztunnel.log_length();
     let took = stage.check("with the policy, the intern is refused", || {
         let start = Instant::now();
-        cast.world.manifests().authorization_policy("shop", "catalog-readers", READERS)?;
+        restore_readers(&cast.world)?;
         let refused = || Ok(Some(traffic::curl(&cast.intern, to, 5)?).filter(|call| !call.served()));
         let (call, _) = bed::eventually(PATIENCE, "the intern to be refused", refused)?;
         let took = start.elapsed();
@@ -109,6 +109,11 @@ pub(crate) fn refused(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
     stage.check("the storefront is served as before", || {
         Ok(((), traffic::curl(&cast.storefront, to, 5)?.expect_served()?))
     })
+}
+
+/// Puts the policy into the folder.
+pub(crate) fn restore_readers(world: &World) -> Result<()> {
+    world.manifests().authorization_policy("shop", "catalog-readers", READERS)
 }
 
 fn indent(text: &str) -> String {
