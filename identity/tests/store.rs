@@ -11,8 +11,8 @@ use std::{
 };
 
 use identity::{
-    CertificateError, Clock, HandoverError, Identity, IssueError, Issued, Issuer, Store, StoreOptions,
-    TokioClock, authority::Authority,
+    CertificateError, HandoverError, Identity, IssueError, Issued, Issuer, Store, StoreOptions, TokioClock,
+    authority::Authority,
 };
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep};
@@ -168,7 +168,7 @@ async fn handed_over_and_taken_up() {
     assert_eq!((&taken.serial, &taken.chain), (&old.serial, &old.chain));
     next.server_config(&taken);
     issuer.away.store(false, SeqCst);
-    sleep(TTL).await;
+    sleep(TTL + Duration::from_secs(2)).await;
     assert_ne!(next.current(&web).expect("renewed").serial, old.serial);
     // What has expired meanwhile is of no use.
     let later = Store::new(issuer, options);
