@@ -25,8 +25,9 @@ pub const COUNTERS: &str = "COUNTERS";
 pub const REUSE: &str = "REUSE";
 /// The value of [`OWN`] on a socket of ztunnel.
 pub const OWN_MARK: u32 = 1;
-/// How many connections may pass a pod's ztunnel by at one time.
-pub const FLOW_LIMIT: u32 = 65_536;
+/// How many connections may pass a pod's ztunnel by at one time, at least. The loader makes room for more
+/// where a pod has more when it is enrolled; the map's table costs 16 bytes for each, used or not.
+pub const FLOW_LIMIT: u32 = 4_096;
 /// How many SYNs may be on their way from tc to `sk_lookup` at one time.
 pub const REUSE_LIMIT: u32 = 256;
 /// For how long a [`ReuseNote`] holds. The listener lookup follows within the same softirq, or on
@@ -85,6 +86,8 @@ pub struct Config {
     pub guard: u32,
     /// The inode of the network namespace that the pins belong to. The programs do not read it.
     pub netns: u64,
+    /// Which build of the programs is attached. The programs do not read it.
+    pub build: u64,
     /// What `accept_local` of `lo` was before. The programs do not read it.
     pub accept_local: u32,
     /// Zero: a map's value must have no padding.
@@ -93,14 +96,14 @@ pub struct Config {
 
 impl Config {
     /// As user space writes it into the map.
-    pub fn to_words(&self) -> [u64; 3] {
-        [join(self.mode, self.guard), self.netns, join(self.accept_local, self.zero)]
+    pub fn to_words(&self) -> [u64; 4] {
+        [join(self.mode, self.guard), self.netns, self.build, join(self.accept_local, self.zero)]
     }
 
     /// As user space reads it from the map.
-    pub fn from_words([first, netns, last]: [u64; 3]) -> Self {
+    pub fn from_words([first, netns, build, last]: [u64; 4]) -> Self {
         let ((mode, guard), (accept_local, zero)) = (split_word(first), split_word(last));
-        Self { mode, guard, netns, accept_local, zero }
+        Self { mode, guard, netns, build, accept_local, zero }
     }
 }
 
@@ -197,8 +200,9 @@ impl TcpStats {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<Config>() == 24 && offset_of!(Config, guard) == 4);
-    assert!(offset_of!(Config, netns) == 8 && offset_of!(Config, accept_local) == 16);
+    assert!(size_of::<Config>() == 32 && offset_of!(Config, guard) == 4);
+    assert!(offset_of!(Config, netns) == 8 && offset_of!(Config, build) == 16);
+    assert!(offset_of!(Config, accept_local) == 24);
     assert!(size_of::<FlowKey>() == 36 && align_of::<FlowKey>() == 4);
     assert!(offset_of!(FlowKey, remote) == 16);
     assert!(offset_of!(FlowKey, local_port) == 32 && offset_of!(FlowKey, remote_port) == 34);
@@ -224,12 +228,13 @@ mod tests {
 
     #[test]
     fn words_are_the_bytes_of_the_structure() {
-        let config = Config { mode: 2, guard: 1, netns: 0x1234_5678_9abc, accept_local: 7, zero: 0 };
+        let config =
+            Config { mode: 2, guard: 1, netns: 0x1234_5678_9abc, build: 9, accept_local: 7, zero: 0 };
         assert_eq!(Config::from_words(config.to_words()), config);
         let bytes: std::vec::Vec<u8> = config.to_words().iter().flat_map(|word| word.to_ne_bytes()).collect();
         assert_eq!(bytes[..4], 2_u32.to_ne_bytes());
         assert_eq!(bytes[4..8], 1_u32.to_ne_bytes());
-        assert_eq!(bytes[16..20], 7_u32.to_ne_bytes());
+        assert_eq!(bytes[24..28], 7_u32.to_ne_bytes());
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub(crate) fn counters(pod: &Path) -> Result<PerCpuArray<MapData, u64>, Error> {
 
 /// How a pod is set.
 pub(crate) fn read_config(pod: &Path) -> Result<Config, Error> {
-    let map: Array<_, [u64; 3]> = typed(pod, abi::CONFIG, Map::Array(open(pod, abi::CONFIG)?))?;
+    let map: Array<_, [u64; 4]> = typed(pod, abi::CONFIG, Map::Array(open(pod, abi::CONFIG)?))?;
     let words = map
         .get(&0, 0)
         .map_err(|error| Error::kernel(format!("read the settings in {}", pod.display()), &error))?;
@@ -72,7 +72,7 @@ pub(crate) fn read_config(pod: &Path) -> Result<Config, Error> {
 
 /// Sets a pod, for the very next packet.
 pub(crate) fn write_config(pod: &Path, config: &Config) -> Result<(), Error> {
-    let mut map: Array<_, [u64; 3]> = typed(pod, abi::CONFIG, Map::Array(open(pod, abi::CONFIG)?))?;
+    let mut map: Array<_, [u64; 4]> = typed(pod, abi::CONFIG, Map::Array(open(pod, abi::CONFIG)?))?;
     map.set(0, config.to_words(), 0)
         .map_err(|error| Error::kernel(format!("write the settings in {}", pod.display()), &error))
 }
@@ -81,10 +81,8 @@ pub(crate) fn write_config(pod: &Path, config: &Config) -> Result<(), Error> {
 pub(crate) fn record_flows(pod: &Path, keys: &[FlowKey], now: u64) -> Result<(), Error> {
     let mut map = flows(pod)?;
     for key in keys {
-        map.insert(key.to_words(), now, 0).map_err(|error| {
-            let what = format!("record a connection to live on (at most {})", abi::FLOW_LIMIT);
-            Error::kernel(what, &error)
-        })?;
+        map.insert(key.to_words(), now, 0)
+            .map_err(|error| Error::kernel("record a connection that is to live on", &error))?;
     }
     Ok(())
 }

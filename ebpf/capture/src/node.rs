@@ -2,12 +2,15 @@
 
 use crate::{
     Error, Mode, Netns, Pod, device, klog, layout, maps,
-    programs::{self, Hook},
-    routing,
+    programs::{self, Hook, Place},
+    routing, sockdiag,
 };
 use abi::Config;
-use aya::{Ebpf, programs::TcAttachType};
+use aya::programs::TcAttachType;
 use std::path::{Path, PathBuf};
+
+/// Room for a million flows is 16 MiB of kernel memory, before there is one.
+const MOST_FLOWS: u32 = 1 << 20;
 
 /// How a node's capture is set up.
 #[derive(Debug, Clone)]
@@ -42,7 +45,7 @@ impl Node {
     /// Makes what all pods share, or adopts what another agent left pinned.
     pub fn open(options: NodeOptions) -> Result<Self, Error> {
         layout::make(&options.pins)?;
-        let mut ebpf = programs::load(&options.pins, None, false)?;
+        let mut ebpf = programs::load(&Place { shared: &options.pins, pod: None, flows: 1 }, false)?;
         if let Some(cgroup) = &options.cgroup {
             programs::attach_stats(&mut ebpf, &options.pins, cgroup)?;
         }
@@ -61,7 +64,9 @@ impl Node {
         let dir = layout::pod(&self.options.pins, target.uid)?;
         let adopted = match maps::read_config(&dir) {
             Ok(config) => config.netns == target.netns.inode(),
-            Err(_) => false,
+            Err(Error::NoPin { .. }) => false,
+            // Another version's pins are not taken away: the pod would be open for a moment.
+            Err(error) => return Err(error),
         };
         if !adopted {
             layout::remove(&dir)?;
@@ -78,26 +83,51 @@ impl Node {
     fn attach_in(&self, target: &Target<'_>, dir: &Path, adopted: bool) -> Result<Pod, Error> {
         let device = device::of_pod(target.uid, target.netns)?;
         let host_end = device::host_end(&device, target.netns, target.node_netns)?;
-        let mut ebpf = programs::load(&self.options.pins, Some(dir), self.options.kernel_log)?;
+        let hooks = hooks(target, &device.name, host_end.as_deref());
         let accept_local = target.netns.enter(routing::accept_local_now)?;
         target.netns.enter(routing::set_up)?.map_err(|source| {
             Error::system(format!("pod {}: set up the routing of captured packets", target.uid), source)
         })?;
-        if !adopted {
-            let netns = target.netns.inode();
-            let config = Config { mode: Mode::Learn as u32, guard: 1, netns, accept_local, zero: 0 };
-            maps::write_config(dir, &config)?;
+        let mut log = None;
+        if !adopted || !self.is_current(dir, &hooks)? {
+            let flows = if adopted { abi::FLOW_LIMIT } else { room_for_flows(target)? };
+            let place = Place { shared: &self.options.pins, pod: Some(dir), flows };
+            let mut ebpf = programs::load(&place, self.options.kernel_log)?;
+            if !adopted {
+                let (mode, netns) = (Mode::Learn as u32, target.netns.inode());
+                let config = Config { mode, guard: 1, netns, build: 0, accept_local, zero: 0 };
+                maps::write_config(dir, &config)?;
+            }
+            programs::attach_reuse(&mut ebpf, dir, target.netns)?;
+            for hook in &hooks {
+                programs::attach(&mut ebpf, dir, hook)?;
+            }
+            let build = programs::build(self.options.kernel_log);
+            maps::write_config(dir, &Config { build, ..maps::read_config(dir)? })?;
+            if self.options.kernel_log {
+                log = Some(klog::Reader::start(&mut ebpf, target.uid)?);
+            }
         }
-        attach_all(&mut ebpf, target, dir, &device.name, host_end.as_deref())?;
-        let log = match self.options.kernel_log {
-            true => Some(klog::Reader::start(&mut ebpf, target.uid)?),
-            false => None,
-        };
         let pod = Pod::new(&self.options.pins, target, dir, host_end.is_some(), log)?;
         if !adopted {
             pod.measure_guard()?;
         }
         Ok(pod)
+    }
+
+    /// Whether the very programs that we would load are attached already. An agent that restarts finds its
+    /// hundreds of pods so, and loading costs a tenth of a second for each.
+    fn is_current(&self, dir: &Path, hooks: &[Hook<'_>]) -> Result<bool, Error> {
+        // The log is read through the programs that are loaded here.
+        if self.options.kernel_log || maps::read_config(dir)?.build != programs::build(false) {
+            return Ok(false);
+        }
+        for hook in hooks {
+            if !programs::is_attached(dir, hook)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The ids of the pods that have pins.
@@ -113,31 +143,29 @@ impl Node {
 }
 
 /// In this order a packet that one program sends on finds the next one already there.
-fn attach_all(
-    ebpf: &mut Ebpf,
-    target: &Target<'_>,
-    dir: &Path,
-    device: &str,
-    host_end: Option<&str>,
-) -> Result<(), Error> {
-    programs::attach_reuse(ebpf, dir, target.netns)?;
+fn hooks<'a>(target: &Target<'a>, device: &'a str, host_end: Option<&'a str>) -> Vec<Hook<'a>> {
     let (pod, node) = (target.netns, target.node_netns);
     let (into, out) = (TcAttachType::Ingress, TcAttachType::Egress);
-    let in_pod = [
+    let mut hooks = vec![
         Hook { program: programs::LOOPBACK, device: "lo", direction: into, netns: pod },
         Hook { program: programs::INGRESS, device, direction: into, netns: pod },
         Hook { program: programs::EGRESS, device, direction: out, netns: pod },
     ];
-    for hook in &in_pod {
-        programs::attach(ebpf, dir, hook)?;
+    if let Some(device) = host_end {
+        hooks.push(Hook { program: programs::GUARD, device, direction: into, netns: node });
     }
-    match host_end {
-        Some(device) => {
-            let hook = Hook { program: programs::GUARD, device, direction: into, netns: node };
-            programs::attach(ebpf, dir, &hook)
-        }
-        None => Ok(()),
-    }
+    hooks
+}
+
+/// Room for four times the sockets that a pod has now: it is to outlive a drain, in which new connections
+/// are recorded too.
+fn room_for_flows(target: &Target<'_>) -> Result<u32, Error> {
+    let sockets = target
+        .netns
+        .enter(sockdiag::list)?
+        .map_err(|source| Error::system(format!("pod {}: list its TCP sockets", target.uid), source))?;
+    let wanted = u32::try_from(sockets.len()).unwrap_or(u32::MAX).saturating_mul(4);
+    Ok(wanted.clamp(abi::FLOW_LIMIT, MOST_FLOWS))
 }
 
 /// Removes everything that [`Node::attach`] made for a pod.

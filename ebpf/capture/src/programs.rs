@@ -15,8 +15,11 @@ use aya::{
     sys::SyscallError,
 };
 use std::{
-    fs, io,
+    fs,
+    hash::{DefaultHasher, Hasher as _},
+    io,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 /// The kernel programs, as `cargo xtask ebpf` built them.
@@ -42,10 +45,45 @@ const STATS: &str = "own_stats";
 /// Every program that has a link in a pod's directory, in the order in which they may be taken away.
 pub(crate) const LINKED: [&str; 5] = [GUARD, EGRESS, INGRESS, LOOPBACK, REUSE];
 
+/// Which programs these are, with their log or without: another number for another build. It need not be
+/// the same for another compiler.
+pub(crate) fn build(log: bool) -> u64 {
+    static OBJECTS: OnceLock<u64> = OnceLock::new();
+    let object = OBJECTS.get_or_init(|| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(OBJECT);
+        hasher.finish() << 1
+    });
+    object | u64::from(log)
+}
+
+/// Whether a program of ours is on its device, by what the kernel says is there.
+pub(crate) fn is_attached(dir: &Path, hook: &Hook<'_>) -> Result<bool, Error> {
+    if !layout::link(dir, hook.program).exists() {
+        return Ok(false);
+    }
+    let there = hook.netns.enter(|| SchedClassifier::query_tcx(hook.device, hook.direction))?;
+    Ok(there.is_ok_and(|(_, programs)| {
+        programs.iter().any(|program| program.name_as_str() == Some(hook.program))
+    }))
+}
+
+/// Where programs and maps of one load belong.
+pub(crate) struct Place<'a> {
+    /// The pins that all pods share.
+    pub(crate) shared: &'a Path,
+    /// The pins of the pod, unless it is for the node alone.
+    pub(crate) pod: Option<&'a Path>,
+    /// For how many flows that pass there is to be room, should the pod have no map of them yet.
+    pub(crate) flows: u32,
+}
+
 /// Creates or reuses the maps, and readies the programs for loading.
-pub(crate) fn load(shared: &Path, pod: Option<&Path>, log: bool) -> Result<Ebpf, Error> {
+pub(crate) fn load(place: &Place<'_>, log: bool) -> Result<Ebpf, Error> {
+    let Place { shared, pod, flows } = *place;
     let mut loader = EbpfLoader::new();
     let level = klog::level(log);
+    loader.map_max_entries(abi::FLOWS, flows);
     // No program reads the kernel's own structures: its type information is not needed, and large.
     loader.btf(None).override_global(aya_log::LEVEL, &level, true);
     if !log {

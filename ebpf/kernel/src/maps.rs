@@ -6,7 +6,8 @@
 use abi::{Config, FlowKey, ReuseNote, TcpStats};
 use aya_ebpf::{
     bindings::{
-        BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock,
+        BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
+        bpf_sock,
     },
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_get},
     macros::{btf_map, map},

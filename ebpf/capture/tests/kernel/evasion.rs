@@ -14,12 +14,7 @@ use netlink_packet_route::{
 };
 use nix::{libc, net::if_::if_nametoindex};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::AsRawFd,
-    time::Duration,
-};
+use std::{io, net::IpAddr, os::fd::AsRawFd, time::Duration};
 
 const SECRET: &[u8] = b"smuggled out in plaintext";
 const SHORT: Duration = Duration::from_millis(200);
@@ -70,8 +65,9 @@ fn skipping_tc_ends_at_the_guard() {
         assert!(node.hears(SECRET, SHORT), "the test itself: the packet reached the host's end");
         assert!(!far.hears(SECRET, SHORT), "plaintext left the node");
         // Inside a VLAN tag there is no telling what it is, but that it is not ztunnel's.
-        let (hidden, ()) =
-            counted(&pod, "guard_drop_hidden", || smuggler.send_tagged(&packets::plain_tcp(from, to, SYN, SECRET)));
+        let (hidden, ()) = counted(&pod, "guard_drop_hidden", || {
+            smuggler.send_tagged(&packets::plain_tcp(from, to, SYN, SECRET))
+        });
         assert_eq!(hidden, 1);
     }
     // Without skipping, tc egress itself turns it round.
@@ -128,7 +124,8 @@ impl Smuggler {
         let (device, gateway) =
             world.pod.enter(|| (if_nametoindex("eth0").unwrap(), gateway_address(family))).unwrap();
         let own = [2, 0, 0, 0, 0, 1];
-        let socket = world.pod.enter(|| Socket::new(Domain::PACKET, Type::RAW, None::<Protocol>)).unwrap().unwrap();
+        let socket =
+            world.pod.enter(|| Socket::new(Domain::PACKET, Type::RAW, None::<Protocol>)).unwrap().unwrap();
         if skip_tc {
             let on: libc::c_int = 1;
             // SAFETY: an option of one integer, whose size is given.
@@ -166,8 +163,10 @@ impl Smuggler {
 /// The hardware address of the pod's gateway, as its neighbour table has it.
 fn gateway_address(family: Family) -> Vec<u8> {
     let gateway: IpAddr = if family == Family::V4 { "10.77.0.1" } else { "fd77::1" }.parse().unwrap();
-    let answers =
-        Netlink::open().unwrap().dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default())).unwrap();
+    let answers = Netlink::open()
+        .unwrap()
+        .dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))
+        .unwrap();
     let wanted = NeighbourAttribute::Destination(match gateway {
         IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
         IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
@@ -200,4 +199,3 @@ fn link_layer(device: u32) -> SockAddr {
         SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as u32)
     }
 }
-

@@ -137,12 +137,12 @@ fn a_request_whose_listener_died_does_not_reach_the_application() {
         let to = World::at_pod(family, 8080);
         // The caller never hears the SYN-ACK, so it keeps sending its SYN.
         let caller = crate::packets::RawCaller::new(&world, family, to);
-        caller.send_syn(7);
+        caller.send_syn();
         crate::world::until("the request is there", || {
             world.pod.enter(|| capture::sockdiag::exists(to, caller.from())).unwrap().unwrap()
         });
         drop(inbound);
-        let (noted, ()) = counted(&pod, "ingress_opening_noted", || caller.send_syn(7));
+        let (noted, ()) = counted(&pod, "ingress_opening_noted", || caller.send_syn());
         assert!(noted > 0, "the request was gone already");
         // The request's end leads to a listener lookup, and that to nobody.
         std::thread::sleep(Duration::from_millis(50));

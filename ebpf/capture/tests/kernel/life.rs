@@ -8,6 +8,7 @@ use std::{
     collections::BTreeSet,
     os::fd::{AsFd, AsRawFd},
     path::PathBuf,
+    sync::{Arc, Mutex},
 };
 
 #[test]
@@ -225,9 +226,8 @@ fn another_process_adopts_and_leaves() {
     assert!(adopter.status.success() && said.contains("1 passed"), "{said}");
     let (_, _, probed) = accept(&listener);
     assert_eq!(probed.port(), capture::PROBE_PORT);
-    let (_turned, _app) = counted(&pod, "egress_turn_syn", || {
-        connect(&world.pod, World::at_far(Family::V4, 8080)).unwrap()
-    });
+    let (_turned, _app) =
+        counted(&pod, "egress_turn_syn", || connect(&world.pod, World::at_far(Family::V4, 8080)).unwrap());
     accept(&listener);
 }
 
@@ -286,6 +286,75 @@ fn lo_loses_its_ipv6_and_is_repaired() {
     let to = World::at_far(Family::V6, 8080);
     let _app = connect(&world.pod, to).unwrap();
     assert_eq!(accept(&listener).2, to);
+}
+
+/// A device with no other end on the node: captured all the same, but nothing stands behind it.
+#[test]
+fn without_a_host_end_there_is_no_guard() {
+    let world = World::new();
+    let node = Node::open(world.options()).unwrap();
+    let pod = node.attach(&Target { node_netns: &world.far, ..world.target() }).unwrap();
+    pod.set_mode(Mode::Enforce).unwrap();
+    let _listener = world.ztunnel().listen(Role::Outbound);
+    let measured = pod.probe().unwrap();
+    assert!(measured.captured && !measured.guard, "{measured:?}");
+}
+
+#[test]
+fn a_namespace_without_a_device_is_refused() {
+    let world = World::new();
+    let empty = crate::world::new_netns();
+    let node = Node::open(world.options()).unwrap();
+    let refused = node.attach(&Target { netns: &empty, ..world.target() }).unwrap_err();
+    assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
+    assert_eq!(node.pinned().unwrap(), [""; 0], "a failure leaves pins");
+}
+
+/// The log is off elsewhere in these tests: here the verifier sees the other half of the programs.
+#[test]
+fn the_kernel_log_tells_each_verdict() {
+    let heard = Heard::default();
+    tracing::subscriber::set_global_default(heard.clone()).unwrap();
+    let world = World::new();
+    let node = Node::open(NodeOptions { kernel_log: true, ..world.options() }).unwrap();
+    let pod = node.attach(&world.target()).unwrap();
+    pod.set_mode(Mode::Enforce).unwrap();
+    let listener = world.ztunnel().listen(Role::Outbound);
+    let _app = connect(&world.pod, World::at_far(Family::V6, 8080)).unwrap();
+    accept(&listener);
+    until("the verdict is told", || {
+        let lines = heard.0.lock().unwrap();
+        lines.iter().any(|line| line.contains("egress_turn_syn") && line.contains("fd78::2 port 8080"))
+    });
+    assert!(heard.0.lock().unwrap().iter().all(|line| line.contains(UID)));
+}
+
+/// Keeps what the kernel programs say.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Heard {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "culvert::kernel"
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Fields(String);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0.push_str(&format!("{field}={value:?} "));
+            }
+        }
+        let mut fields = Fields(String::new());
+        event.record(&mut fields);
+        self.0.lock().unwrap().push(fields.0);
+    }
 }
 
 /// Rules and routes of both families, and lo's leave, as text.

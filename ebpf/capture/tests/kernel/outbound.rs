@@ -3,13 +3,16 @@
 use crate::{
     sniff::Sniffer,
     world::{
-        BOTH, World, accept, connect, connect_from, counted, is_idle, listen, sysctl, talk, try_connect, until,
+        BOTH, World, accept, connect, connect_from, counted, is_idle, listen, reset, sysctl, talk,
+        try_connect, until,
     },
 };
 use capture::{Mode, Role};
 use std::{
     io::{ErrorKind, Read, Write},
+    net::TcpListener,
     os::fd::AsFd,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -249,4 +252,57 @@ fn the_slot_changes_hands_and_old_connections_stay() {
         drop(second);
         until("the slot empties", || new.slots.holder(Role::Outbound).is_none());
     }
+}
+
+/// Two ztunnels, one slot, and an application that never stops dialling: every connection is accepted by
+/// one of them, and none is lost.
+#[test]
+fn takeover_under_load_loses_no_connection() {
+    const SWAPS: usize = 10;
+    let world = World::new();
+    let _pod = world.attach(Mode::Enforce);
+    let ztunnel = world.ztunnel();
+    let (done, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let dialled = AtomicUsize::new(0);
+    let mut listeners = vec![ztunnel.listen(Role::Outbound)];
+    let dial = |family| {
+        let mut count = 0;
+        while !done.load(Ordering::Relaxed) {
+            let mut app = connect(&world.pod, World::at_far(family, 8080))?;
+            app.read_exact(&mut [0; 1])?;
+            reset(app);
+            count += 1;
+            dialled.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok::<usize, std::io::Error>(count)
+    };
+    let serve = |listener: &TcpListener| {
+        listener.set_nonblocking(true).unwrap();
+        while !closed.load(Ordering::Relaxed) {
+            match listener.accept() {
+                // The caller may have gone already; it has its byte.
+                Ok((mut stream, _)) => drop(stream.write_all(b"!")),
+                Err(_) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    };
+    for _ in 0..SWAPS {
+        listeners.push(ztunnel.unslotted());
+    }
+    std::thread::scope(|scope| {
+        let dialling = BOTH.map(|family| scope.spawn(move || dial(family)));
+        for listener in &listeners {
+            let before = dialled.load(Ordering::Relaxed);
+            ztunnel.slots.set(Role::Outbound, listener.as_fd()).unwrap();
+            // The one before is kept open: it holds handshakes that began with it.
+            scope.spawn(move || serve(listener));
+            until("connections go on", || dialled.load(Ordering::Relaxed) > before + 50);
+        }
+        done.store(true, Ordering::Relaxed);
+        let results = dialling.map(|dialling| dialling.join());
+        closed.store(true, Ordering::Relaxed);
+        for result in results {
+            assert!(result.unwrap().unwrap() > 0);
+        }
+    });
 }

@@ -14,7 +14,8 @@ pub(crate) struct Sniffer(Socket);
 impl Sniffer {
     pub(crate) fn open(netns: &Netns) -> Self {
         let everything = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
-        let socket = netns.enter(|| Socket::new(Domain::PACKET, Type::RAW, Some(everything))).unwrap().unwrap();
+        let socket =
+            netns.enter(|| Socket::new(Domain::PACKET, Type::RAW, Some(everything))).unwrap().unwrap();
         socket.set_recv_buffer_size(8 << 20).unwrap();
         socket.set_nonblocking(true).unwrap();
         Self(socket)

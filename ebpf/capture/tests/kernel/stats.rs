@@ -87,7 +87,13 @@ fn total_retransmits(socket: &TcpStream) -> u32 {
     let mut size = size_of_val(&info) as libc::socklen_t;
     // SAFETY: the option fills a structure of the size given.
     let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut size)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &mut size,
+        )
     };
     assert_eq!(result, 0);
     info.tcpi_total_retrans

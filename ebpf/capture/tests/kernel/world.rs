@@ -87,7 +87,11 @@ impl World {
     }
 
     pub(crate) fn options(&self) -> NodeOptions {
-        NodeOptions { pins: self.pins.clone(), cgroup: None, kernel_log: std::env::var_os("CV_LOG").is_some() }
+        NodeOptions {
+            pins: self.pins.clone(),
+            cgroup: None,
+            kernel_log: std::env::var_os("CV_LOG").is_some(),
+        }
     }
 
     pub(crate) fn target(&self) -> Target<'_> {
@@ -297,7 +301,7 @@ pub(crate) fn sysctl(path: &str, value: &str) {
     fs::write(Path::new("/proc/sys/net").join(path), value).unwrap_or_else(|error| panic!("{path}: {error}"));
 }
 
-fn new_netns() -> Netns {
+pub(crate) fn new_netns() -> Netns {
     let made = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         Netns::current().unwrap()
@@ -317,10 +321,8 @@ fn new_netns() -> Netns {
 /// A veth pair: one end here, the other in `peer_netns`.
 fn link(name: &str, peer: &str, peer_netns: &Netns) {
     let mut other = LinkMessage::default();
-    other.attributes = vec![
-        LinkAttribute::IfName(peer.to_owned()),
-        LinkAttribute::NetNsFd(peer_netns.as_fd().as_raw_fd()),
-    ];
+    other.attributes =
+        vec![LinkAttribute::IfName(peer.to_owned()), LinkAttribute::NetNsFd(peer_netns.as_fd().as_raw_fd())];
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
