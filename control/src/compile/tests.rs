@@ -1,3 +1,5 @@
+//! What compiling makes of manifests.
+
 use std::path::Path;
 
 use mesh::{Attempt, Snapshot, Tunnel, Verdict};

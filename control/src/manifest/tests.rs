@@ -1,3 +1,5 @@
+//! What is taken, what is refused, and with which words.
+
 use std::path::Path;
 
 use mesh::{Action, Clause, Match, StringMatch};
