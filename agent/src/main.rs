@@ -178,28 +178,26 @@ fn directives(inputs: &mpsc::UnboundedSender<Input>) -> mpsc::Sender<Vec<proto::
 fn uninstall(args: &Uninstall) -> anyhow::Result<()> {
     let _logging = logging::init(logging::Format::Text, "warn")?;
     let state = State::open(&args.state)?;
+    let shown = args.pins.display();
+    let filesystem = match nix::sys::statfs::statfs(&args.pins) {
+        Err(nix::errno::Errno::ENOENT) => {
+            println!("nothing is pinned in {shown}");
+            return Ok(());
+        }
+        looked => looked.with_context(|| format!("{shown} cannot be looked at"))?,
+    };
+    if filesystem.filesystem_type() != nix::sys::statfs::BPF_FS_MAGIC {
+        anyhow::bail!("{shown} is not in a bpffs: nothing there is touched");
+    }
     let options = NodeOptions { pins: args.pins.clone(), cgroup: None, kernel_log: false };
     match enroll::uninstall(options, &state) {
         Ok(pods) => {
-            remove_pins(&args.pins)?;
+            // What all pods of the node shared.
+            std::fs::remove_dir_all(&args.pins).with_context(|| format!("{shown} cannot be removed"))?;
             state.forget().context("what control wanted last cannot be forgotten")?;
-            println!(
-                "the capture of {pods} pods was taken away; nothing is pinned in {}",
-                args.pins.display()
-            );
+            println!("the capture of {pods} pods was taken away; nothing is pinned in {shown} any more");
             Ok(())
         }
         Err(failures) => Err(anyhow::anyhow!("not everything was taken away:\n  {}", failures.join("\n  "))),
     }
-}
-
-/// Removes what all pods of the node shared.
-fn remove_pins(pins: &std::path::Path) -> anyhow::Result<()> {
-    let shown = pins.display();
-    let filesystem =
-        nix::sys::statfs::statfs(pins).with_context(|| format!("{shown} cannot be looked at"))?;
-    if filesystem.filesystem_type() != nix::sys::statfs::BPF_FS_MAGIC {
-        anyhow::bail!("{shown} is not in a bpffs: nothing there is touched");
-    }
-    std::fs::remove_dir_all(pins).with_context(|| format!("{shown} cannot be removed"))
 }

@@ -53,6 +53,8 @@ enum Ended {
     Unreachable { uri: String, error: tonic::transport::Error },
     #[error("control refused: {} ({:?})", .0.message(), .0.code())]
     Refused(Status),
+    #[error("the stream to control broke: {0}")]
+    Broken(String),
     #[error("control closed the stream")]
     Closed,
 }
@@ -65,6 +67,7 @@ pub(crate) async fn run(
     connected: Gauge,
 ) {
     let mut wait = BACK_OFF.0;
+    let mut last = String::new();
     loop {
         let begun = Instant::now();
         let Err(ended) = stream(&control, &reports, &directives, &connected).await;
@@ -72,7 +75,14 @@ pub(crate) async fn run(
         if begun.elapsed() > GOOD {
             wait = BACK_OFF.0;
         }
-        tracing::warn!("{ended}; the pods are served as they are, next attempt in {}ms", wait.as_millis());
+        let ended = ended.to_string();
+        // Told once, not at every attempt.
+        if ended == last {
+            tracing::debug!("{ended}; next attempt in {}ms", wait.as_millis());
+        } else {
+            tracing::warn!("{ended}; the pods are served as they are until it is back");
+        }
+        last = ended;
         sleep(wait.mul_f64(rand::random_range(0.75..1.25))).await;
         wait = (wait * 2).min(BACK_OFF.1);
     }
@@ -92,11 +102,13 @@ async fn stream(
     let mut request = Request::new(outgoing);
     request.metadata_mut().insert("authorization", token(&control.token)?);
     let mut client = NodeServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    let mut incoming = client.sync(request).await.map_err(Ended::Refused)?.into_inner();
-    tracing::info!(control = control.uri, "connected to control");
-    connected.set(1);
+    let mut incoming = client.sync(request).await.map_err(Ended::from)?.into_inner();
     loop {
-        let directive = incoming.message().await.map_err(Ended::Refused)?.ok_or(Ended::Closed)?;
+        let directive = incoming.message().await.map_err(Ended::from)?.ok_or(Ended::Closed)?;
+        // Control speaks first: only then it has taken the token and the report.
+        if connected.set(1) == 0 {
+            tracing::info!(control = control.uri, "connected to control");
+        }
         if directives.send(directive.pods).await.is_err() {
             // The program ends.
             return Err(Ended::Closed);
@@ -132,12 +144,25 @@ fn read(what: &'static str, path: &PathBuf) -> Result<Vec<u8>, Ended> {
     fs::read(path).map_err(|error| Ended::Unreadable { what, path: path.clone(), error })
 }
 
+impl From<Status> for Ended {
+    /// A status that came from control is its word; one made here of a broken connection has a source.
+    fn from(status: Status) -> Self {
+        match std::error::Error::source(&status) {
+            Some(source) => Self::Broken(sources(source)),
+            None => Self::Refused(status),
+        }
+    }
+}
+
 /// An error with what caused it: tonic's own text says only "transport error".
 fn sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
         source = cause.source();
     }
     text

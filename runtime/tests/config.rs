@@ -134,6 +134,10 @@ fn a_mistyped_flag_and_help_are_claps() {
     let help = help.to_string();
     assert!(help.contains("Name of the node [env: CULVERT_NODE]"), "{help}");
     assert!(help.contains("[default: 10s]"), "{help}");
+    assert!(
+        help.contains("- json: One JSON object per line") || help.contains("[possible values: text, json]"),
+        "{help}"
+    );
 }
 
 /// Digs

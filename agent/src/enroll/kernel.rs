@@ -76,7 +76,7 @@ impl Kernel {
             Step::Probe => self.probe(hand),
             Step::Attach | Step::Detach => Ok(Answer::Done),
         };
-        done.unwrap_or_else(|error| Answer::Failed(error.to_string()))
+        done.unwrap_or_else(|error| Answer::Failed(short(&error)))
     }
 
     fn attach(&self, uid: &str, path: &Path, hand: &mut Hand) -> Answer {
@@ -116,7 +116,7 @@ impl Kernel {
             Ok(Err(reason)) => Answer::Failed(reason),
             Err(error) => {
                 let error: capture::Error = error;
-                Answer::Failed(error.to_string())
+                Answer::Failed(short(&error))
             }
         }
     }
@@ -166,9 +166,22 @@ impl Kernel {
                 *hand = Hand::default();
                 Answer::Done
             }
-            Err(error) => Answer::Failed(error.to_string()),
+            Err(error) => Answer::Failed(short(&error)),
         }
     }
+}
+
+/// An error without the middle of what the kernel's verifier has to say: its end tells most.
+fn short(error: &capture::Error) -> String {
+    const KEPT: usize = 400;
+    let text = error.to_string();
+    let characters = text.chars().count();
+    if characters <= 2 * KEPT {
+        return text;
+    }
+    let head: String = text.chars().take(KEPT).collect();
+    let tail: String = text.chars().skip(characters - KEPT).collect();
+    format!("{head} … {tail}")
 }
 
 /// What became of the namespace, if it is not at its path any more.

@@ -254,14 +254,28 @@ impl Enroller {
     fn answered(&mut self, uid: &str, hand: Box<Hand>, answer: Answer) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
         self.metrics.count(uid, &hand.counters);
-        if hand.guarded != pod.guarded {
-            tracing::info!(uid, guarded = hand.guarded, "the guard on the host's end of the pod's link");
+        match (pod.guarded, hand.guarded) {
+            (false, true) => {
+                tracing::info!(uid, "the guard on the host's end of the pod's link was measured")
+            }
+            (true, false) if hand.netns.is_some() => {
+                tracing::warn!(uid, "the guard on the host's end of the pod's link does not see its packets");
+            }
+            (true, false) | (true, true) | (false, false) => {}
         }
         (pod.guarded, pod.earlier) = (hand.guarded, hand.earlier);
         match &answer {
-            Answer::Failed(reason) | Answer::NamespaceGone(reason) | Answer::Probed(Err(reason), _) => {
+            Answer::NamespaceGone(reason) => {
+                tracing::info!(uid, pod = pod.name(), reason, "the pod has lost its network namespace");
+            }
+            Answer::Failed(reason) | Answer::Probed(Err(reason), _) => {
                 self.metrics.failures.inc();
-                tracing::warn!(uid, pod = pod.name(), reason, "a step of enrollment failed");
+                tracing::warn!(
+                    uid,
+                    pod = pod.name(),
+                    reason,
+                    "a step of enrollment failed; it is tried again"
+                );
             }
             Answer::Learned(earlier) => {
                 tracing::info!(uid, pod = pod.name(), earlier, "open connections recorded");

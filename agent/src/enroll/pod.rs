@@ -87,7 +87,8 @@ impl Pod {
                 tracing::info!(uid, pod, "pod leaves: serving what is captured to its end")
             }
             Report::None => tracing::info!(uid, pod, "pod is not captured"),
-            Report::Failed(reason) => tracing::warn!(uid, pod, reason, "pod is not captured as it should be"),
+            // The failed step has told the log why.
+            Report::Failed(_) => tracing::debug!(uid, pod, "pod is not captured as it should be"),
         }
     }
 

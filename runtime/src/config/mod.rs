@@ -54,7 +54,7 @@ pub struct Common {
     pub log_level: String,
 
     /// Form of the log
-    #[arg(long, value_enum, default_value_t = logging::Format::Text)]
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = logging::Format::Text)]
     pub log_format: logging::Format,
 
     /// Address of the admin server, which has no authentication: keep it on loopback

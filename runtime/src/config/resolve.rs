@@ -5,7 +5,9 @@ use std::{
     path::Path,
 };
 
-use clap::{Arg, ArgAction, ArgMatches, Command, builder::ValueParser, parser::ValueSource};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command, builder::ValueParser, error::ErrorKind, parser::ValueSource,
+};
 
 use super::{Problems, Stop, file};
 
@@ -27,7 +29,15 @@ pub(super) fn matches(
     environment: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<ArgMatches, Stop> {
     let lenient = leaf_map(command.clone(), &|command| command.mut_args(any_text));
-    let lenient = shown(lenient).try_get_matches_from(command_line).map_err(Stop::Clap)?;
+    let lenient = match shown(lenient).try_get_matches_from(command_line) {
+        Ok(matches) => matches,
+        // The help of the real command says more: what values there are.
+        Err(lenient) if lenient.kind() == ErrorKind::DisplayHelp => {
+            let strict = shown(command).try_get_matches_from(command_line);
+            return Err(Stop::Clap(strict.err().unwrap_or(lenient)));
+        }
+        Err(error) => return Err(Stop::Clap(error)),
+    };
     let (path, given) = leaf(&lenient);
 
     let mut problems = Problems::default();

@@ -2,7 +2,7 @@
 //! and no value can pose as another field.
 
 use std::{
-    cell::RefCell,
+    cell::Cell,
     fmt::{self, Write},
 };
 
@@ -22,18 +22,16 @@ pub(crate) struct Line<'a> {
     separate: bool,
 }
 
-/// Lends this thread's line buffer, empty.
+/// Lends this thread's line buffer, empty. A value whose `Display` logs something itself, and a
+/// thread that is ending, get a new one.
 pub(crate) fn with_buffer<T>(f: impl FnOnce(&mut String) -> T) -> T {
-    thread_local!(static BUFFER: RefCell<String> = const { RefCell::new(String::new()) });
-    BUFFER.with(|buffer| match buffer.try_borrow_mut() {
-        Ok(mut buffer) => {
-            buffer.clear();
-            buffer.shrink_to(16 << 10);
-            f(&mut buffer)
-        }
-        // A value's Display logged something itself: the inner line gets a buffer of its own.
-        Err(_) => f(&mut String::new()),
-    })
+    thread_local!(static BUFFER: Cell<String> = const { Cell::new(String::new()) });
+    let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
+    let result = f(&mut buffer);
+    buffer.clear();
+    buffer.shrink_to(16 << 10);
+    let _ = BUFFER.try_with(|place| place.set(buffer));
+    result
 }
 
 impl<'a> Line<'a> {

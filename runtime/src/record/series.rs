@@ -2,6 +2,11 @@
 //! once; a worker finds it by the addresses of the workloads in a cache of its own, without hashing
 //! two dozen strings and without a lock.
 
+#![expect(
+    clippy::mutable_key_type,
+    reason = "a `Key` is compared and hashed by address, which no counter changes"
+)]
+
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -90,20 +95,24 @@ impl SeriesMap {
         if facts.derived.is_some() && facts.source.is_none() {
             return self.look_up(facts, end);
         }
+        let cached = CACHE.try_with(|cache| self.take_cached(&mut cache.borrow_mut(), facts, end));
+        // A thread that is ending has no cache any more.
+        cached.unwrap_or_else(|_| self.look_up(facts, end))
+    }
+
+    fn take_cached(self: &Arc<Self>, cache: &mut Cache, facts: &Facts, end: End) -> Arc<Series> {
         let key = Key::new(self, facts, end);
-        CACHE.with_borrow_mut(|cache| {
-            if let Some(series) = cache.get(&key)
-                && series.hold()
-            {
-                return series.clone();
-            }
-            let series = self.look_up(facts, end);
-            if cache.len() >= CACHED {
-                cache.clear();
-            }
-            cache.insert(key, series.clone());
-            series
-        })
+        if let Some(series) = cache.get(&key)
+            && series.hold()
+        {
+            return series.clone();
+        }
+        let series = self.look_up(facts, end);
+        if cache.len() >= CACHED {
+            cache.clear();
+        }
+        cache.insert(key, series.clone());
+        series
     }
 
     fn look_up(&self, facts: &Facts, end: End) -> Arc<Series> {
@@ -163,8 +172,10 @@ impl Inner {
     }
 }
 
+type Cache = HashMap<Key, Arc<Series>>;
+
 thread_local! {
-    static CACHE: RefCell<HashMap<Key, Arc<Series>>> = RefCell::new(HashMap::new());
+    static CACHE: RefCell<Cache> = RefCell::new(HashMap::new());
 }
 
 /// A label set, told by the addresses of what its labels come from; it keeps them alive, so that an
