@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{ebpf, fuzz, setup, shell, tidy};
+use crate::{demo, ebpf, fuzz, setup, shell, tidy};
 
 /// Seconds that CI gives each fuzz target.
 const FUZZ_SECONDS: u32 = 5;
@@ -22,6 +22,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     steps.step("kernel programs", || ebpf::build(root).map(drop));
     steps.step("lints", || lints(root));
     steps.step("tests", || tests(root));
+    steps.step("demo", || demo::play_built().map(drop));
     steps.step("fuzz", || fuzz::run(root, &fuzz::Args { seconds: FUZZ_SECONDS, target: None }));
     steps.report()
 }

@@ -142,6 +142,8 @@ fn ensure_rust_src(root: &Path, rustc: &Rustc, tools: &Path) -> Result<PathBuf> 
     fs::create_dir_all(&parent).with_context(|| format!("make {}", parent.display()))?;
     fs::rename(&unpacked, library(&ours))
         .with_context(|| format!("move {} to {}", unpacked.display(), library(&ours).display()))?;
+    // Package lists and what else was unpacked: a failure to remove them is no failure of the build.
+    let _ = fs::remove_dir_all(tools.join("apt"));
     if !present(&ours) {
         bail!("Debian's rust-src package has no library/core; add rust-src to the toolchain by hand");
     }

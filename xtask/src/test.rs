@@ -19,7 +19,7 @@ use nix::{
 };
 use serde::Deserialize;
 
-use crate::{build, setup, shell, tool_table::Use};
+use crate::{ebpf, setup, shell, tool_table::Use};
 
 /// The reason by which a test may be ignored: it is the part of another test that runs in a process of its
 /// own, and that test starts it.
@@ -83,8 +83,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     shell::demand_root("the test suite")?;
     setup::ensure(&[Use::Test])?;
     bed::sweep()?;
-    build::run(root, &build::Args::default())?;
-    let programs = build_tests(root)?;
+    ebpf::build(root)?;
+    let programs = build_all(root)?;
     let mut total = Tally::default();
     let mut lines = Vec::new();
     for ring in RINGS.into_iter().filter(|ring| args.ring.is_none_or(|only| only == *ring)) {
@@ -170,9 +170,11 @@ struct Profile {
     test: bool,
 }
 
-fn build_tests(root: &Path) -> Result<Vec<TestProgram>> {
+/// Builds tests and programs by one command: two would compile what they share twice, since tests turn on
+/// features of dependencies.
+fn build_all(root: &Path) -> Result<Vec<TestProgram>> {
     let mut cargo = shell::cargo(root);
-    cargo.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    cargo.args(["build", "--workspace", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
     let text = shell::output(cargo.stderr(Stdio::inherit()), "build the tests")?;
     let mut programs = Vec::new();
     for line in text.lines() {

@@ -1,7 +1,7 @@
 //! Clients of many connections: short ones at a rate, live ones in a crowd.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     io,
     rc::Rc,
@@ -93,6 +93,9 @@ pub(crate) struct Short {
     /// Bytes of the one exchange.
     #[arg(long, default_value_t = 64)]
     size: usize,
+    /// Begin no more once a line is read from standard input, or its end.
+    #[arg(long)]
+    until_line: bool,
 }
 
 impl Short {
@@ -112,7 +115,18 @@ impl Short {
             Pattern::new(9).fill(0, &mut bytes);
             bytes.into()
         };
+        let told = Rc::new(Cell::new(false));
+        if self.until_line {
+            let told = told.clone();
+            tokio::task::spawn_local(async move {
+                wait_for_line().await;
+                told.set(true);
+            });
+        }
         for number in 0..self.count {
+            if told.get() {
+                break;
+            }
             if self.rate > 0 {
                 sleep_until(begin + Duration::from_secs_f64(number as f64 / self.rate as f64)).await;
             }

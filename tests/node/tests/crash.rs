@@ -1,11 +1,7 @@
 //! ztunnel killed with SIGKILL: the wire stays silent, also for what apps write long after, and a new
 //! ztunnel takes over.
 
-use std::{
-    io::Write,
-    thread,
-    time::Duration,
-};
+use std::{io::Write, thread, time::Duration};
 
 use anyhow::Result;
 use bed::sniff::Sniffer;
@@ -17,7 +13,8 @@ const FIN_TIMEOUT: u64 = 1;
 
 #[test]
 fn nothing_leaks_after_sigkill_not_even_from_an_idle_connection() -> Result<()> {
-    let mut scene = Scene::start(&[("mesh", "client", "a"), ("mesh", "server", "b"), ("mesh", "neighbour", "a")])?;
+    let mut scene =
+        Scene::start(&[("mesh", "client", "a"), ("mesh", "server", "b"), ("mesh", "neighbour", "a")])?;
     let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
     client.netns().sysctl("net/ipv4/tcp_fin_timeout", &FIN_TIMEOUT.to_string())?;
     let targets = [server.at(port::ECHO), server.at6(port::ECHO), scene.pod("neighbour").at(port::ECHO)];
@@ -32,7 +29,10 @@ fn nothing_leaks_after_sigkill_not_even_from_an_idle_connection() -> Result<()> 
     let link = Sniffer::both_ways(scene.world.node("a").netns(), client.host_device(), secrets)?;
 
     scene.mesh.on("a").ztunnel.kill();
-    fails(app(&client, "echo", server.at(port::ECHO))?.args(["--patience", "1"]), &["timeout", "reset", "refused"])?;
+    fails(
+        app(&client, "echo", server.at(port::ECHO))?.args(["--patience", "1"]),
+        &["timeout", "reset", "refused"],
+    )?;
     thread::sleep(Duration::from_secs(2 * FIN_TIMEOUT + 1));
     for stream in &mut idle {
         // That the kernel refuses to write at all is as good.

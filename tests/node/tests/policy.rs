@@ -12,7 +12,12 @@ use serde_json::Value;
 const REFUSED: &[&str] = &["reset", "eof", "broken_pipe", "refused"];
 
 fn scene() -> Result<Scene> {
-    Scene::start(&[("mesh", "client", "a"), ("mesh", "intern", "a"), ("plain", "stranger", "a"), ("mesh", "server", "b")])
+    Scene::start(&[
+        ("mesh", "client", "a"),
+        ("mesh", "intern", "a"),
+        ("plain", "stranger", "a"),
+        ("mesh", "server", "b"),
+    ])
 }
 
 fn allow(who: &str) -> String {

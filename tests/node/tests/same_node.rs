@@ -5,7 +5,8 @@ use node::{PATIENCE, Scene, app, fails, outcome, port, same, well};
 
 #[test]
 fn neighbours_talk_without_the_wire_and_are_known_and_judged_all_the_same() -> Result<()> {
-    let mut scene = Scene::start(&[("mesh", "client", "a"), ("mesh", "intern", "a"), ("mesh", "server", "a")])?;
+    let mut scene =
+        Scene::start(&[("mesh", "client", "a"), ("mesh", "intern", "a"), ("mesh", "server", "a")])?;
     let (client, intern, server) =
         (scene.pod("client").clone(), scene.pod("intern").clone(), scene.pod("server").clone());
     let since = scene.log_length("a");
@@ -27,7 +28,8 @@ fn neighbours_talk_without_the_wire_and_are_known_and_judged_all_the_same() -> R
     let allow = "selector:\n  matchLabels: {app: server}\naction: ALLOW\nrules:\n- from:\n  - source:\n      \
                  principals: [cluster.local/ns/mesh/sa/client]\n";
     scene.world.manifests().authorization_policy("mesh", "only-client", allow)?;
-    let refused = || Ok(Some(outcome(app(&intern, "echo", server.at(port::ECHO))?)?).filter(|v| v["ok"] == false));
+    let refused =
+        || Ok(Some(outcome(app(&intern, "echo", server.at(port::ECHO))?)?).filter(|v| v["ok"] == false));
     bed::eventually(PATIENCE, "the intern to be refused", refused)?;
     fails(app(&intern, "echo", server.at(port::ECHO))?, &["reset", "eof", "broken_pipe", "refused"])?;
     well(app(&client, "echo", server.at(port::ECHO))?)?;

@@ -9,10 +9,13 @@ use node::{PATIENCE, Scene, app, port, same, well};
 const SECRET: &str = "the-safe-opens-at-7-31-88";
 
 fn scene() -> Result<Scene> {
-    Scene::start_with(&[("mesh", "client", "a"), ("mesh", "server", "b"), ("plain", "stranger", "b")], |world| {
-        let ports = [(80, port::ECHO), (81, port::PEER)];
-        world.service(1, "mesh", "server", &[("app", "server")], &ports).map(drop)
-    })
+    Scene::start_with(
+        &[("mesh", "client", "a"), ("mesh", "server", "b"), ("plain", "stranger", "b")],
+        |world| {
+            let ports = [(80, port::ECHO), (81, port::PEER)];
+            world.service(1, "mesh", "server", &[("app", "server")], &ports).map(drop)
+        },
+    )
 }
 
 #[test]
@@ -78,7 +81,8 @@ fn addresses_are_seen_as_they_are_and_the_caller_is_known_by_its_certificate() -
         same("the caller's address", by_server.ip(), from)?;
         same("the address called", seen["called_as"].as_str(), Some(called_as.to_string().as_str()))?;
     }
-    let inbound = |line: &serde_json::Value| line["direction"] == "inbound" && line["dst.workload"] == "server";
+    let inbound =
+        |line: &serde_json::Value| line["direction"] == "inbound" && line["dst.workload"] == "server";
     let line = scene.wait_access("b", since, "the call in the access log", inbound)?;
     let identity = line["src.identity"].as_str();
     same("the caller", identity, Some("spiffe://cluster.local/ns/mesh/sa/client"))?;

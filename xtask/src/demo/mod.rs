@@ -39,16 +39,21 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     setup::ensure(&[Use::Demo])?;
     build::run(root, &build::Args::default())?;
-    bed::sweep()?;
-    let world = World::new(&["a", "b"])?;
-    interrupt::watch(world.id())?;
-    let cast = play(world)?;
+    let cast = play_built()?;
     if args.keep {
         chapters::leave_something_to_try(&cast)?;
         let world = cast.stay()?;
         hints::print(&world);
     }
     Ok(())
+}
+
+/// Plays with the programs that are there.
+pub(crate) fn play_built() -> Result<Cast> {
+    bed::sweep()?;
+    let world = World::new(&["a", "b"])?;
+    interrupt::watch(world.id())?;
+    play(world)
 }
 
 /// Plays every chapter, and gives the cast back so that it can be kept. A failure shows the ends of all

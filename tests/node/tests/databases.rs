@@ -1,0 +1,117 @@
+//! Databases with handshakes of their own, server-first ones among them, between two nodes.
+
+use std::{fs, os::unix::fs::chown, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use bed::{Finished, Job, Pod, Process, World};
+use node::{PATIENCE, Scene};
+
+const SLOW: Duration = Duration::from_secs(60);
+
+fn scene() -> Result<Scene> {
+    Scene::start(&[("mesh", "client", "a"), ("mesh", "server", "b")])
+}
+
+/// A folder that belongs to the database's own user, whom its package made.
+fn folder_of(world: &World, user: &str) -> Result<PathBuf> {
+    let folder = world.folder().join(user);
+    fs::create_dir(&folder)?;
+    let user = nix::unistd::User::from_name(user)?
+        .with_context(|| format!("no user {user}; try: cargo xtask setup"))?;
+    chown(&folder, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    Ok(folder)
+}
+
+/// Runs a query until the server answers it.
+fn query(job: impl Fn() -> Job) -> Result<Finished> {
+    let answer = || Ok(job().run()?.ok().ok());
+    Ok(bed::eventually(SLOW, "the database to answer", answer)?.0)
+}
+
+#[test]
+fn mariadb_which_speaks_first() -> Result<()> {
+    let scene = scene()?;
+    let (client, server) = (scene.pod("client"), scene.pod("server"));
+    let data = folder_of(&scene.world, "mysql")?;
+    let data_arg = format!("--datadir={}", data.display());
+    let install =
+        server.job("mariadb-install-db").args(["--no-defaults", "--user=mysql", "--skip-test-db", &data_arg]);
+    install.limit(SLOW).check()?;
+    let socket = format!("--socket={}", data.join("socket").display());
+    let _server: Process = server
+        .job("mariadbd")
+        .args([
+            "--no-defaults",
+            "--user=mysql",
+            "--skip-grant-tables",
+            "--skip-networking=0",
+            "--bind-address=*",
+        ])
+        .args([data_arg.as_str(), &socket, "--port=3306"])
+        .spawn("mariadb")?;
+    let ask = |sql: &str| {
+        let host = server.v4().to_string();
+        client.job("mariadb").args(["--no-defaults", "-h", &host, "-P", "3306", "--batch", "-e", sql])
+    };
+    let answer = query(|| ask("SELECT 40 + 2 AS answer"))?;
+    ensure!(answer.stdout.contains("42"), "{answer:?}");
+    // A result of some megabytes, sent by the server alone.
+    let large = ask("SELECT REPEAT('x', 1000000) FROM seq_1_to_8").check()?;
+    ensure!(large.stdout.matches('x').count() >= 8_000_000, "{} bytes came", large.stdout.len());
+    by_hbone(&scene)
+}
+
+#[test]
+fn postgresql() -> Result<()> {
+    let scene = scene()?;
+    let (client, server) = (scene.pod("client"), scene.pod("server"));
+    let data = folder_of(&scene.world, "postgres")?;
+    let program = |name: &str| -> Result<PathBuf> {
+        let versions = fs::read_dir("/usr/lib/postgresql").context("PostgreSQL; try: cargo xtask setup")?;
+        let found = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin").join(name)));
+        found.filter(|path| path.is_file()).max().with_context(|| format!("no {name} of PostgreSQL"))
+    };
+    let as_postgres = |pod: &Pod, name: &str| -> Result<Job> {
+        Ok(pod
+            .job("runuser")
+            .args(["-u", "postgres", "--"])
+            .arg(program(name)?)
+            .arg("-D")
+            .arg(&data)
+            .folder(&data))
+    };
+    as_postgres(server, "initdb")?.args(["--auth=trust", "--no-sync"]).limit(SLOW).check()?;
+    fs::write(
+        data.join("pg_hba.conf"),
+        "local all all trust\nhost all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n",
+    )?;
+    let socket = format!("unix_socket_directories={}", data.display());
+    let _server = as_postgres(server, "postgres")?
+        .args(["-c", "listen_addresses=*", "-c", &socket, "-c", "fsync=off"])
+        .spawn("postgres")?;
+    let ask = |host: String, sql: &str| {
+        client
+            .job("psql")
+            .args(["-h", &host, "-U", "postgres", "-At", "-c", sql])
+            .env("PGCONNECT_TIMEOUT", "5")
+    };
+    for host in [server.v4().to_string(), server.v6().to_string()] {
+        let answer = query(|| ask(host.clone(), "SELECT 40 + 2"))?;
+        ensure!(answer.stdout.trim() == "42", "{answer:?}");
+        let large = ask(host, "SELECT repeat('x', 8000000)").check()?;
+        ensure!(large.stdout.trim().len() == 8_000_000, "{} bytes came", large.stdout.len());
+    }
+    by_hbone(&scene)
+}
+
+/// Demands that the mesh carried it.
+fn by_hbone(scene: &Scene) -> Result<()> {
+    let dump = || -> Result<Option<()>> {
+        let metrics = scene.world.node("b").metrics()?;
+        let counted = |line: &&str| line.contains("reporter=\"destination\"") && line.contains("mutual_tls");
+        let opened = metrics.lines().filter(|line| line.starts_with("istio_tcp_connections_opened_total"));
+        Ok(opened.filter(counted).next().map(drop))
+    };
+    bed::eventually(PATIENCE, "a connection counted as carried by mutual TLS", dump)?;
+    Ok(())
+}
