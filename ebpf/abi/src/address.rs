@@ -21,6 +21,15 @@ impl Address {
         Self(words)
     }
 
+    /// The sixteen bytes, as IPv6 writes them.
+    #[inline(always)]
+    pub const fn octets(&self) -> [u8; 16] {
+        let [w, x, y, z] = self.0;
+        let ([a, b, c, d], [e, f, g, h]) = (w.to_ne_bytes(), x.to_ne_bytes());
+        let ([i, j, k, l], [m, n, o, p]) = (y.to_ne_bytes(), z.to_ne_bytes());
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
@@ -55,11 +64,7 @@ impl From<IpAddr> for Address {
 
 impl From<Address> for IpAddr {
     fn from(address: Address) -> Self {
-        let mut bytes = [0u8; 16];
-        for (chunk, word) in bytes.chunks_exact_mut(4).zip(address.0) {
-            chunk.copy_from_slice(&word.to_ne_bytes());
-        }
-        Ipv6Addr::from(bytes).to_canonical()
+        Ipv6Addr::from(address.octets()).to_canonical()
     }
 }
 

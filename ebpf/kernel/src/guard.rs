@@ -22,8 +22,8 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
         local_scope: frame.destination.is_local_scope(),
         probe: abi::is_probe(&frame.destination, frame.destination_port),
     };
-    let flow = frame.outgoing();
-    let verdict = abi::guard(&facts, || FLOWS.get_ptr(&flow).is_some());
+    let flow = &frame.outgoing();
+    let verdict = abi::guard(&facts, || FLOWS.get_ptr(flow).is_some());
     socket::count(verdict.counter());
     log::verdict(&ctx, verdict.counter(), &frame);
     if verdict.drops() { DROP } else { NEXT }

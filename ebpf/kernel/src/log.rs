@@ -9,16 +9,13 @@ use aya_log_ebpf::info;
 /// Logs a verdict by its counter's number, and the packet it fell on.
 #[inline(always)]
 pub fn verdict(ctx: &TcContext, counter: Counter, frame: &Frame) {
-    // SAFETY: sixteen bytes, whatever their grouping.
-    let (from, to): ([u8; 16], [u8; 16]) =
-        unsafe { (core::mem::transmute(frame.source.0), core::mem::transmute(frame.destination.0)) };
     info!(
         ctx,
         "verdict {}: {:i} port {} to {:i} port {}, {} bytes",
         counter.0,
-        from,
+        frame.source.octets(),
         frame.source_port.get(),
-        to,
+        frame.destination.octets(),
         frame.destination_port.get(),
         ctx.len()
     );

@@ -29,11 +29,11 @@ pub fn pod_reuse(ctx: SkLookupContext) -> u32 {
     if unsafe { (*lookup).protocol } != IPPROTO_TCP {
         return SK_PASS;
     }
-    let flow = connection(lookup);
-    let Some(note) = REUSE.get_ptr(&flow) else { return SK_PASS };
+    let flow = &connection(lookup);
+    let Some(note) = REUSE.get_ptr(flow) else { return SK_PASS };
     // SAFETY: a value of the map.
     let (at, slot) = unsafe { ((*note).at, (*note).slot) };
-    let _ = REUSE.remove(&flow);
+    let _ = REUSE.remove(flow);
     // SAFETY: takes no argument.
     if unsafe { bpf_ktime_get_ns() }.wrapping_sub(at) > abi::REUSE_VALID_NS {
         return SK_PASS;

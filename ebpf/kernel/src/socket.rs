@@ -145,8 +145,8 @@ pub fn is_held(slot: Slot) -> bool {
 #[inline(always)]
 pub fn record(key: &FlowKey) {
     // SAFETY: takes no argument.
-    let now = unsafe { bpf_ktime_get_ns() };
-    match FLOWS.insert(key, &now, BPF_NOEXIST as u64) {
+    let now = &unsafe { bpf_ktime_get_ns() };
+    match FLOWS.insert(key, now, BPF_NOEXIST as u64) {
         Ok(()) => count(Flow::Recorded.counter()),
         // EEXIST: another CPU was quicker.
         Err(-17) => {}
@@ -166,9 +166,9 @@ pub fn forget(key: &FlowKey) {
 #[inline(always)]
 pub fn note(key: &FlowKey, slot: Slot) {
     // SAFETY: takes no argument.
-    let note = ReuseNote { at: unsafe { bpf_ktime_get_ns() }, slot: slot as u32, zero: 0 };
+    let note = &ReuseNote { at: unsafe { bpf_ktime_get_ns() }, slot: slot as u32, zero: 0 };
     // Should it fail, the SYN's sender tries again.
-    let _ = REUSE.insert(key, &note, 0);
+    let _ = REUSE.insert(key, note, 0);
 }
 
 /// What a verdict may ask about one packet.

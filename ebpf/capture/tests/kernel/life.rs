@@ -180,9 +180,10 @@ fn capture_outlives_the_agent_and_is_adopted() {
     let listener = ztunnel.listen(Role::Outbound);
     let mut app = connect(&world.pod, World::at_far(Family::V4, 8080)).unwrap();
     let (mut ours, ..) = accept(&listener);
-    let node = Node::open(world.options()).unwrap();
-    assert_eq!(node.pinned().unwrap(), [UID]);
-    for _ in 0..3 {
+    // The same programs are left as they are; others, here those with the log, take their place.
+    for kernel_log in [false, true, false] {
+        let node = Node::open(NodeOptions { kernel_log, ..world.options() }).unwrap();
+        assert_eq!(node.pinned().unwrap(), [UID]);
         let pod = node.attach(&world.target()).unwrap();
         assert_eq!(pod.mode(), Mode::Enforce, "an adopted pod keeps its mode");
         talk(&mut app, &mut ours);

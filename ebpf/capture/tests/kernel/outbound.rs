@@ -3,17 +3,18 @@
 use crate::{
     sniff::Sniffer,
     world::{
-        BOTH, World, accept, connect, connect_from, counted, is_idle, listen, reset, sysctl, talk,
-        try_connect, until,
+        BOTH, PATIENCE, World, accept, connect, connect_from, counted, is_idle, listen, reset, sysctl, talk,
+        try_connect, until, within_patience,
     },
 };
 use capture::{Mode, Role};
+use socket2::{Domain, Socket, Type};
 use std::{
     io::{ErrorKind, Read, Write},
     net::TcpListener,
     os::fd::AsFd,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const SECRET: &[u8] = b"nobody may see this in plaintext";
@@ -264,10 +265,11 @@ fn takeover_under_load_loses_no_connection() {
     let ztunnel = world.ztunnel();
     let (done, closed) = (AtomicBool::new(false), AtomicBool::new(false));
     let dialled = AtomicUsize::new(0);
+    let begun = Instant::now();
     let mut listeners = vec![ztunnel.listen(Role::Outbound)];
     let dial = |family| {
         let mut count = 0;
-        while !done.load(Ordering::Relaxed) {
+        while !done.load(Ordering::Relaxed) && begun.elapsed() < 6 * PATIENCE {
             let mut app = connect(&world.pod, World::at_far(family, 8080))?;
             app.read_exact(&mut [0; 1])?;
             reset(app);
@@ -278,7 +280,7 @@ fn takeover_under_load_loses_no_connection() {
     };
     let serve = |listener: &TcpListener| {
         listener.set_nonblocking(true).unwrap();
-        while !closed.load(Ordering::Relaxed) {
+        while !closed.load(Ordering::Relaxed) && begun.elapsed() < 8 * PATIENCE {
             match listener.accept() {
                 // The caller may have gone already; it has its byte.
                 Ok((mut stream, _)) => drop(stream.write_all(b"!")),
@@ -305,4 +307,23 @@ fn takeover_under_load_loses_no_connection() {
             assert!(result.unwrap().unwrap() > 0);
         }
     });
+}
+
+/// `curl --interface eth0`: the socket hears only what comes in by that device, and ztunnel answers over lo.
+#[test]
+fn a_socket_bound_to_the_device_is_captured_too() {
+    let world = World::new();
+    let _pod = world.attach(Mode::Enforce);
+    let ztunnel = world.ztunnel();
+    let listener = ztunnel.listen(Role::Outbound);
+    for family in BOTH {
+        let to = World::at_far(family, 8080);
+        let app =
+            world.pod.enter(|| Socket::new(Domain::for_address(to), Type::STREAM, None)).unwrap().unwrap();
+        app.bind_device(Some(b"eth0")).unwrap();
+        app.connect_timeout(&to.into(), Duration::from_secs(2)).unwrap();
+        let (mut ours, ..) = accept(&listener);
+        let mut app = within_patience(app.into());
+        talk(&mut app, &mut ours);
+    }
 }

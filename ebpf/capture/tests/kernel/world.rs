@@ -312,7 +312,7 @@ pub(crate) fn new_netns() -> Netns {
             // An address would be of no use for a second or two, while it is looked for elsewhere.
             sysctl("ipv6/conf/all/accept_dad", "0");
             sysctl("ipv6/conf/default/accept_dad", "0");
-            change_link("lo", |message| up(message));
+            change_link("lo", up);
         })
         .unwrap();
     netns
@@ -332,8 +332,8 @@ fn link(name: &str, peer: &str, peer_netns: &Netns) {
         ]),
     ];
     netlink().ensure(RouteNetlinkMessage::NewLink(message)).unwrap();
-    change_link(name, |message| up(message));
-    peer_netns.enter(|| change_link(peer, |message| up(message))).unwrap();
+    change_link(name, up);
+    peer_netns.enter(|| change_link(peer, up)).unwrap();
 }
 
 pub(crate) fn change_link(name: &str, change: impl FnOnce(&mut LinkMessage)) {
