@@ -53,6 +53,8 @@ impl World {
             match action {
                 Action::Run(step) => {
                     assert!(self.pending.is_empty(), "{step:?} began while {:?} is under way", self.pending);
+                    let held = self.announced && self.ztunnel;
+                    assert!(step != Step::Enforce || held, "enforced, and no ztunnel has the pod");
                     self.pending.push_back(step);
                 }
                 Action::Announce => {
@@ -436,7 +438,7 @@ impl World {
                 self.held();
             }
             // Only what is captured can be a captured connection.
-            Happening::Connections(count) => match self.pins {
+            Happening::Connections(count) => match self.pins.filter(|_| self.namespace && !self.stale) {
                 Some(Mode::Enforce) => self.connections = count,
                 Some(Mode::Learn | Mode::Drain) => self.connections = self.connections.min(count),
                 None => {}
