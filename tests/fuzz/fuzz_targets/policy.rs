@@ -33,7 +33,8 @@ fuzz_target!(|bytes: &[u8]| {
         destination.authorization_policies = vec![policy.key.clone()];
     }
     let callers = callers(&policy);
-    let ports: Vec<u16> = matches(&policy).flat_map(|m| m.destination_ports.clone()).chain([80]).take(4).collect();
+    let ports: Vec<u16> =
+        matches(&policy).flat_map(|m| m.destination_ports.clone()).chain([80]).take(4).collect();
     let addresses: Vec<IpAddr> = matches(&policy)
         .flat_map(|m| m.source_ips.iter().chain(&m.destination_ips).map(|net| net.addr()).collect::<Vec<_>>())
         .chain([Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()])
@@ -66,9 +67,10 @@ fn matches(policy: &Policy) -> impl Iterator<Item = &mesh::Match> {
 /// Nobody, somebody, and callers that the policy speaks of.
 fn callers(policy: &Policy) -> Vec<Option<Identity>> {
     let named = matches(policy).flat_map(|m| {
-        let accounts = m.service_accounts.iter().map(|a| {
-            Identity::new("td", a.namespace.clone(), a.service_account.clone())
-        });
+        let accounts = m
+            .service_accounts
+            .iter()
+            .map(|a| Identity::new("td", a.namespace.clone(), a.service_account.clone()));
         let namespaces = m.namespaces.iter().filter_map(|value| match value {
             StringMatch::Exact(text) | StringMatch::Prefix(text) | StringMatch::Suffix(text) => {
                 Some(Identity::new("td", text.clone(), "sa"))

@@ -20,8 +20,12 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = converter.address("ns/name", bytes);
     let Ok(message) = proto::workload::Address::decode(bytes) else { return };
     let converted = match message.r#type {
-        Some(proto::workload::address::Type::Workload(workload)) => converter.workload(&workload).map(Address::Workload),
-        Some(proto::workload::address::Type::Service(service)) => converter.service(&service).map(Address::Service),
+        Some(proto::workload::address::Type::Workload(workload)) => {
+            converter.workload(&workload).map(Address::Workload)
+        }
+        Some(proto::workload::address::Type::Service(service)) => {
+            converter.service(&service).map(Address::Service)
+        }
         None => return,
     };
     match converted {
@@ -36,7 +40,10 @@ fn with_workload(workload: &Workload) {
     editor.put_workload(workload.clone());
     let snapshot = editor.finish();
     for &address in &workload.addresses {
-        assert_eq!(snapshot.workload_at(&workload.network, address).map(|held| &held.uid), Some(&workload.uid));
+        assert_eq!(
+            snapshot.workload_at(&workload.network, address).map(|held| &held.uid),
+            Some(&workload.uid)
+        );
         plan(&snapshot, workload, SocketAddr::new(address, 80));
     }
     let mut editor = snapshot.edit();
