@@ -85,7 +85,7 @@ async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) -
 /// One CONNECT.
 async fn arrive(worker: &Rc<Worker>, pod: &Arc<Pod>, mut arrival: Arrival) {
     let dialled = SocketAddr::new(arrival.ends.local.ip(), arrival.authority.port());
-    let mut record = worker.shared.records.begin(Direction::Inbound, arrival.ends.remote, dialled);
+    let mut record = worker.shared.records.begin(Direction::Inbound, caller(&arrival), dialled);
     record.source_identity(&arrival.peer);
     record.destination_identity(&pod.identity);
     record.security(Security::MutualTls);
@@ -116,6 +116,13 @@ async fn arrive(worker: &Rc<Worker>, pod: &Arc<Pod>, mut arrival: Arrival) {
         carried.record().tcp(tcp(stats));
     }
     tell_end(&end, &carried);
+}
+
+/// Who calls, for the record: the tunnel's other end, with the port that the app has there if the caller
+/// says so. Nothing is decided by what it says.
+fn caller(arrival: &Arrival) -> SocketAddr {
+    let said = arrival.forwarded.as_ref().map(|forwarded| forwarded.source);
+    said.filter(|said| said.ip() == arrival.ends.remote.ip()).unwrap_or(arrival.ends.remote)
 }
 
 async fn open_arrival(

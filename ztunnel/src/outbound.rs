@@ -207,7 +207,12 @@ impl Call<'_> {
             baggage: Some(self.worker.baggage(self.source).to_string()),
             traceparent: None,
         };
-        carried.record().tunnel(peer);
+        {
+            let mut record = carried.record();
+            record.tunnel(peer);
+            record.source_identity(&self.pod.identity);
+            record.security(Security::MutualTls);
+        }
         let (pod, shared) = (self.pod.clone(), self.worker.shared.clone());
         let dial = async move || {
             shared.metrics.tunnels_dialled.inc();
@@ -218,9 +223,7 @@ impl Call<'_> {
         let app = self.app()?;
         {
             let mut record = carried.record();
-            record.source_identity(&self.pod.identity);
             record.destination_identity(&info.peer);
-            record.security(Security::MutualTls);
             record.opened();
         }
         let end = relay(app, tunnel, &carried.meter, carried.stopped()).await;

@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -59,7 +59,7 @@ pub(crate) struct Pod {
     connections: AtomicUsize,
     /// The listeners' ports; whoever dials one of them dials ztunnel and not the app.
     ports: [u16; 3],
-    slots: Option<PodSlots>,
+    slots: Mutex<Option<PodSlots>>,
     listeners: Mutex<Vec<Arc<TcpListener>>>,
     cookies: [u64; 3],
 }
@@ -107,14 +107,16 @@ impl Pod {
 
     /// Who holds the slots.
     pub(crate) fn holder(&self) -> Holder {
-        let Some(slots) = &self.slots else { return Holder::Us };
+        let slots = self.slots();
+        let Some(slots) = slots.as_ref() else { return Holder::Us };
         let held: Vec<Option<u64>> = ROLES.iter().map(|role| slots.holder(*role)).collect();
         judge_holders(&held, &self.cookies)
     }
 
     /// Puts our listeners into the slots.
     pub(crate) fn take_slots(&self) -> Result<(), capture::Error> {
-        let Some(slots) = &self.slots else { return Ok(()) };
+        let slots = self.slots();
+        let Some(slots) = slots.as_ref() else { return Ok(()) };
         let listeners = self.listeners();
         for (role, listener) in ROLES.iter().zip(listeners.iter()) {
             slots.set(*role, listener.as_fd())?;
@@ -128,7 +130,16 @@ impl Pod {
         self.listeners().clear();
     }
 
-    fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Arc<TcpListener>>> {
+    /// The agent may have made the slots anew: these are the ones that count from now on.
+    fn renew_slots(&self, slots: PodSlots) {
+        self.slots().replace(slots);
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Option<PodSlots>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<Arc<TcpListener>>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -257,7 +268,7 @@ impl Manager {
             ended: CancellationToken::new(),
             connections: AtomicUsize::new(0),
             ports,
-            slots,
+            slots: Mutex::new(slots),
             listeners: Mutex::new(listeners),
             cookies,
         })
@@ -301,7 +312,7 @@ impl Manager {
             self.stop(&info.uid);
             return Err(format!("pod {}: {error}", info.uid));
         }
-        let captured = if pod.slots.is_some() { "slots" } else { "ports 15001, 15006, 15008" };
+        let captured = if pod.slots().is_some() { "slots" } else { "ports 15001, 15006, 15008" };
         tracing::info!(
             pod = %format_args!("{}/{}", pod.namespace, pod.name), uid = %pod.uid, identity = %pod.identity, by = captured,
             "serving pod"
@@ -335,19 +346,19 @@ impl Manager {
 impl zds::Pods for Manager {
     async fn add(&mut self, info: PodInfo, netns: OwnedFd) -> Result<(), String> {
         let netns = Netns::from_fd(netns).map_err(|error| format!("pod {}: {error}", info.uid))?;
-        let captured = self.slots(&info.uid).is_ok_and(|slots| slots.is_some());
+        let error = |error: capture::Error| format!("pod {}: {error}", info.uid);
+        let slots = self.slots(&info.uid).map_err(error)?;
         if let Some(known) = self.served.get(&info.uid) {
             let same_names = *known.namespace == *info.namespace
                 && *known.name == *info.name
                 && known.identity.service_account() == info.service_account;
             // The agent may have captured it anew since, in a way it was not before.
-            let same_capture = known.slots.is_some() == captured;
+            let same_capture = known.slots().is_some() == slots.is_some();
             if same_names && same_capture && known.netns.inode() == netns.inode() {
+                slots.into_iter().for_each(|slots| known.renew_slots(slots));
                 return match known.holder() {
                     Holder::Us | Holder::Another => Ok(()),
-                    Holder::Nobody => {
-                        known.take_slots().map_err(|error| format!("pod {}: {error}", info.uid))
-                    }
+                    Holder::Nobody => known.take_slots().map_err(error),
                 };
             }
             self.stop(&info.uid);
@@ -431,7 +442,7 @@ impl Pod {
             ended: CancellationToken::new(),
             connections: AtomicUsize::new(0),
             ports: [40001, 40002, 40003],
-            slots: None,
+            slots: Mutex::default(),
             listeners: Mutex::default(),
             cookies: [0; 3],
         })
