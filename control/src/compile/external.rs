@@ -1,6 +1,6 @@
 //! ServiceEntry and WorkloadEntry: services and machines that Kubernetes does not know.
 
-use std::sync::Arc;
+use std::{collections::btree_map::Entry, sync::Arc};
 
 use mesh::{Identity, Locality, NetworkAddress, PortMapping, Service, ServiceKey, Tunnel, Workload};
 
@@ -74,11 +74,15 @@ impl Compiler<'_, '_> {
             allow_unhealthy: false,
             node_local: false,
         };
-        if self.out.services.contains_key(&name) {
-            let reason = format!("{name} is a service already; this entry of the same host is not used");
-            self.warn(key, "spec.hosts", reason);
-        } else {
-            self.out.services.insert(name, service);
+        match self.out.services.entry(name) {
+            Entry::Vacant(place) => {
+                place.insert(service);
+            }
+            Entry::Occupied(taken) => {
+                let name = taken.key();
+                let reason = format!("{name} is a service already; this entry of the same host is not used");
+                self.warn(key, "spec.hosts", reason);
+            }
         }
     }
 

@@ -193,7 +193,7 @@ impl Reader<'_, '_> {
         let head: Head = match self.typed() {
             Ok(head) => head,
             Err(problem) => {
-                self.parsed.problems.push(problem);
+                self.parsed.problems.push(*problem);
                 self.parsed.unreadable = true;
                 return;
             }
@@ -213,7 +213,7 @@ impl Reader<'_, '_> {
                 Ok(head) => head,
                 Err(error) => {
                     let field = format!("items[{index}]");
-                    self.parsed.problems.push(self.problem(&field, error.to_string()));
+                    self.parsed.problems.push(*self.problem(&field, error.to_string()));
                     self.parsed.unreadable = true;
                     continue;
                 }
@@ -223,7 +223,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn keep(&mut self, head: &Head, result: Result<Option<(ObjectKey, Object)>, Problem>) {
+    fn keep(&mut self, head: &Head, result: Result<Option<(ObjectKey, Object)>, Box<Problem>>) {
         match result {
             Ok(Some(found)) => self.parsed.objects.push(found),
             Ok(None) => self.parsed.passed_over.push(format!("{} {}", head.api_version, head.kind)),
@@ -232,7 +232,7 @@ impl Reader<'_, '_> {
                     Some(key) => self.parsed.refused.push(key.clone()),
                     None => self.parsed.unreadable = true,
                 }
-                self.parsed.problems.push(problem);
+                self.parsed.problems.push(*problem);
             }
         }
     }
@@ -241,7 +241,7 @@ impl Reader<'_, '_> {
         &self,
         head: &Head,
         item: Option<(usize, serde_yaml_ng::Value)>,
-    ) -> Result<Option<(ObjectKey, Object)>, Problem> {
+    ) -> Result<Option<(ObjectKey, Object)>, Box<Problem>> {
         if head.kind.is_empty() || head.api_version.is_empty() {
             return Err(self.problem("kind", "a manifest needs apiVersion and kind".to_owned()));
         }
@@ -273,7 +273,7 @@ impl Reader<'_, '_> {
         let key = ObjectKey { kind, namespace: namespace.into(), name: head.metadata.name.as_str().into() };
         match self.typed_object(&key, item) {
             Ok(object) => Ok(Some((key, object))),
-            Err(problem) => Err(problem.of(key)),
+            Err(problem) => Err(Box::new(problem.of(key))),
         }
     }
 
@@ -281,7 +281,7 @@ impl Reader<'_, '_> {
         &self,
         key: &ObjectKey,
         item: Option<(usize, serde_yaml_ng::Value)>,
-    ) -> Result<Object, Problem> {
+    ) -> Result<Object, Box<Problem>> {
         let object = match key.kind {
             Kind::Namespace => Object::Namespace(self.typed_or(item)?),
             Kind::Node => Object::Node(self.typed_or(item)?),
@@ -309,7 +309,7 @@ impl Reader<'_, '_> {
         &self,
         item: Option<(usize, serde_yaml_ng::Value)>,
         check: fn(&T) -> Result<(), (String, String)>,
-    ) -> Result<T, Problem> {
+    ) -> Result<T, Box<Problem>> {
         let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
         let object = self.typed_or(item)?;
         check(&object).map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
@@ -319,7 +319,7 @@ impl Reader<'_, '_> {
     fn typed_or<T: DeserializeOwned>(
         &self,
         item: Option<(usize, serde_yaml_ng::Value)>,
-    ) -> Result<T, Problem> {
+    ) -> Result<T, Box<Problem>> {
         let Some((index, item)) = item else { return self.typed() };
         serde_path_to_error::deserialize(item).map_err(|error| {
             let field = format!("items[{index}].{}", error.path());
@@ -327,7 +327,7 @@ impl Reader<'_, '_> {
         })
     }
 
-    fn typed<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+    fn typed<T: DeserializeOwned>(&self) -> Result<T, Box<Problem>> {
         let deserializer = serde_yaml_ng::Deserializer::from_str(self.document.text);
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
             let field = match error.path().to_string() {
@@ -337,20 +337,15 @@ impl Reader<'_, '_> {
             let inner = error.into_inner();
             let line =
                 inner.location().map(|location| self.document.line + location.line().saturating_sub(1));
-            Problem::at(
-                self.path,
-                self.number,
-                line.or(Some(self.document.line)),
-                &field,
-                strip(&inner, &field),
-            )
+            let line = line.or(Some(self.document.line));
+            Box::new(Problem::at(self.path, self.number, line, &field, strip(&inner, &field)))
         })
     }
 
     /// A problem of a field that parsed and is wrong all the same.
-    fn problem(&self, field: &str, reason: String) -> Problem {
+    fn problem(&self, field: &str, reason: String) -> Box<Problem> {
         let line = self.document.line + locate::line_of(self.document.text, field);
-        Problem::at(self.path, self.number, Some(line), field, reason)
+        Box::new(Problem::at(self.path, self.number, Some(line), field, reason))
     }
 }
 

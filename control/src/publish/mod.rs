@@ -157,9 +157,9 @@ impl Store {
         let mut changed =
             replace(&mut objects.workloads, keyed, &mut addresses, encode::workload, |uid| uid.clone());
         let keyed = services.into_iter().map(|service| (service.key.clone(), service));
-        changed |= replace(&mut objects.services, keyed, &mut addresses, encode::service, |key| name_of(key));
+        changed |= replace(&mut objects.services, keyed, &mut addresses, encode::service, name_of);
         let keyed = policies.into_iter().map(|policy| (policy.key.clone(), policy));
-        changed |= replace(&mut objects.policies, keyed, &mut rules, encode::policy, |key| name_of(key));
+        changed |= replace(&mut objects.policies, keyed, &mut rules, encode::policy, name_of);
         // The first state is one even if it is empty: an empty mesh is an answer.
         if !changed && before.generation > 0 {
             return before.generation;

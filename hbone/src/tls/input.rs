@@ -128,7 +128,7 @@ impl Input {
     ) -> Poll<io::Result<usize>> {
         if self.start == self.end {
             (self.start, self.end, self.plain) = (0, 0, 0..0);
-            if let Poll::Pending = link.poll_readable(cx)? {
+            if link.poll_readable(cx)?.is_pending() {
                 self.buffer = None;
                 return Poll::Pending;
             }
