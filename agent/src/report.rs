@@ -19,7 +19,7 @@ use tonic::{
 };
 
 /// Wait before the next attempt, doubled after each that failed.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// A stream that lived this long was no failure.
 const GOOD: Duration = Duration::from_secs(10);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
