@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use h2::Reason;
 use tokio::io::ReadBuf;
 
 use super::{End, Meter, TURNS, local, yield_now};
@@ -33,7 +34,7 @@ where
     let mut relay = Relay {
         link: tcp.into_link(),
         tunnel,
-        up: Up { ended: false, class: Class::Small, watch: None },
+        up: Up { ended: false, unheard: false, class: Class::Small, watch: None },
         down: Down { ended: false, frame: Bytes::new() },
         finished: false,
     };
@@ -55,11 +56,13 @@ struct Relay<L: Link> {
     finished: bool,
 }
 
-/// Whatever is not finished is reset, on both sides: the tunnel does so when it is dropped.
+/// Whatever is not finished is reset, on both sides. Left to itself, a server's half-ended stream would be
+/// dropped with NO_ERROR, which is no reset to its peer.
 impl<L: Link> Drop for Relay<L> {
     fn drop(&mut self) {
         if !self.finished {
             self.link.reset_on_drop();
+            self.tunnel.send.send_reset(Reason::CANCEL);
         }
     }
 }
@@ -96,14 +99,39 @@ impl<L: Link> Relay<L> {
         {
             return Poll::Ready(local(error));
         }
-        if self.down.ended || !self.down.frame.is_empty() {
-            return self.tunnel.send.poll_reset(cx).map(|reset| match reset {
-                Ok(_reason) => End::ResetByRemote,
-                Err(error) => stream_end(&error),
-            });
+        if !self.up.unheard && (self.down.ended || !self.down.frame.is_empty()) {
+            match ready!(self.tunnel.send.poll_reset(cx)) {
+                Ok(Reason::NO_ERROR) => self.up.unheard = true,
+                Ok(_reason) => return Poll::Ready(End::ResetByRemote),
+                Err(error) => return Poll::Ready(stream_end(&error)),
+            }
         }
-        Poll::Pending
+        if self.up.unheard && self.down.ended { self.poll_unheard(cx) } else { Poll::Pending }
     }
+
+    /// The peer has said all and hears no more: as a socket that was closed, it answers more bytes with a
+    /// reset, and an end with nothing.
+    fn poll_unheard(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if let Err(error) = ready!(self.link.poll_readable(cx)) {
+            return Poll::Ready(local(error));
+        }
+        let mut byte = [0];
+        let mut read = ReadBuf::new(&mut byte);
+        if let Err(error) = ready!(Pin::new(&mut self.link).poll_read(cx, &mut read)) {
+            return Poll::Ready(local(error));
+        }
+        if !read.filled().is_empty() {
+            return Poll::Ready(End::ResetByRemote);
+        }
+        self.finished = true;
+        Poll::Ready(End::Finished)
+    }
+}
+
+/// A reset with NO_ERROR is no failure: it follows a complete answer, of which nothing may be discarded,
+/// and asks us to send no more (RFC 9113, section 8.1). Envoy says so when its upstream has closed.
+fn is_enough(error: &h2::Error) -> bool {
+    error.is_reset() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR)
 }
 
 /// What an error of the stream says about its end.
@@ -117,6 +145,8 @@ fn stream_end(error: &h2::Error) -> End {
 
 struct Up {
     ended: bool,
+    /// The peer hears no more, though the socket has not ended.
+    unheard: bool,
     class: Class,
     /// Since the socket's end has been read.
     watch: Option<Pin<Box<dyn Future<Output = io::Error>>>>,
@@ -134,8 +164,14 @@ impl Up {
             if self.ended {
                 return Poll::Ready(Ok(()));
             }
+            if self.unheard {
+                return Poll::Pending;
+            }
             ready!(link.poll_readable(cx)).map_err(local)?;
-            let window = ready!(poll_window(tunnel, self.class.size(), cx))?;
+            let Some(window) = ready!(poll_window(tunnel, self.class.size(), cx))? else {
+                self.unheard = true;
+                continue;
+            };
             let mut buffer = Buffer::take(self.class);
             let room = window.min(buffer.len());
             let mut read = ReadBuf::new(&mut buffer[..room]);
@@ -161,20 +197,23 @@ impl Up {
     }
 }
 
-/// Bytes that may be sent now: at least one, at most `wanted` have been reserved.
-fn poll_window(tunnel: &mut Tunnel, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<usize, End>> {
+/// Bytes that may be sent now: at least one, at most `wanted` have been reserved. `None` when the peer
+/// hears no more.
+fn poll_window(tunnel: &mut Tunnel, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<Option<usize>, End>> {
     tunnel.send.reserve_capacity(wanted);
     loop {
         match tunnel.send.capacity() {
             0 => {}
-            window => return Poll::Ready(Ok(window)),
+            window => return Poll::Ready(Ok(Some(window))),
         }
         match ready!(tunnel.send.poll_capacity(cx)) {
             Some(Ok(_)) => {}
+            Some(Err(error)) if is_enough(&error) => return Poll::Ready(Ok(None)),
             Some(Err(error)) => return Poll::Ready(Err(stream_end(&error))),
             // The stream takes no more: it was reset, or its connection is gone.
             None => {
                 let end = match tunnel.send.poll_reset(cx) {
+                    Poll::Ready(Ok(Reason::NO_ERROR)) => return Poll::Ready(Ok(None)),
                     Poll::Ready(Ok(_reason)) => End::ResetByRemote,
                     Poll::Ready(Err(error)) => stream_end(&error),
                     Poll::Pending => End::Failed(io::ErrorKind::BrokenPipe.into()),
@@ -206,8 +245,8 @@ impl Down {
             if self.frame.is_empty() {
                 match ready!(tunnel.recv.poll_data(cx)) {
                     Some(Ok(frame)) => self.frame = frame,
-                    Some(Err(error)) => return Poll::Ready(Err(stream_end(&error))),
-                    None => {
+                    Some(Err(error)) if !is_enough(&error) => return Poll::Ready(Err(stream_end(&error))),
+                    Some(Err(_)) | None => {
                         ready!(Pin::new(link).poll_shutdown(cx)).map_err(local)?;
                         self.ended = true;
                         return Poll::Ready(Ok(()));
