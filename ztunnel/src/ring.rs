@@ -46,7 +46,7 @@ use crate::{
     config::Args,
     pods::{Directory, Manager},
     shared::Shared,
-    sockets::{self, Own},
+    sockets::{self, OnwardPorts, Own},
     worker::Workers,
     zds::{PodInfo, Pods},
 };
@@ -382,4 +382,23 @@ async fn a_pod_that_is_gone_leaves_no_listener_and_no_namespace_behind() {
             until("every descriptor of the namespace is closed", || held(number) == 0).await;
         })
         .await;
+}
+
+#[test]
+fn more_connections_than_ports_are_made_when_the_app_closes_first() {
+    let namespace = Namespace::new();
+    let listener = namespace.open().enter(|| TcpListener::bind(namespace.port(8080))).unwrap().unwrap();
+    thread::spawn(move || listener.incoming().for_each(drop));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (netns, ports, options) = (namespace.open(), OnwardPorts::new(), args().settings().sockets);
+    // 17,304 ports; from then on, each stands on the remains of an earlier connection.
+    runtime.block_on(async {
+        for count in 0..18_000 {
+            let own = Own::Mark(0x539);
+            let onward =
+                sockets::onward(&netns, &own, &ports, namespace.address, namespace.port(8080), &options);
+            let mut app = onward.await.unwrap_or_else(|error| panic!("connection {count}: {error}"));
+            assert_eq!(app.read(&mut [0]).await.unwrap(), 0, "the app closes");
+        }
+    });
 }

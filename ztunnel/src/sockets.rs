@@ -10,13 +10,13 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use capture::{Netns, Pins, TcpStats};
+use capture::{Netns, Pins, TcpStats, sockdiag::Diag};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
@@ -203,9 +203,11 @@ fn start_onward(
     to: SocketAddr,
     options: &SocketOptions,
 ) -> io::Result<Socket> {
-    for attempt in 0..ONWARD_ATTEMPTS {
-        let from = SocketAddr::new(caller, ports.candidate(attempt));
-        if from.port() == to.port() && from.ip() == to.ip() || capture::sockdiag::exists(to, from)? {
+    let mut search = Search::default();
+    for _ in 0..ONWARD_ATTEMPTS {
+        let from = SocketAddr::new(caller, ports.candidate(&search));
+        let mirror = if from == to { Mirror::Alive } else { ports.mirror(to, from)? };
+        if !search.takes(mirror) {
             continue;
         }
         let socket = make_here(own, to, options)?;
@@ -218,7 +220,7 @@ fn start_onward(
         let started = socket.bind(&from.into()).and_then(|()| start(&socket, to));
         match started {
             Ok(()) => return Ok(socket),
-            Err(error) if is_taken(&error) => {}
+            Err(error) if is_taken(&error) => search.held(),
             Err(error) => return Err(error),
         }
     }
@@ -226,6 +228,53 @@ fn start_onward(
         io::ErrorKind::AddrNotAvailable,
         format!("no free port among {ONWARD_ATTEMPTS} tried for a connection of {caller} to {to}"),
     ))
+}
+
+/// What stands where the other end of an onward leg will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mirror {
+    Nothing,
+    /// TIME_WAIT, as a rule of an earlier onward leg of ours that the app closed. A new SYN may follow it.
+    Remains,
+    Alive,
+}
+
+/// One search for a port.
+#[derive(Debug, Default)]
+struct Search {
+    alive: usize,
+    remains: usize,
+}
+
+/// Ports with remains passed over while there may be a better one. All have remains once 17,000
+/// connections were closed within a minute.
+const REMAINS_PASSED: usize = 2;
+
+/// Held ports in a row before the search jumps.
+const NEIGHBOURS: usize = 4;
+
+impl Search {
+    fn takes(&mut self, mirror: Mirror) -> bool {
+        match mirror {
+            Mirror::Nothing => true,
+            Mirror::Remains => {
+                self.remains += 1;
+                self.remains > REMAINS_PASSED
+            }
+            Mirror::Alive => {
+                self.held();
+                false
+            }
+        }
+    }
+
+    fn held(&mut self) {
+        self.alive += 1;
+    }
+
+    fn jumps(&self) -> bool {
+        self.alive > 0 && self.alive.is_multiple_of(NEIGHBOURS)
+    }
 }
 
 fn is_taken(error: &io::Error) -> bool {
@@ -281,21 +330,35 @@ pub(crate) fn reset_on_close(stream: &TcpStream) {
 /// of live connections would make that a long search, so after a few held ports the search jumps.
 pub(crate) struct OnwardPorts {
     next: AtomicU32,
+    /// Asks the pod's namespace about its sockets; opened there with the first question.
+    diag: Mutex<Option<Diag>>,
 }
 
 const HIGH: u32 = 65536 - 61000;
 const LOW: u32 = 32768 - 20000;
-/// Neighbours tried before the search jumps.
-const NEIGHBOURS: usize = 4;
 
 impl OnwardPorts {
     /// Starts anywhere, so that two ztunnels on a pod do not walk in step.
     pub(crate) fn new() -> Self {
-        Self { next: AtomicU32::new(rand::random()) }
+        Self { next: AtomicU32::new(rand::random()), diag: Mutex::default() }
     }
 
-    fn candidate(&self, attempt: usize) -> u16 {
-        if attempt > 0 && attempt.is_multiple_of(NEIGHBOURS) {
+    /// To be asked inside the pod's namespace.
+    fn mirror(&self, to: SocketAddr, from: SocketAddr) -> io::Result<Mirror> {
+        let mut diag = self.diag.lock().unwrap_or_else(PoisonError::into_inner);
+        let diag = match diag.as_ref() {
+            Some(diag) => diag,
+            None => diag.insert(Diag::open()?),
+        };
+        Ok(match diag.find(to, from)? {
+            None => Mirror::Nothing,
+            Some(socket) if socket.is_live() => Mirror::Alive,
+            Some(_) => Mirror::Remains,
+        })
+    }
+
+    fn candidate(&self, search: &Search) -> u16 {
+        if search.jumps() {
             self.next.store(rand::random(), Ordering::Relaxed);
         }
         onward_port(self.next.fetch_add(1, Ordering::Relaxed))
@@ -325,13 +388,34 @@ mod tests {
         assert_eq!(onward_port(HIGH + LOW), 61000);
     }
 
+    /// The ports that a search looks at when it finds `found` at each.
+    fn looked_at(found: Mirror, ports: &OnwardPorts) -> Vec<u16> {
+        let mut search = Search::default();
+        let mut seen = Vec::new();
+        for _ in 0..40 * NEIGHBOURS {
+            seen.push(ports.candidate(&search));
+            if search.takes(found) {
+                break;
+            }
+        }
+        seen
+    }
+
     #[test]
-    fn a_long_search_leaves_the_neighbourhood() {
-        let ports = OnwardPorts { next: AtomicU32::new(0) };
-        let first: Vec<u16> = (0..NEIGHBOURS).map(|attempt| ports.candidate(attempt)).collect();
-        assert_eq!(first, [61000, 61001, 61002, 61003]);
-        let later: BTreeSet<u16> = (1..40).map(|round| ports.candidate(round * NEIGHBOURS)).collect();
-        assert!(later.len() > 30, "jumps go to different places: {later:?}");
+    fn a_search_among_live_connections_leaves_the_neighbourhood() {
+        let ports = OnwardPorts { next: AtomicU32::new(0), diag: Mutex::default() };
+        let seen = looked_at(Mirror::Alive, &ports);
+        assert_eq!(seen[..NEIGHBOURS], [61000, 61001, 61002, 61003]);
+        let starts: BTreeSet<u16> = seen.iter().step_by(NEIGHBOURS).copied().collect();
+        assert!(starts.len() > 30, "jumps go to different places: {starts:?}");
+    }
+
+    #[test]
+    fn remains_are_avoided_and_taken_in_turn_where_there_is_nothing_else() {
+        let ports = OnwardPorts { next: AtomicU32::new(0), diag: Mutex::default() };
+        assert_eq!(looked_at(Mirror::Nothing, &ports), [61000]);
+        assert_eq!(looked_at(Mirror::Remains, &ports), [61001, 61002, 61003]);
+        assert_eq!(looked_at(Mirror::Remains, &ports), [61004, 61005, 61006], "the oldest come first");
     }
 
     #[test]
