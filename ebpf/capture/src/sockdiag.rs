@@ -66,14 +66,23 @@ impl Diag {
     /// Whether there is a socket with exactly these two addresses. A listener does not count, but the
     /// remains of a closed connection (TIME_WAIT) do.
     pub fn exists(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        Ok(self.find(local, remote)?.is_some())
+    }
+
+    /// The socket with exactly these two addresses, be it alive or the remains of a closed connection
+    /// (TIME_WAIT, see [`TcpSocket::is_live`]). A listener does not count.
+    pub fn find(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<TcpSocket>> {
         self.0.send(&request(0, local, remote, None), 0)?;
         let mut answer = [0_u8; 512];
         let length = self.0.recv(&mut &mut answer[..], 0)?;
         let answer = answer.get(..length).unwrap_or(&answer);
         match u16_at(answer, 4)? {
-            SOCK_DIAG_BY_FAMILY => Ok(byte_at(answer, HEADER + 1)? != LISTEN),
+            SOCK_DIAG_BY_FAMILY => {
+                let found = socket(answer.get(HEADER..).unwrap_or_default())?;
+                Ok(Some(found).filter(|socket| socket.state != LISTEN))
+            }
             NLMSG_ERROR => match error_of(answer)? {
-                error if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+                error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
                 error => Err(error),
             },
             other => Err(malformed(&format!("message type {other}"))),
@@ -246,6 +255,24 @@ fn malformed(what: &str) -> io::Error {
 mod tests {
     use super::*;
     use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn the_remains_of_a_closed_connection_are_found_and_are_not_alive() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        let diag = Diag::open().unwrap();
+        let alive = diag.find(local, remote).unwrap().unwrap();
+        assert!(alive.is_live());
+        assert_eq!((alive.local, alive.remote), (local, remote));
+        // Who closes first keeps the remains.
+        drop(client);
+        drop(server);
+        let remains = diag.find(local, remote).unwrap().unwrap();
+        assert!(!remains.is_live(), "{remains:?}");
+        assert_eq!(diag.find(remote, local).unwrap(), None);
+    }
 
     #[test]
     fn finds_a_live_connection_and_no_other() {
