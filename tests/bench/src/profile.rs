@@ -31,6 +31,7 @@ pub(crate) fn record(data: &Path) -> Result<Recording> {
 impl Recording {
     /// Ends the recording and reads it. `processes` are the ztunnels.
     pub(crate) fn stop(mut self, processes: &[u32]) -> Result<Profile> {
+        let threads = threads(processes)?;
         // perf writes its file out upon SIGINT.
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(self.perf.id().cast_signed()),
@@ -49,11 +50,26 @@ impl Recording {
             .output()
             .context("run perf report")?;
         ensure!(report.status.success(), "perf report: {}", String::from_utf8_lossy(&report.stderr).trim());
-        Profile::read(&String::from_utf8_lossy(&report.stdout), processes)
+        Profile::read(&String::from_utf8_lossy(&report.stdout), &threads)
     }
 }
 
-/// Shares of the busy time of the machine.
+/// The threads of these processes: perf's `pid` column holds threads.
+fn threads(processes: &[u32]) -> Result<Vec<u32>> {
+    let mut threads = Vec::new();
+    for process in processes {
+        let path = format!("/proc/{process}/task");
+        for entry in std::fs::read_dir(&path).with_context(|| format!("list {path}"))? {
+            threads.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+        }
+    }
+    Ok(threads)
+}
+
+/// Programs of the load. Whatever else runs on the machine is left out.
+const LOAD: [&str; 4] = ["wrk", "nginx", "iperf3", "sockperf"];
+
+/// Shares of the time that load, ztunnels and kernel were busy.
 #[derive(Debug, Default)]
 pub(crate) struct Profile {
     groups: BTreeMap<Group, Share>,
@@ -75,6 +91,7 @@ enum Group {
     Bpf,
     Memory,
     SystemCalls,
+    Interrupts,
     Http2,
     Tls,
     Runtime,
@@ -92,6 +109,7 @@ impl Group {
             Self::Bpf => "BPF programs and maps",
             Self::Memory => "allocation (kernel, user)",
             Self::SystemCalls => "system call entry and exit",
+            Self::Interrupts => "interrupts and page faults",
             Self::Http2 => "HTTP/2 framing",
             Self::Tls => "TLS records",
             Self::Runtime => "async runtime",
@@ -159,21 +177,31 @@ impl Group {
             "entry_SYSRET",
             "x64_sys_call",
             "__x64_sys",
-        ]) || has(&["srso", "retbleed", "fdget", "__fget"])
+        ]) || has(&["srso", "retbleed", "fdget", "fput", "fget", "ksys_", "vfs_"])
         {
             Self::SystemCalls
-        } else if has(&["sched", "wake", "futex", "epoll", "ep_", "enqueue_", "dequeue_", "pick_", "task_rq"])
-            || has(&[
-                "switch_",
-                "update_load",
-                "update_curr",
-                "rcu_",
-                "hrtimer",
-                "eventfd",
-                "idle",
-                "_raw_spin",
-            ])
-            || has(&["reweight", "vruntime", "cpuacct", "psi_", "timer"])
+        } else if has(&[
+            "irqentry",
+            "exc_page_fault",
+            "asm_exc",
+            "asm_sysvec",
+            "handle_mm_fault",
+            "do_user_addr_fault",
+        ]) {
+            Self::Interrupts
+        } else if has(&[
+            "sched", "wake", "poll", "clock", "tsc", "ktime", "futex", "epoll", "ep_", "enqueue_",
+            "dequeue_", "pick_", "task_rq",
+        ]) || has(&[
+            "switch_",
+            "update_load",
+            "update_curr",
+            "rcu_",
+            "hrtimer",
+            "eventfd",
+            "idle",
+            "_raw_spin",
+        ]) || has(&["reweight", "vruntime", "cpuacct", "psi_", "timer"])
         {
             Self::Scheduling
         } else if starts(&[
@@ -206,15 +234,15 @@ impl Group {
 }
 
 impl Profile {
-    fn read(report: &str, processes: &[u32]) -> Result<Self> {
+    fn read(report: &str, threads: &[u32]) -> Result<Self> {
         let mut profile = Self::default();
         let mut busy = Share::default();
         for line in report.lines().filter(|line| !line.starts_with('#')) {
             let Some(sample) = Sample::read(line) else { continue };
-            if sample.is_idle() {
+            let own = threads.contains(&sample.thread);
+            if sample.is_idle() || !(own || sample.is_of_load()) {
                 continue;
             }
-            let own = processes.contains(&sample.process);
             let group = Group::of(sample.kernel, sample.symbol);
             for share in [
                 &mut busy,
@@ -236,15 +264,16 @@ impl Profile {
 
     /// A Markdown table, to be pasted into the documentation as it is.
     pub(crate) fn table(&self, title: &str) -> String {
-        let mut out =
-            format!("\n{title}: share of the busy CPU time, whole machine (of it in the ztunnels)\n\n");
-        out.push_str("| where | machine % | ztunnels % |\n|---|---:|---:|\n");
+        let mut out = format!(
+            "\n{title}: share of the CPU time of client, server, kernel and ztunnels (of it in the ztunnels)\n\n"
+        );
+        out.push_str("| where | all % | ztunnels % |\n|---|---:|---:|\n");
         let mut groups: Vec<(&Group, &Share)> = self.groups.iter().collect();
         groups.sort_by(|a, b| b.1.machine.total_cmp(&a.1.machine));
         for (group, share) in groups {
             let _ = writeln!(out, "| {} | {:.1} | {:.1} |", group.name(), share.machine, share.ztunnels);
         }
-        out.push_str("\n| symbol | machine % | ztunnels % |\n|---|---:|---:|\n");
+        out.push_str("\n| symbol | all % | ztunnels % |\n|---|---:|---:|\n");
         let mut symbols: Vec<(&String, &Share)> = self.symbols.iter().collect();
         symbols.sort_by(|a, b| b.1.machine.total_cmp(&a.1.machine));
         for (symbol, share) in symbols.into_iter().take(30) {
@@ -254,11 +283,12 @@ impl Profile {
     }
 }
 
-/// One line of the report: `12.34%|  1234:ztunnel|[kernel.kallsyms]|[k] tcp_sendmsg`.
+/// One line of the report: `12.34%|  1234:worker-0|[kernel.kallsyms]|[k] tcp_sendmsg`.
 #[derive(Debug, PartialEq)]
 struct Sample<'a> {
     percent: f64,
-    process: u32,
+    thread: u32,
+    command: &'a str,
     kernel: bool,
     symbol: &'a str,
 }
@@ -267,16 +297,24 @@ impl<'a> Sample<'a> {
     fn read(line: &'a str) -> Option<Self> {
         let mut fields = line.splitn(4, '|').map(str::trim);
         let percent = fields.next()?.strip_suffix('%')?.trim().parse().ok()?;
-        let process = fields.next()?.split(':').next()?.trim().parse().ok()?;
+        let (thread, command) = fields.next()?.split_once(':')?;
+        let thread = thread.trim().parse().ok()?;
         let _object = fields.next()?;
         let (place, symbol) = fields.next()?.split_once(' ')?;
-        Some(Self { percent, process, kernel: place == "[k]", symbol: symbol.trim() })
+        // Behind the padded symbol there may be columns that nobody asked for.
+        let symbol = symbol.split("  ").next()?.trim();
+        Some(Self { percent, thread, command, kernel: place == "[k]", symbol })
+    }
+
+    /// Softirqs run on whoever is on the CPU, be it the idle task or their own thread.
+    fn is_of_load(&self) -> bool {
+        self.thread == 0 || self.command.starts_with("ksoftirqd") || LOAD.contains(&self.command)
     }
 
     fn is_idle(&self) -> bool {
         const HALTS: [&str; 5] =
             ["pv_native_safe_halt", "native_safe_halt", "default_idle", "acpi_idle", "intel_idle"];
-        self.process == 0 && HALTS.iter().any(|halt| self.symbol.contains(halt))
+        self.thread == 0 && HALTS.iter().any(|halt| self.symbol.contains(halt))
     }
 }
 
@@ -287,8 +325,9 @@ mod tests {
     const REPORT: &str = "# Samples: 8K of event 'cpu-clock'\n\
         \x2050.00%|      0:swapper|[kernel.kallsyms]|[k] pv_native_safe_halt\n\
         \x2020.00%|   1234:ztunnel|[kernel.kallsyms]|[k] copy_user_generic_string\n\
-        \x2020.00%|   1234:ztunnel|ztunnel|[.] aes_gcm_enc_update_vaes_avx512\n\
-        \x2010.00%|     99:nginx|[kernel.kallsyms]|[k] tcp_sendmsg_locked\n";
+        \x2090.00%|     77:rustc|rustc|[.] llvm::InstCombinePass::run\n\
+        \x2020.00%|   1234:worker-0|ztunnel|[.] aes_gcm_enc_update_vaes_avx512\n\
+        \x2010.00%|     99:nginx|[kernel.kallsyms]|[k] tcp_sendmsg_locked      -     -\n";
 
     #[test]
     fn idle_time_is_no_work_and_shares_are_of_the_busy_time() {
@@ -296,6 +335,7 @@ mod tests {
         assert_eq!(profile.groups[&Group::Copies], Share { machine: 40.0, ztunnels: 40.0 });
         assert_eq!(profile.groups[&Group::Network], Share { machine: 20.0, ztunnels: 0.0 });
         let table = profile.table("bulk-1, two nodes");
+        assert!(table.contains("| `tcp_sendmsg_locked` | 20.0 | 0.0 |"), "{table}");
         assert!(table.contains("| AES-GCM and other crypto | 40.0 | 40.0 |"), "{table}");
         assert!(Profile::read("# nothing\n", &[]).is_err());
     }
