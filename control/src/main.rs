@@ -131,7 +131,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("control: {error:#}");
+            eprintln!("control: {error}");
             ExitCode::FAILURE
         }
     }

@@ -20,14 +20,14 @@ impl Compiler<'_, '_> {
                 (None, false) => Scope::Namespace,
             };
             if let Some(selector) = &authorization.selector {
-                let chosen: Vec<Arc<str>> = self
-                    .out
-                    .workloads
-                    .values()
-                    .filter(|workload| root || workload.namespace == key.namespace)
-                    .filter(|workload| selector.matches(Some(self.labels_of(&workload.uid))))
-                    .map(|workload| workload.uid.clone())
-                    .collect();
+                let namespaces: Vec<Arc<str>> = if root {
+                    self.by_namespace.keys().cloned().collect()
+                } else {
+                    vec![key.namespace.clone()]
+                };
+                let chosen =
+                    namespaces.iter().flat_map(|namespace| self.select(namespace, &selector.match_labels));
+                let chosen: Vec<Arc<str>> = chosen.collect();
                 for uid in chosen {
                     if let Some(workload) = self.out.workloads.get_mut(&uid) {
                         workload.authorization_policies.push(name.clone());

@@ -9,38 +9,38 @@ use crate::manifest::{self, EndpointSlice, IntOrName, Kind, Object, ObjectKey, S
 
 impl Compiler<'_, '_> {
     pub(super) fn endpoints(&mut self, key: &ObjectKey, service: &manifest::Service, name: &ServiceKey) {
-        let slices: Vec<_> = self
-            .all_slices()
-            .into_iter()
-            .filter(|(slice_key, slice)| {
-                slice_key.namespace == key.namespace && slice.service() == Some(&*key.name)
-            })
-            .collect();
+        let slices = self.slices.get(&(key.namespace.clone(), &*key.name)).cloned().unwrap_or_default();
         if slices.is_empty() {
-            self.select(key, service, name);
+            self.selected(key, service, name);
         }
         for (slice_key, slice) in slices {
-            self.slice(&slice_key, slice, service, name);
+            self.slice(slice_key, slice, service, name);
         }
     }
 
     /// Pods and WorkloadEntries of the service's namespace that have its labels.
-    fn select(&mut self, key: &ObjectKey, service: &manifest::Service, name: &ServiceKey) {
+    fn selected(&mut self, key: &ObjectKey, service: &manifest::Service, name: &ServiceKey) {
         let Some(selector) = service.spec.selector.as_ref().filter(|selector| !selector.is_empty()) else {
             return;
         };
-        let chosen: Vec<Arc<str>> = self
-            .out
-            .workloads
-            .values()
-            .filter(|workload| workload.namespace == key.namespace)
-            .filter(|workload| manifest::selects(selector, Some(self.labels_of(&workload.uid))))
-            .map(|workload| workload.uid.clone())
-            .collect();
-        for uid in chosen {
+        for uid in self.select(&key.namespace, selector) {
             let ports = self.named_ports(&uid, service);
-            if let Some(workload) = self.out.workloads.get_mut(&uid) {
-                workload.services.insert(name.clone(), ports);
+            self.join(&uid, name, &ports, service);
+        }
+    }
+
+    /// Makes a workload an endpoint for these ports. With none of the service's ports it is no endpoint: an
+    /// empty list would mean that the service's own mapping holds.
+    fn join(&mut self, uid: &str, name: &ServiceKey, ports: &[PortMapping], service: &manifest::Service) {
+        if ports.is_empty() && tcp_ports(service).next().is_some() {
+            return;
+        }
+        // An endpoint whose pod is not there (yet) is nobody's.
+        let Some(workload) = self.out.workloads.get_mut(uid) else { return };
+        let mapped = workload.services.entry(name.clone()).or_default();
+        for port in ports {
+            if !mapped.contains(port) {
+                mapped.push(*port);
             }
         }
     }
@@ -93,56 +93,37 @@ impl Compiler<'_, '_> {
         for endpoint in slice.endpoints.iter().flatten() {
             let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
             if ready || service.spec.publish_not_ready_addresses {
-                self.slice_endpoint(key, endpoint, &ports, name);
+                let uid = self.slice_endpoint(key, endpoint);
+                if let Some(uid) = uid {
+                    self.join(&uid, name, &ports, service);
+                }
             }
         }
     }
 
-    fn slice_endpoint(
-        &mut self,
-        key: &ObjectKey,
-        endpoint: &SliceEndpoint,
-        ports: &[PortMapping],
-        name: &ServiceKey,
-    ) {
+    /// The workload behind an endpoint: the pod it names, who holds its address, or one made for it.
+    fn slice_endpoint(&mut self, key: &ObjectKey, endpoint: &SliceEndpoint) -> Option<Arc<str>> {
         let addresses: Vec<IpAddr> =
             endpoint.addresses.iter().filter_map(|address| address.parse().ok()).collect();
-        let Some(first) = addresses.first().copied() else { return };
-        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod");
-        let uid: Arc<str> = match pod {
-            Some(pod) => format!("{}//Pod/{}/{}", self.options.cluster_id, key.namespace, pod.name).into(),
-            None => {
-                let at = self.out.workloads.values().find(|workload| workload.addresses.contains(&first));
-                at.map_or_else(
-                    || {
-                        let cluster = &self.options.cluster_id;
-                        format!(
-                            "{cluster}/discovery.k8s.io/EndpointSlice/{}/{}/{first}",
-                            key.namespace, key.name
-                        )
-                        .into()
-                    },
-                    |workload| workload.uid.clone(),
-                )
-            }
+        let first = addresses.first().copied()?;
+        let cluster = &self.options.cluster_id;
+        if let Some(pod) = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod") {
+            return Some(format!("{cluster}//Pod/{}/{}", key.namespace, pod.name).into());
+        }
+        if let Some(uid) = self.by_address.get(&first) {
+            return Some(uid.clone());
+        }
+        let uid = format!("{cluster}/discovery.k8s.io/EndpointSlice/{}/{}/{first}", key.namespace, key.name);
+        let uid: Arc<str> = uid.into();
+        let workload = Workload {
+            trust_domain: self.options.trust_domain.clone(),
+            cluster_id: self.options.cluster_id.clone(),
+            network: self.options.network.clone(),
+            node: endpoint.node_name.clone().unwrap_or_default(),
+            addresses,
+            ..Workload::named(uid.clone(), key.namespace.clone(), key.name.clone())
         };
-        if pod.is_none() && !self.out.workloads.contains_key(&uid) {
-            let workload = Workload {
-                trust_domain: self.options.trust_domain.clone(),
-                cluster_id: self.options.cluster_id.clone(),
-                network: self.options.network.clone(),
-                node: endpoint.node_name.clone().unwrap_or_default(),
-                addresses,
-                ..Workload::named(uid.clone(), key.namespace.clone(), key.name.clone())
-            };
-            self.out.workloads.insert(uid.clone(), workload);
-        }
-        // An endpoint whose pod is not there (yet) is nobody's.
-        if let Some(workload) = self.out.workloads.get_mut(&uid) {
-            let mapped = workload.services.entry(name.clone()).or_default();
-            for port in ports.iter().filter(|port| !mapped.contains(port)).copied().collect::<Vec<_>>() {
-                mapped.push(port);
-            }
-        }
+        self.add(workload, None);
+        Some(uid)
     }
 }

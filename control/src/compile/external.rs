@@ -5,9 +5,9 @@ use std::{collections::btree_map::Entry, sync::Arc};
 use mesh::{Identity, Locality, NetworkAddress, PortMapping, Service, ServiceKey, Tunnel, Workload};
 
 use super::Compiler;
-use crate::manifest::{self, Kind, Object, ObjectKey, ServiceEntry, WorkloadEntrySpec};
+use crate::manifest::{Kind, Object, ObjectKey, ServiceEntry, WorkloadEntrySpec};
 
-impl Compiler<'_, '_> {
+impl<'v> Compiler<'v, '_> {
     pub(super) fn workload_entries(&mut self) {
         let all = self.of_kind(Kind::WorkloadEntry, |object| {
             if let Object::WorkloadEntry(entry) = object { Some(entry) } else { None }
@@ -19,8 +19,7 @@ impl Compiler<'_, '_> {
             );
             let workload = self.machine(uid.into(), &key, key.name.clone(), &entry.spec);
             let labels = entry.spec.labels.as_ref().or(entry.metadata.labels.as_ref());
-            self.labels.insert(workload.uid.clone(), labels.unwrap_or(&super::NO_LABELS));
-            self.out.workloads.insert(workload.uid.clone(), workload);
+            self.add(workload, labels);
         }
     }
 
@@ -89,9 +88,9 @@ impl Compiler<'_, '_> {
     fn entry_endpoint(
         &mut self,
         key: &ObjectKey,
-        entry: &ServiceEntry,
+        entry: &'v ServiceEntry,
         index: usize,
-        spec: &WorkloadEntrySpec,
+        spec: &'v WorkloadEntrySpec,
     ) {
         let uid = format!(
             "{}/networking.istio.io/ServiceEntry/{}/{}/{index}",
@@ -100,12 +99,7 @@ impl Compiler<'_, '_> {
         let name: Arc<str> = format!("{}-{index}", key.name).into();
         let mut workload = self.machine(uid.into(), key, name, spec);
         // An endpoint that is a pod or a machine of the mesh must be met as such, with its identity.
-        let known = self
-            .out
-            .workloads
-            .values()
-            .find(|known| known.addresses.iter().any(|address| workload.addresses.contains(address)))
-            .map(|known| known.uid.clone());
+        let known = workload.addresses.iter().find_map(|address| self.by_address.get(address)).cloned();
         let ports = mapped(entry, spec);
         let services = entry.spec.hosts.iter().map(|host| {
             (ServiceKey { namespace: key.namespace.clone(), hostname: host.as_str().into() }, ports.clone())
@@ -114,22 +108,14 @@ impl Compiler<'_, '_> {
             Some(known) => known.services.extend(services),
             None => {
                 workload.services.extend(services);
-                self.out.workloads.insert(workload.uid.clone(), workload);
+                self.add(workload, spec.labels.as_ref());
             }
         }
     }
 
     fn entry_selection(&mut self, key: &ObjectKey, entry: &ServiceEntry) {
         let Some(selector) = &entry.spec.workload_selector else { return };
-        let chosen: Vec<Arc<str>> = self
-            .out
-            .workloads
-            .values()
-            .filter(|workload| workload.namespace == key.namespace)
-            .filter(|workload| manifest::selects(&selector.labels, Some(self.labels_of(&workload.uid))))
-            .map(|workload| workload.uid.clone())
-            .collect();
-        for uid in chosen {
+        for uid in self.select(&key.namespace, &selector.labels) {
             let Some(workload) = self.out.workloads.get_mut(&uid) else { continue };
             for host in &entry.spec.hosts {
                 let name = ServiceKey { namespace: key.namespace.clone(), hostname: host.as_str().into() };

@@ -8,12 +8,19 @@ mod peer_authentication;
 mod services;
 mod workloads;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
 
 use crate::{
-    manifest::{Authorization, EndpointSlice, Kind, Object, PeerAuthentication, Pod, Problem, Severity},
+    manifest::{
+        Authorization, EndpointSlice, Kind, Object, ObjectKey, PeerAuthentication, Pod, Problem, Severity,
+        selects,
+    },
     objects::View,
 };
 
@@ -72,7 +79,7 @@ pub struct LocalPod {
 /// Compiles everything. `captured` tells of a node and a pod's uid whether that node measured it as captured:
 /// only then are its peers told to use HBONE.
 pub fn compile(view: &View<'_>, captured: &dyn Fn(&str, &str) -> bool, options: &Options) -> Compiled {
-    let mut compiler = Compiler { view, options, out: Compiled::default(), labels: BTreeMap::new() };
+    let mut compiler = Compiler::new(view, options);
     compiler.out.problems = view.problems.clone();
     compiler.nodes();
     compiler.pods(captured);
@@ -92,20 +99,63 @@ struct Compiler<'v, 'o> {
     options: &'o Options,
     out: Compiled,
     /// Labels of each workload, by uid: what selectors see.
-    labels: BTreeMap<Arc<str>, &'v BTreeMap<String, String>>,
+    labels: HashMap<Arc<str>, &'v BTreeMap<String, String>>,
+    /// Workloads by namespace, and by address the first that holds it: without these every service
+    /// would look at every workload.
+    by_namespace: HashMap<Arc<str>, Vec<Arc<str>>>,
+    by_address: HashMap<IpAddr, Arc<str>>,
+    /// EndpointSlices by namespace and service.
+    slices: HashMap<(Arc<str>, &'v str), Vec<(&'v ObjectKey, &'v EndpointSlice)>>,
 }
 
 /// For workloads without labels.
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
-impl<'v> Compiler<'v, '_> {
+impl<'v, 'o> Compiler<'v, 'o> {
+    fn new(view: &'v View<'v>, options: &'o Options) -> Self {
+        let mut slices: HashMap<_, Vec<_>> = HashMap::new();
+        for (key, object) in &view.objects {
+            if let Object::EndpointSlice(slice) = object
+                && let Some(service) = slice.service()
+            {
+                slices.entry((key.namespace.clone(), service)).or_default().push((key, slice));
+            }
+        }
+        Self {
+            view,
+            options,
+            out: Compiled::default(),
+            labels: HashMap::new(),
+            by_namespace: HashMap::new(),
+            by_address: HashMap::new(),
+            slices,
+        }
+    }
+
+    /// Adds a workload and what selectors see of it.
+    fn add(&mut self, workload: Workload, labels: Option<&'v BTreeMap<String, String>>) {
+        let uid = workload.uid.clone();
+        self.labels.insert(uid.clone(), labels.unwrap_or(&NO_LABELS));
+        self.by_namespace.entry(workload.namespace.clone()).or_default().push(uid.clone());
+        for address in &workload.addresses {
+            self.by_address.entry(*address).or_insert_with(|| uid.clone());
+        }
+        self.out.workloads.insert(uid, workload);
+    }
+
+    /// The workloads of a namespace that have all these labels, in the order they were added.
+    fn select(&self, namespace: &str, wanted: &BTreeMap<String, String>) -> Vec<Arc<str>> {
+        let uids = self.by_namespace.get(namespace).into_iter().flatten();
+        uids.filter(|uid| selects(wanted, Some(self.labels_of(uid)))).cloned().collect()
+    }
+
     fn nodes(&mut self) {
         for key in self.view.objects.keys().filter(|key| key.kind == Kind::Node) {
             self.out.nodes.entry(key.name.clone()).or_default();
         }
     }
 
-    fn warn(&mut self, about: &crate::manifest::ObjectKey, field: &str, reason: impl Into<String>) {
+    fn warn(&mut self, about: &ObjectKey, field: &str, reason: impl Into<String>) {
         self.out.problems.push(Problem::about(about, Severity::Warning, field, reason));
     }
 
@@ -113,11 +163,7 @@ impl<'v> Compiler<'v, '_> {
         self.labels.get(uid).copied().unwrap_or(&NO_LABELS)
     }
 
-    fn of_kind<T>(
-        &self,
-        kind: Kind,
-        pick: impl Fn(&'v Object) -> Option<&'v T>,
-    ) -> Vec<(crate::manifest::ObjectKey, &'v T)> {
+    fn of_kind<T>(&self, kind: Kind, pick: impl Fn(&'v Object) -> Option<&'v T>) -> Vec<(ObjectKey, &'v T)> {
         let view = self.view;
         view.objects
             .iter()
@@ -126,23 +172,17 @@ impl<'v> Compiler<'v, '_> {
             .collect()
     }
 
-    fn all_pods(&self) -> Vec<(crate::manifest::ObjectKey, &'v Pod)> {
+    fn all_pods(&self) -> Vec<(ObjectKey, &'v Pod)> {
         self.of_kind(Kind::Pod, |object| if let Object::Pod(pod) = object { Some(&**pod) } else { None })
     }
 
-    fn all_slices(&self) -> Vec<(crate::manifest::ObjectKey, &'v EndpointSlice)> {
-        self.of_kind(Kind::EndpointSlice, |o| {
-            if let Object::EndpointSlice(slice) = o { Some(slice) } else { None }
-        })
-    }
-
-    fn all_authorizations(&self) -> Vec<(crate::manifest::ObjectKey, &'v Authorization)> {
+    fn all_authorizations(&self) -> Vec<(ObjectKey, &'v Authorization)> {
         self.of_kind(Kind::AuthorizationPolicy, |object| {
             if let Object::AuthorizationPolicy(policy) = object { Some(policy) } else { None }
         })
     }
 
-    fn all_peer_authentications(&self) -> Vec<(crate::manifest::ObjectKey, &'v PeerAuthentication)> {
+    fn all_peer_authentications(&self) -> Vec<(ObjectKey, &'v PeerAuthentication)> {
         self.of_kind(Kind::PeerAuthentication, |object| {
             if let Object::PeerAuthentication(policy) = object { Some(policy) } else { None }
         })

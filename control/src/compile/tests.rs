@@ -234,3 +234,17 @@ fn a_waypoint_that_does_not_exist_is_not_led_around() {
 fn compiling_twice_gives_the_same() {
     assert_eq!(compiled(&[SHOP]), compiled(&[SHOP]));
 }
+
+/// No port of the service at all: were it an endpoint without a mapping, the service's own would hold.
+#[test]
+fn a_pod_without_the_named_port_is_no_endpoint() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: bare, namespace: shop, labels: {app: web}}\n\
+               status: {podIP: 10.0.3.1}\n";
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
+                   spec: {clusterIP: 10.96.0.10, selector: {app: web}, ports: [{port: 80, targetPort: http}]}\n";
+    let compiled = compiled(&[pod, service]);
+    assert_eq!(compiled.workloads["Kubernetes//Pod/shop/bare"].services, BTreeMap::new());
+    let numbered = service.replace("targetPort: http", "targetPort: 8080");
+    let compiled = self::compiled(&[pod, &numbered]);
+    assert_eq!(compiled.workloads["Kubernetes//Pod/shop/bare"].services.len(), 1);
+}

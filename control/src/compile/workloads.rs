@@ -45,9 +45,7 @@ impl<'v> Compiler<'v, '_> {
                     Tunnel::None
                 };
             let workload = self.workload(&key, pod, &local, tunnel);
-            self.labels
-                .insert(workload.uid.clone(), pod.metadata.labels.as_ref().unwrap_or(&super::NO_LABELS));
-            self.out.workloads.insert(workload.uid.clone(), workload);
+            self.add(workload, pod.metadata.labels.as_ref());
             match &pod.spec.node_name {
                 Some(node) => self.out.nodes.entry(node.clone()).or_default().push(local),
                 None if enroll => {

@@ -38,7 +38,8 @@ impl Bed {
         let mut folder = Folder::new(dir.path().to_owned(), Some(kept));
         folder.scan(&BTreeSet::new(), &BTreeSet::new());
         let objects = folder.objects();
-        let changes = watch(folder).unwrap();
+        // On a busy machine a test may rest for long in the middle of a file.
+        let changes = watch::watch_resting(folder, Duration::from_secs(60)).unwrap();
         Self { dir, state, objects, changes }
     }
 

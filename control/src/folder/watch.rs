@@ -36,10 +36,17 @@ type Happened = notify::Result<Event>;
 /// # Errors
 /// When the thread cannot be started.
 pub fn watch(folder: Folder) -> io::Result<watch::Receiver<u64>> {
+    watch_resting(folder, RESTING)
+}
+
+/// As [`watch`], with another time after which a file that is open for writing is taken as it is.
+pub(super) fn watch_resting(folder: Folder, resting: Duration) -> io::Result<watch::Receiver<u64>> {
     let (changes, followers) = watch::channel(0);
     let (events, happened) = channel();
     let (open, written) = (BTreeMap::new(), BTreeSet::new());
-    let follower = Follower { folder, changes, events, open, written, watched: None };
+    let mut follower = Follower { folder, changes, events, open, written, watched: None, resting };
+    // Before this returns: whoever starts to write from now on is seen to do so.
+    follower.rewatch();
     thread::Builder::new().name("folder".to_owned()).spawn(move || follower.run(&happened))?;
     Ok(followers)
 }
@@ -54,6 +61,7 @@ struct Follower {
     /// Files that were written since the last look.
     written: BTreeSet<PathBuf>,
     watched: Option<Watched>,
+    resting: Duration,
 }
 
 /// The kernel's watch, and which folder it is on: a folder that is replaced is another one.
@@ -67,7 +75,6 @@ impl Follower {
         // Something may have happened between the first look and the watch.
         let mut look_at = Instant::now();
         let mut first_event: Option<Instant> = None;
-        self.rewatch();
         while !self.changes.is_closed() {
             match happened.recv_timeout(look_at.saturating_duration_since(Instant::now())) {
                 Ok(event) => {
@@ -91,7 +98,7 @@ impl Follower {
     fn look(&mut self) -> Duration {
         self.rewatch();
         let now = Instant::now();
-        self.open.retain(|_, written| now.duration_since(*written) < RESTING);
+        self.open.retain(|_, written| now.duration_since(*written) < self.resting);
         let open: BTreeSet<PathBuf> = self.open.keys().cloned().collect();
         // A file that is still being written stays among the written ones until it is read.
         let (later, written) =
@@ -101,7 +108,8 @@ impl Follower {
         if outcome.changed {
             self.changes.send_modify(|number| *number += 1);
         }
-        let rested = self.open.values().map(|written| RESTING.saturating_sub(now.duration_since(*written)));
+        let rested =
+            self.open.values().map(|written| self.resting.saturating_sub(now.duration_since(*written)));
         rested.chain(outcome.again).min().unwrap_or(ANYWAY)
     }
 

@@ -1,4 +1,5 @@
 //! Control in this process on loopback, with a folder of manifests and clients of all three services.
+#![expect(unreachable_pub, reason = "a module of one test: what it offers is public within it")]
 
 use std::{
     fs,
@@ -11,7 +12,6 @@ use std::{
 use control::{
     compile::Options,
     metrics::Metrics,
-    nodes::Nodes,
     program::{Control, Settings},
     publish::Clients,
 };
@@ -26,6 +26,7 @@ use proto::{
 };
 use tempfile::TempDir;
 use tokio::{
+    runtime::{Builder, Runtime},
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::timeout,
@@ -77,9 +78,17 @@ pub struct Bed {
     pub manifests: TempDir,
     pub state: TempDir,
     pub address: SocketAddr,
-    pub nodes: Arc<Nodes>,
     pub clients: Arc<Clients>,
-    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    /// Control's own runtime: with it ends everything that control has begun, as with a process.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Bed {
@@ -99,27 +108,24 @@ impl Bed {
             certificate_lifetime: Duration::from_secs(3600),
             authority: None,
         };
-        let control = Control::start(settings, Arc::new(Metrics::default())).await.unwrap();
-        let (address, nodes, clients) = (control.address, control.nodes.clone(), control.clients.clone());
-        let (stop, stopped) = oneshot::channel::<()>();
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (ready, is_ready) = oneshot::channel();
-        let running = tokio::spawn(async move {
-            let served = control.run(|| ready.send(()).unwrap(), std::future::pending());
-            tokio::select! {
-                served = served => served.unwrap(),
-                _ = stopped => {}
-            }
+        runtime.spawn(async move {
+            let control = Control::start(settings, Arc::new(Metrics::default())).await.unwrap();
+            let (address, clients) = (control.address, control.clients.clone());
+            control.run(|| drop(ready.send((address, clients))), std::future::pending()).await.unwrap();
         });
-        is_ready.await.unwrap();
-        Self { manifests, state, address, nodes, clients, running: Some((stop, running)) }
+        let (address, clients) = is_ready.await.expect("control starts");
+        Self { manifests, state, address, clients, runtime: Some(runtime) }
     }
 
     /// Ends control and starts it anew, on the same folders and address.
     pub async fn restart(mut self) -> Self {
-        let (stop, running) = self.running.take().unwrap();
-        drop(stop);
-        running.await.unwrap();
-        Self::on(self.manifests, self.state, self.address).await
+        let runtime = self.runtime.take().unwrap();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
+        let manifests = std::mem::replace(&mut self.manifests, tempfile::tempdir().unwrap());
+        let state = std::mem::replace(&mut self.state, tempfile::tempdir().unwrap());
+        Self::on(manifests, state, self.address).await
     }
 
     pub fn write(&self, file: &str, text: &str) {
@@ -159,7 +165,7 @@ impl Bed {
         };
         let task = tokio::spawn({
             let mesh = mesh.clone();
-            async move { drop(xds::run(options, mesh).await) }
+            async move { match xds::run(options, mesh).await {} }
         });
         Follower { mesh, task }
     }

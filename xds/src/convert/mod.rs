@@ -14,6 +14,10 @@ pub use crate::strings::Strings;
 
 /// What an `istio.workload.Address` holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one move into the mesh; a box would be one more allocation"
+)]
 pub enum Address {
     Workload(mesh::Workload),
     Service(mesh::Service),
