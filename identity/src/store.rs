@@ -233,7 +233,8 @@ impl Store {
                 now,
             );
             let certified = match made {
-                Ok(certified) => Arc::new(certified),
+                Ok(certified) if certified.is_valid_at(now) => Arc::new(certified),
+                Ok(_expired) => continue,
                 Err(error) => {
                     tracing::warn!(%identity, %error, "a handed-over certificate is of no use");
                     continue;

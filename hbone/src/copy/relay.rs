@@ -24,6 +24,10 @@ use crate::{
     transport::Link,
 };
 
+/// The biggest frame: 64 KiB. The receiving end allocates each frame anew, and beyond this its memory
+/// comes back from the kernel page by page; a small stream waits for no more than this, too.
+const MOST: Class = Class::Medium;
+
 /// Copies between a socket and a tunnel until both directions have ended, one is reset, or `stop`
 /// resolves.
 pub async fn relay<T, S>(tcp: T, tunnel: Tunnel, meter: &Meter, stop: S) -> End
@@ -187,7 +191,7 @@ impl Up {
                 self.watch = Some(link.watch_reset());
                 tunnel.send.send_data(Chunk::empty(), true)
             } else {
-                self.class = self.class.adapted(count);
+                self.class = self.class.adapted(count).min(MOST);
                 meter.add_sent(count);
                 tunnel.send.send_data(Chunk::new(buffer, count), false)
             };
