@@ -574,17 +574,8 @@ fn random_bytes_after_the_handshake_never_hang_us() {
             for _ in 0..50 {
                 let payload = rng.bytes(200);
                 let kind = rng.below(12) as u8;
-                let mut frame = vec![
-                    0,
-                    0,
-                    payload.len() as u8,
-                    kind,
-                    rng.next() as u8 & 0x2d,
-                    0,
-                    0,
-                    0,
-                    rng.below(8) as u8,
-                ];
+                let (flags, stream) = (rng.draw() as u8 & 0x2d, rng.below(8) as u8);
+                let mut frame = vec![0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream];
                 frame.extend_from_slice(&payload[..usize::from(payload.len() as u8)]);
                 if tls.write_all(&frame).await.is_err() {
                     break;
