@@ -50,15 +50,6 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Where a target's inputs are: the first is what fuzzing finds and adds to, kept out of git; the second,
-/// where there is one, is what the repository gives it to begin with.
-fn corpora(fuzz: &Path, target: &str) -> Result<Vec<PathBuf>> {
-    let found = fuzz.join("corpus").join(target);
-    fs::create_dir_all(&found).with_context(|| format!("make {}", found.display()))?;
-    let seeds = fuzz.join("seeds").join(target);
-    Ok([Some(found), seeds.is_dir().then_some(seeds)].into_iter().flatten().collect())
-}
-
 /// The targets' names, from their files.
 fn targets(fuzz: &Path, only: Option<&str>) -> Result<Vec<String>> {
     let folder = fuzz.join("fuzz_targets");

@@ -105,8 +105,11 @@ struct Compiler<'v, 'o> {
     by_namespace: HashMap<Arc<str>, Vec<Arc<str>>>,
     by_address: HashMap<IpAddr, Arc<str>>,
     /// EndpointSlices by namespace and service.
-    slices: HashMap<(Arc<str>, &'v str), Vec<(&'v ObjectKey, &'v EndpointSlice)>>,
+    slices: HashMap<(Arc<str>, &'v str), Vec<Slice<'v>>>,
 }
+
+/// An EndpointSlice and its name.
+type Slice<'v> = (&'v ObjectKey, &'v EndpointSlice);
 
 /// For workloads without labels.
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();

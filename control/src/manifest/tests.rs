@@ -10,14 +10,14 @@ fn read(text: &str) -> Parsed {
     parse(Path::new("shop.yaml"), text)
 }
 
-fn policy(spec: &str) -> Result<Authorization, Problem> {
+fn policy(spec: &str) -> Result<Authorization, Box<Problem>> {
     let text = format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: p\n  namespace: shop\n{spec}"
     );
     let mut parsed = read(&text);
     match parsed.objects.pop() {
         Some((_, Object::AuthorizationPolicy(policy))) => Ok(policy),
-        None => Err(parsed.problems.remove(0)),
+        None => Err(Box::new(parsed.problems.remove(0))),
         other => panic!("not a policy: {other:?}"),
     }
 }

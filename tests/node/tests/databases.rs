@@ -109,8 +109,9 @@ fn by_hbone(scene: &Scene) -> Result<()> {
     let dump = || -> Result<Option<()>> {
         let metrics = scene.world.node("b").metrics()?;
         let counted = |line: &&str| line.contains("reporter=\"destination\"") && line.contains("mutual_tls");
-        let opened = metrics.lines().filter(|line| line.starts_with("istio_tcp_connections_opened_total"));
-        Ok(opened.filter(counted).next().map(drop))
+        let mut opened =
+            metrics.lines().filter(|line| line.starts_with("istio_tcp_connections_opened_total"));
+        Ok(opened.find(counted).map(drop))
     };
     bed::eventually(PATIENCE, "a connection counted as carried by mutual TLS", dump)?;
     Ok(())
