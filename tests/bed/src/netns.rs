@@ -85,6 +85,26 @@ impl Netns {
         self.enter(|| UdpSocket::bind(at))?.with_context(|| format!("bind UDP in {} on {at}", self.name))
     }
 
+    /// How many TCP connections to this remote port are not over yet, by the kernel's list. One in
+    /// TIME_WAIT is over: both ends have said and heard so.
+    pub fn connections_to(&self, port: u16) -> Result<usize> {
+        const TIME_WAIT: &str = "06";
+        let remote = format!(":{port:04X}");
+        let count = |family: &str| -> Result<usize> {
+            // Not /proc/net, which is that of the process's first thread.
+            let path = Path::new("/proc/thread-self/net").join(family);
+            let text = self
+                .enter(|| fs::read_to_string(&path))?
+                .with_context(|| format!("read {}", path.display()))?;
+            let open = |line: &&str| {
+                let mut fields = line.split_whitespace().skip(2);
+                fields.next().is_some_and(|at| at.ends_with(&remote)) && fields.next() != Some(TIME_WAIT)
+            };
+            Ok(text.lines().skip(1).filter(open).count())
+        };
+        Ok(count("tcp")? + count("tcp6")?)
+    }
+
     /// Sets a sysctl of the namespace, for example `net/ipv4/tcp_fin_timeout`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key);

@@ -21,6 +21,10 @@ fn talk(from: &Pod, to: &Pod, at: SocketAddr, words: &[u8]) {
     let mut heard = vec![0; words.len()];
     server.read_exact(&mut heard).unwrap();
     assert_eq!(heard, words);
+    assert_eq!(from.netns().connections_to(at.port()).unwrap(), 1);
+    drop((client, server));
+    let closed = || Ok((from.netns().connections_to(at.port())? == 0).then_some(()));
+    bed::eventually(LIMIT, "the connection to be over", closed).unwrap();
 }
 
 #[test]

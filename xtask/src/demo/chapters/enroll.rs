@@ -6,7 +6,7 @@ use anyhow::Result;
 use bed::report;
 
 use crate::demo::{
-    cast::{Cast, PATIENCE},
+    cast::{Cast, PATIENCE, REDIS},
     stage::{Stage, span},
     traffic::RedisSession,
 };
@@ -38,5 +38,10 @@ pub(crate) fn enroll(stage: &mut Stage, cast: &mut Cast, mut early: RedisSession
         let answer = early.ask("INCR visits")?;
         Stage::demand(answer == "2", || format!("visits = {answer}"))?;
         Ok(((), format!("visits = {answer}, on the connection that was opened without a mesh")))
-    })
+    })?;
+    // It began in plain text and ends so; the wire is read again once its last segment is through.
+    drop(early);
+    let closed = || Ok((cast.storefront.netns().connections_to(REDIS)? == 0).then_some(()));
+    bed::eventually(PATIENCE, "the early connection to be closed", closed)?;
+    Ok(())
 }
