@@ -73,9 +73,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", default_value = "/run/culvert/handover.sock", help_heading = "Node")]
     pub(crate) handover_socket: PathBuf,
 
-    /// Threads that carry connections, one on each core; 0: as many as there are cores
+    /// Threads that carry connections; 0: as many as there are cores
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Limits")]
     pub(crate) workers: usize,
+
+    /// Bind each worker to a core of its own: for nodes whose cores are set aside for ztunnel
+    #[arg(long, help_heading = "Limits")]
+    pub(crate) bind_workers: bool,
 
     /// Connections that one pod may have at a time; one more is reset
     #[arg(long, value_name = "N", default_value_t = 50_000, help_heading = "Limits")]

@@ -112,7 +112,7 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     if let Some(path) = args.extra_roots.clone() {
         tokio::spawn(follow_roots(path, shared.store.clone()));
     }
-    let workers = Workers::start(args.worker_count(), &shared)?;
+    let workers = Workers::start(args.worker_count(), args.bind_workers, &shared)?;
     admin::register(&handlers, &shared, &workers);
     tracing::info!(
         version = runtime::VERSION, node = %args.node, control = %args.control, workers = workers.count(),

@@ -157,7 +157,7 @@ impl Ring {
             carried: Arc::default(),
         });
         shared.mesh.publish(mesh_with(&namespace, &[]));
-        let workers = Workers::start(2, &shared).unwrap();
+        let workers = Workers::start(2, false, &shared).unwrap();
         let ready = Readiness::new().task("pods", "the agent");
         let mut manager = Manager::new(shared.clone(), workers, "/nonexistent".into(), ready);
         manager.add(web(), namespace.descriptor()).await.unwrap();

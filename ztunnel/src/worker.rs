@@ -1,5 +1,5 @@
-//! Workers: threads bound to a core each, with a single-threaded runtime; a connection stays on the
-//! worker that was chosen when it was accepted.
+//! Workers: threads with a single-threaded runtime each; a connection stays on the worker that was chosen
+//! when it was accepted.
 //!
 //! A listener has a home worker, which accepts and hands a connection on at most once, when it has much
 //! more to carry than another.
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use capture::Role;
+use capture::{Netns, Role};
 use hbone::{
     Baggage,
     client::{Pool, TunnelSummary},
@@ -91,8 +91,11 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` workers, on one core each where there are as many.
-    pub(crate) fn start(count: usize, shared: &Arc<Shared>) -> io::Result<Self> {
+    /// Starts `count` workers; with `bind` on a core each, where there are as many.
+    ///
+    /// Unbound is what measures better: a node's cores belong to its apps as well, and the kernel moves a
+    /// worker away from a core that an app keeps busy, or next to the app that it serves.
+    pub(crate) fn start(count: usize, bind: bool, shared: &Arc<Shared>) -> io::Result<Self> {
         let mut handles = Vec::new();
         let mut mailboxes = Vec::new();
         for _ in 0..count {
@@ -101,7 +104,7 @@ impl Workers {
             mailboxes.push(mailbox);
         }
         let workers = Self { handles: handles.into() };
-        let cores = cores();
+        let cores = if bind { cores() } else { Vec::new() };
         for (index, mailbox) in mailboxes.into_iter().enumerate() {
             let (shared, workers) = (shared.clone(), workers.clone());
             let core = cores.get(index % cores.len().max(1)).copied().filter(|_| count <= cores.len());
@@ -380,6 +383,9 @@ fn is_of_one_caller(error: &io::Error) -> bool {
 }
 
 fn run(index: usize, workers: Workers, shared: Arc<Shared>, mut mailbox: mpsc::UnboundedReceiver<Command>) {
+    if let Err(error) = Netns::settle() {
+        tracing::warn!(worker = index, %error, "opening sockets in pods takes longer than it need");
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
