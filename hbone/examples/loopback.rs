@@ -82,6 +82,7 @@ async fn server_end(authority: Arc<Authority>, ready: mpsc::Sender<SocketAddr>) 
     ready.send(listener.local_addr()?)?;
     loop {
         let (tcp, remote) = listener.accept().await?;
+        tcp.set_nodelay(true)?;
         let ends = Ends { remote, local: tcp.local_addr()? };
         let config = store.server_config(&store.certified(&identity).await?);
         spawn_local(async move {
@@ -95,7 +96,7 @@ async fn server_end(authority: Arc<Authority>, ready: mpsc::Sender<SocketAddr>) 
 
 async fn handle(arrival: Arrival) {
     let hbone::Authority::Ip(target) = arrival.authority else { return };
-    let Ok(app) = tokio::net::TcpStream::connect(target).await else { return };
+    let Ok(app) = dial_app(target).await else { return };
     if let Ok(tunnel) = arrival.accept(None) {
         relay(app, tunnel, &Meter::new(), pending()).await;
     }
@@ -116,6 +117,7 @@ async fn client_end(
     let expected: Arc<[Identity]> = Arc::from([identity_of("server")]);
     loop {
         let (tcp, remote) = listener.accept().await?;
+        tcp.set_nodelay(true)?;
         let key =
             Key { source: source.clone(), source_ip: remote.ip(), peer: server, expected: expected.clone() };
         let connect = Connect {
@@ -128,12 +130,12 @@ async fn client_end(
         let pool = pool.clone();
         spawn_local(async move {
             if plain {
-                if let Ok(app) = tokio::net::TcpStream::connect(app).await {
+                if let Ok(app) = dial_app(app).await {
                     direct(tcp, app, &Meter::new(), pending()).await;
                 }
                 return;
             }
-            let dial = async move || tokio::net::TcpStream::connect(server).await;
+            let dial = async move || dial_app(server).await;
             match pool.open(&key, dial, &connect).await {
                 Ok((tunnel, _)) => drop(relay(tcp, tunnel, &Meter::new(), pending()).await),
                 Err(error) => eprintln!("{error}"),
@@ -295,4 +297,10 @@ fn report(mode: &str, requests: u64, elapsed: Duration, took: &[u32], cpu: f64) 
         at(0.5),
         at(0.99)
     );
+}
+
+async fn dial_app(to: SocketAddr) -> std::io::Result<tokio::net::TcpStream> {
+    let stream = tokio::net::TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }

@@ -27,8 +27,13 @@ impl Chunk {
         Self { bytes, at: 0, end: length }
     }
 
+    pub(crate) fn owned(bytes: Box<[u8]>) -> Self {
+        let end = bytes.len();
+        Self { bytes: Bytes::Owned(bytes), at: 0, end }
+    }
+
     pub(crate) fn empty() -> Self {
-        Self { bytes: Bytes::Owned(Box::default()), at: 0, end: 0 }
+        Self::owned(Box::default())
     }
 }
 

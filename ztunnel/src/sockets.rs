@@ -6,7 +6,7 @@
 
 use std::{
     cell::Cell,
-    io,
+    io::{self, Read},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     sync::{
@@ -80,6 +80,8 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 /// One accepted connection, not yet registered with any worker's reactor.
 pub(crate) struct Accepted {
     stream: Cell<Option<std::net::TcpStream>>,
+    /// What became of it while it was read early.
+    failed: Cell<Option<io::Error>>,
     /// The caller.
     pub(crate) peer: SocketAddr,
     /// The address the caller dialled.
@@ -90,8 +92,29 @@ impl Accepted {
     /// The stream itself, on this thread's reactor from now on. To be taken once, when there is
     /// something to do with it.
     pub(crate) fn take(&self) -> io::Result<TcpStream> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         let stream = self.stream.take().ok_or_else(|| io::Error::other("the stream was taken before"))?;
         TcpStream::from_std(stream)
+    }
+
+    /// Reads what the caller has said already, without waiting; 0 if that is nothing, or its end.
+    pub(crate) fn read_now(&self, buffer: &mut [u8]) -> usize {
+        let Some(mut stream) = self.stream.take() else { return 0 };
+        let read = stream.read(buffer);
+        match read {
+            // The socket tells an error once only; then it seems to have ended in order.
+            Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                self.failed.set(Some(error));
+                0
+            }
+            // An end is met again by whoever reads next.
+            read => {
+                self.stream.set(Some(stream));
+                read.unwrap_or(0)
+            }
+        }
     }
 
     /// Ends a connection that was not taken by a RST: the caller sees a failure and not an empty answer.
@@ -149,7 +172,7 @@ pub(crate) fn accept(listener: &std::net::TcpListener, kind: OriginalDestination
             Err(_) => canonical(stream.local_addr()?),
         },
     };
-    Ok(Accepted { stream: Cell::new(Some(stream)), peer, original })
+    Ok(Accepted { stream: Cell::new(Some(stream)), failed: Cell::default(), peer, original })
 }
 
 fn original_of_netfilter(stream: &std::net::TcpStream, peer: SocketAddr) -> io::Result<SocketAddr> {
@@ -191,18 +214,11 @@ pub(crate) async fn onward(
     to: SocketAddr,
     options: &SocketOptions,
 ) -> io::Result<TcpStream> {
-    let socket =
-        netns.enter(|| start_onward(own, ports, caller, to, options)).map_err(io::Error::other)??;
+    let socket = netns.enter(|| start_onward(own, ports, caller, to)).map_err(io::Error::other)??;
     finish(socket, options.dial_timeout).await
 }
 
-fn start_onward(
-    own: &Own,
-    ports: &OnwardPorts,
-    caller: IpAddr,
-    to: SocketAddr,
-    options: &SocketOptions,
-) -> io::Result<Socket> {
+fn start_onward(own: &Own, ports: &OnwardPorts, caller: IpAddr, to: SocketAddr) -> io::Result<Socket> {
     let mut search = Search::default();
     for _ in 0..ONWARD_ATTEMPTS {
         let from = SocketAddr::new(caller, ports.candidate(&search));
@@ -210,7 +226,9 @@ fn start_onward(
         if !search.takes(mirror) {
             continue;
         }
-        let socket = make_here(own, to, options)?;
+        let socket = make_here(own, to)?;
+        // Its other end is in the same kernel: nobody needs to ask whether it is still there.
+        socket.set_tcp_nodelay(true)?;
         if to.is_ipv4() {
             socket.set_ip_transparent_v4(true)?
         } else {
@@ -282,13 +300,14 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 fn make(netns: &Netns, own: &Own, to: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
-    netns.enter(|| make_here(own, to, options)).map_err(io::Error::other)?
+    let socket = netns.enter(|| make_here(own, to)).map_err(io::Error::other)??;
+    tune(&socket, options)?;
+    Ok(socket)
 }
 
 /// A socket in the namespace this thread is in now.
-fn make_here(own: &Own, to: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
+fn make_here(own: &Own, to: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    tune(&socket, options)?;
     own.mark(socket.as_fd())?;
     Ok(socket)
 }
@@ -376,6 +395,35 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    /// A caller, and its connection as it was accepted.
+    fn accepted() -> (std::net::TcpStream, Accepted) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let caller = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (caller, accept(&listener, OriginalDestination::LocalAddress).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_the_caller_has_said_is_read_without_waiting() {
+        let (mut caller, accepted) = accepted();
+        let mut buffer = [0; 16];
+        assert_eq!(accepted.read_now(&mut buffer), 0);
+        std::io::Write::write_all(&mut caller, b"hello").unwrap();
+        assert_eq!(accepted.read_now(&mut buffer), 5);
+        assert_eq!(&buffer[..5], b"hello");
+        drop(caller);
+        assert_eq!(accepted.read_now(&mut buffer), 0, "an end is nothing said");
+        assert!(accepted.take().is_ok(), "and is the next reader's to see");
+    }
+
+    #[tokio::test]
+    async fn a_reset_that_was_read_early_is_not_taken_for_an_end() {
+        let (caller, accepted) = accepted();
+        SockRef::from(&caller).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(caller);
+        assert_eq!(accepted.read_now(&mut [0; 16]), 0);
+        assert_eq!(accepted.take().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
 
     #[test]
     fn onward_ports_cover_both_ranges_and_nothing_else() {

@@ -15,7 +15,7 @@ use super::{
     Connect, Key, OpenError, Seat, TunnelInfo, TunnelSummary,
     connection::Connection,
     dial::dial as dial_tunnel,
-    request::{self, Failed},
+    request::{self, Early, Failed},
 };
 use crate::{Settings, Transport, Tunnel};
 
@@ -71,7 +71,25 @@ impl Pool {
         D: AsyncFnOnce() -> io::Result<T> + 'static,
         T: Transport,
     {
+        self.open_with(key, dial, connect, &mut |_| 0).await
+    }
+
+    /// The same, with bytes that the caller has said already: `early` reads what is there, once, without
+    /// waiting, and gives the count (0: none). They are sent along with the request (RFC 9113, section 8.5,
+    /// lets a client do so); when the open fails they are lost with it.
+    pub async fn open_with<D, T>(
+        &self,
+        key: &Key,
+        dial: D,
+        connect: &Connect,
+        early: &mut dyn FnMut(&mut [u8]) -> usize,
+    ) -> Result<(Tunnel, TunnelInfo), OpenError>
+    where
+        D: AsyncFnOnce() -> io::Result<T> + 'static,
+        T: Transport,
+    {
         let head = request::head(connect, key.peer)?;
+        let mut early = Early::new(early);
         let mut dial = Some(dial);
         let mut first_failure = None;
         loop {
@@ -80,7 +98,8 @@ impl Pool {
                 // Without a second way, what happened on the first is what matters.
                 Err(error) => return Err(first_failure.unwrap_or(error)),
             };
-            match request::send(seat, head.clone(), reused, self.inner.settings.connect_timeout).await {
+            let patience = self.inner.settings.connect_timeout;
+            match request::send(seat, head.clone(), &mut early, reused, patience).await {
                 Ok(opened) => return Ok(opened),
                 Err(Failed::Unprocessed(error)) if first_failure.is_some() => return Err(error),
                 Err(Failed::Unprocessed(error)) => {

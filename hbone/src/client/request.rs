@@ -6,7 +6,11 @@ use http::{HeaderValue, Method, Request, StatusCode, Uri, Version, header::FORWA
 use tokio::time::timeout;
 
 use super::{Connect, OpenError, Seat, TunnelInfo};
-use crate::{Baggage, Forwarded, Tunnel};
+use crate::{
+    Baggage, Forwarded, Tunnel,
+    buffer::{Buffer, Class},
+    chunk::Chunk,
+};
 
 /// How an attempt failed.
 pub(super) enum Failed {
@@ -44,10 +48,34 @@ pub(super) fn head(connect: &Connect, peer: SocketAddr) -> Result<Request<()>, O
     Ok(request)
 }
 
-/// Sends the request and waits for its answer.
+/// The bytes that the caller has said already. They ride with the request, so that a first exchange takes
+/// one trip and not two; a peer that refuses throws them away.
+pub(super) struct Early<'a> {
+    read: &'a mut dyn FnMut(&mut [u8]) -> usize,
+    /// What was read, for the case that the request has to be sent again; `None` before.
+    said: Option<Box<[u8]>>,
+}
+
+impl<'a> Early<'a> {
+    pub(super) fn new(read: &'a mut dyn FnMut(&mut [u8]) -> usize) -> Self {
+        Self { read, said: None }
+    }
+
+    fn bytes(&mut self) -> &[u8] {
+        let read = &mut self.read;
+        self.said.get_or_insert_with(|| {
+            let mut buffer = Buffer::take(Class::Small);
+            let count = read(&mut buffer).min(buffer.len());
+            buffer[..count].into()
+        })
+    }
+}
+
+/// Sends the request, with what there is of `early` bytes, and waits for its answer.
 pub(super) async fn send(
     seat: Seat,
     head: Request<()>,
+    early: &mut Early<'_>,
     reused: bool,
     patience: Duration,
 ) -> Result<(Tunnel, TunnelInfo), Failed> {
@@ -61,12 +89,17 @@ pub(super) async fn send(
         let closed = || OpenError::Broken { peer, reason: "it was closed meanwhile".to_owned() };
         return Err(Failed::Unprocessed(connection.failure().unwrap_or_else(closed)));
     };
-    let (response, send) = sender.send_request(head, false).map_err(|error| {
+    let (response, mut send) = sender.send_request(head, false).map_err(|error| {
         // Nothing was sent, and nothing will be over this tunnel.
         connection.retire();
         Failed::Unprocessed(broken(&error))
     })?;
     drop(sender);
+    let said = early.bytes();
+    if !said.is_empty() {
+        // Should this fail, so will the answer, with a better word for it.
+        let _ = send.send_data(Chunk::owned(said.into()), false);
+    }
     let response = match timeout(patience, response).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) if is_unprocessed(&error) => {
@@ -89,7 +122,8 @@ pub(super) async fn send(
         reused,
         socket: connection.socket.clone(),
     };
-    Ok((Tunnel::new(send, response.into_body(), Some(seat)), info))
+    let tunnel = Tunnel { early: early.bytes().len(), ..Tunnel::new(send, response.into_body(), Some(seat)) };
+    Ok((tunnel, info))
 }
 
 /// The peer says so itself: RFC 9113 sections 8.7 (REFUSED_STREAM) and 6.8 (a GOAWAY ends only

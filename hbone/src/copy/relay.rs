@@ -42,6 +42,7 @@ where
         down: Down { ended: false, frame: Bytes::new() },
         finished: false,
     };
+    meter.add_sent(relay.tunnel.early);
     let mut stop = pin!(stop);
     poll_fn(|cx| {
         if stop.as_mut().poll(cx).is_ready() {
