@@ -11,6 +11,7 @@ use aya::{
     programs::{
         CgroupAttachMode, LinkOrder, ProgramError, SchedClassifier, SkLookup, SkMsg, SockOps, TcAttachType,
         links::{FdLink, PinnedLink},
+        sk_msg::SkMsgLink,
         sock_ops::SockOpsLink,
         tc::{SchedClassifierLink, TcAttachOptions},
     },
@@ -192,8 +193,8 @@ pub(crate) fn attach_stats(ebpf: &mut Ebpf, pins: &Path, cgroup: &Path) -> Resul
 }
 
 /// Attaches the `sk_msg` program to the sockets that may be spliced, in place of an earlier one. Sockets that
-/// are there already keep the one they have.
-pub(crate) fn attach_splice_msg(ebpf: &mut Ebpf) -> Result<(), Error> {
+/// are there already keep the one they have. Dropping the link detaches the program.
+pub(crate) fn attach_splice_msg(ebpf: &mut Ebpf) -> Result<SkMsgLink, Error> {
     let failed = |error: &(dyn std::error::Error + 'static)| Error::kernel("attach splice_msg", error);
     let map = ebpf.map(abi::SPLICE_SOCKETS).ok_or_else(|| missing(abi::SPLICE_SOCKETS))?;
     let sockets: SockHash<_, [u64; 6]> = map.try_into().map_err(|error: MapError| failed(&error))?;
@@ -201,23 +202,19 @@ pub(crate) fn attach_splice_msg(ebpf: &mut Ebpf) -> Result<(), Error> {
     let program: &mut SkMsg = program(ebpf, SPLICE_MSG)?;
     program.load().map_err(|error| Error::kernel("load splice_msg", &error))?;
     let id = program.attach(&map).map_err(|error| failed(&error))?;
-    let link = program.take_link(id).map_err(|error| failed(&error))?;
-    // Dropped, it would detach the program. The map holds the program, and its pin holds the map.
-    std::mem::forget(link);
-    Ok(())
+    program.take_link(id).map_err(|error| failed(&error))
 }
 
-/// Attaches the choice of sockets to the cgroup that holds applications and ztunnel, pinned in `dir` or for
-/// as long as the link that is returned lives.
-pub(crate) fn attach_splice_ops(
-    ebpf: &mut Ebpf,
-    cgroup: &Path,
-    dir: Option<&Path>,
-) -> Result<Option<SockOpsLink>, Error> {
-    let link = attach_to_cgroup(ebpf, SPLICE_OPS, cgroup)?;
-    let Some(dir) = dir else { return Ok(Some(link)) };
+/// Attaches the choice of sockets to the cgroup that holds applications and ztunnel. Dropping the link
+/// detaches the program.
+pub(crate) fn attach_splice_ops(ebpf: &mut Ebpf, cgroup: &Path) -> Result<SockOpsLink, Error> {
+    attach_to_cgroup(ebpf, SPLICE_OPS, cgroup)
+}
+
+/// Pins that link, in the place of an earlier one, so that it outlives us.
+pub(crate) fn pin_splice_ops(link: SockOpsLink, dir: &Path) -> Result<(), Error> {
     let link = FdLink::try_from(link).map_err(|error| Error::kernel("pin splice_ops", &error))?;
-    replace_pin(link, &layout::link(dir, SPLICE_OPS)).map(|()| None)
+    replace_pin(link, &layout::link(dir, SPLICE_OPS))
 }
 
 /// Attaches a `sock_ops` program.

@@ -49,6 +49,23 @@ pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
+/// How many bytes wait to be read, by FIONREAD.
+pub(crate) fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    queued(socket, libc::FIONREAD)
+}
+
+/// How many bytes were written and not acknowledged, by SIOCOUTQ.
+pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    queued(socket, libc::TIOCOUTQ)
+}
+
+fn queued(socket: BorrowedFd<'_>, what: libc::Ioctl) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: both questions fill one integer.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw mut bytes) };
+    if result == 0 { Ok(bytes.unsigned_abs() as usize) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Opens what is pinned at a path.
 fn get(pin: &Path) -> io::Result<OwnedFd> {
     #[repr(C)]

@@ -48,8 +48,10 @@ pub(crate) fn switch_on(pins: &Path, cgroup: &Path) -> Result<(), Error> {
         // Each pod that is still there is named again when it is attached.
         let _ = pods.remove(&cookie);
     }
-    programs::attach_splice_msg(&mut ebpf)?;
-    programs::attach_splice_ops(&mut ebpf, cgroup, Some(&dir)).map(drop)
+    // Dropped, it would detach the program. The map holds the program, and its pin holds the map.
+    std::mem::forget(programs::attach_splice_msg(&mut ebpf)?);
+    let ops = programs::attach_splice_ops(&mut ebpf, cgroup)?;
+    programs::pin_splice_ops(ops, &dir)
 }
 
 /// Takes everything away. What is spliced goes on by TCP, through ztunnel; bytes that wait redirected can

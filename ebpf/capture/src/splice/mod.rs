@@ -11,12 +11,13 @@
 
 pub(crate) mod agent;
 mod btf;
+mod rig;
 mod selftest;
 
 use crate::{Error, layout, maps};
 use abi::{FlowKey, Grant, SpliceKey, SpliceState};
 use aya::maps::{HashMap, MapData, MapError, SkStorage, SockHash};
-pub use selftest::{Report, self_test};
+pub use selftest::{Report, cgroup_root, self_test};
 use std::{
     collections::HashSet,
     fmt,
@@ -131,6 +132,11 @@ impl Splices {
     pub fn revoke(&self, from: &AppSocket) {
         // Gone already: its connection's end was quicker.
         let _ = locked(&self.grants).remove(&from.0.to_words());
+    }
+
+    /// Whether `from` has a grant, be it used up or not.
+    pub fn is_granted(&self, from: &AppSocket) -> bool {
+        locked(&self.grants).get(&from.0.to_words(), 0).is_ok()
     }
 
     /// How many bytes of `from` went straight to its peer; 0 for one that was never granted anything. A

@@ -11,5 +11,6 @@ mod life;
 mod outbound;
 mod packets;
 mod sniff;
+mod splice;
 mod stats;
 mod world;
