@@ -10,6 +10,7 @@ mod inbound;
 mod life;
 mod outbound;
 mod packets;
+mod relay;
 mod sniff;
 mod splice;
 mod stats;
