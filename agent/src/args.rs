@@ -77,6 +77,17 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "DIR", help_heading = "Capture")]
     pub(crate) cgroup: Option<PathBuf>,
 
+    /// Let ztunnel splice connections between two captured pods of this node: what one application sends is
+    /// queued at the other one in the kernel. Tried on the running kernel first, and left off where a case
+    /// fails; read docs/splice.md for what applications may notice
+    #[arg(long, help_heading = "Capture")]
+    pub(crate) splice: bool,
+
+    /// cgroup2 directory that the agent, ztunnel and the pods' applications run in or below, for splicing; the
+    /// cgroup2 root of this machine where this is not given
+    #[arg(long, value_name = "DIR", help_heading = "Capture")]
+    pub(crate) splice_cgroup: Option<PathBuf>,
+
     /// How often each captured pod's capture is measured by a probe connection
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration, help_heading = "Capture")]
     pub(crate) probe_every: Duration,
@@ -118,6 +129,10 @@ pub(crate) fn check(arguments: &Arguments, problems: &mut Problems) {
     if serve.probe_every < Duration::from_secs(1) {
         let given = Some(format!("{:?}", serve.probe_every));
         problems.add("--probe-every", given, "a probe is a connection of the pod: 1s at least");
+    }
+    if let (Some(cgroup), false) = (&serve.splice_cgroup, serve.splice) {
+        let given = Some(cgroup.display().to_string());
+        problems.add("--splice-cgroup", given, "it says where to splice, and --splice is not given");
     }
     if serve.zds_socket == serve.handover_socket {
         let given = Some(serve.zds_socket.display().to_string());

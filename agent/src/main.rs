@@ -16,6 +16,7 @@ mod handover;
 mod metrics;
 mod report;
 mod seqpacket;
+mod splice;
 mod state;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
@@ -89,6 +90,7 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
             cgroup: args.cgroup.clone(),
             kernel_log: args.kernel_log,
         },
+        splice: args.splice.then(|| splice::Options { cgroup: args.splice_cgroup.clone() }),
         probe_every: args.probe_every,
         earlier: args.earlier_connections,
     };
@@ -138,6 +140,8 @@ fn register(handlers: &Handlers, args: &Serve, inputs: &mpsc::UnboundedSender<In
         "token_file": args.token_file,
         "pins": args.pins,
         "cgroup": args.cgroup,
+        "splice": args.splice,
+        "splice_cgroup": args.splice_cgroup,
         "probe_every_ms": u64::try_from(args.probe_every.as_millis()).unwrap_or(u64::MAX),
         "earlier_connections_s": args.earlier_connections.map(|limit| limit.as_secs()),
         "kernel_log": args.kernel_log,

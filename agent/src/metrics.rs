@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     pub(crate) failures: Counter,
     pub(crate) ztunnels: Gauge,
     pub(crate) control: Gauge,
+    pub(crate) splice: Gauge,
 }
 
 impl Metrics {
@@ -53,6 +54,7 @@ impl Metrics {
             failures: Counter::default(),
             ztunnels: Gauge::default(),
             control: Gauge::default(),
+            splice: Gauge::default(),
         };
         metrics.under("culvert", |registry| {
             let captured = "Whether the pod's capture was measured to work (1) or not (0)";
@@ -68,6 +70,8 @@ impl Metrics {
             registry.register("ztunnels_connected", "Connected ztunnels", own.ztunnels.clone());
             let control = "Whether the stream to control stands (1) or not (0)";
             registry.register("control_connected", control, own.control.clone());
+            let splice = "Whether connections within the node may be spliced (1) or not (0)";
+            registry.register("agent_splice", splice, own.splice.clone());
         });
         own
     }

@@ -7,6 +7,7 @@ use capture::{Netns, Node, NodeOptions, Pod, Target};
 use tokio::time::Instant;
 
 use super::machine::{Answer, Mode, Step};
+use crate::splice;
 
 /// The node's capture.
 pub(super) struct Kernel {
@@ -36,6 +37,11 @@ impl Kernel {
     /// Makes or adopts what all pods of the node share.
     pub(super) fn open(options: NodeOptions, earlier: Option<Duration>) -> Result<Self, capture::Error> {
         Ok(Self { node: Node::open(options)?, node_netns: Netns::current()?, earlier })
+    }
+
+    /// Switches splicing on or off for the node. Whether it is on.
+    pub(super) fn splice(&self, wanted: Option<&splice::Options>) -> Result<bool, capture::Error> {
+        splice::settle(&self.node, wanted)
     }
 
     /// The uids of the pods that have pins.

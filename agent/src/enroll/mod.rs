@@ -35,6 +35,7 @@ use self::{
 use crate::{
     broker::{Broker, Holding},
     metrics::Metrics,
+    splice,
     state::{State, Wanted},
 };
 
@@ -49,6 +50,8 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(20);
 /// How enrollment is set up.
 pub(crate) struct Options {
     pub(crate) capture: NodeOptions,
+    /// How to splice, if connections within the node are to be.
+    pub(crate) splice: Option<splice::Options>,
     /// Between two probes of a captured pod.
     pub(crate) probe_every: Duration,
     /// How long connections from before the enrollment may live on.
@@ -119,13 +122,16 @@ impl Enroller {
     ) -> Result<Self, capture::Error> {
         let opened = tokio::task::spawn_blocking(move || {
             let kernel = Kernel::open(options.capture, options.earlier)?;
+            // Before the first pod is attached: it takes part only where splicing is switched on by then.
+            let spliced = kernel.splice(options.splice.as_ref())?;
             let pinned = kernel.pinned()?;
-            Ok((Arc::new(kernel), pinned))
+            Ok((Arc::new(kernel), pinned, spliced))
         });
-        let (kernel, pinned) = match opened.await {
+        let (kernel, pinned, spliced) = match opened.await {
             Ok(opened) => opened?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
+        metrics.splice.set(i64::from(spliced));
         let mut enroller = Self {
             kernel,
             broker,

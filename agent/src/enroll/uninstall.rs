@@ -14,6 +14,8 @@ use crate::state::State;
 /// With each pod whose capture could not be taken away.
 pub(crate) fn uninstall(options: NodeOptions, state: &State) -> Result<usize, Vec<String>> {
     let kernel = Kernel::open(options, None).map_err(|error| vec![error.to_string()])?;
+    // First: what is spliced goes through ztunnel again, for as long as that can carry it.
+    kernel.splice(None).map_err(|error| vec![error.to_string()])?;
     let wanted = state.load().unwrap_or_default();
     let pinned = kernel.pinned().map_err(|error| vec![error.to_string()])?;
     let mut failures = Vec::new();

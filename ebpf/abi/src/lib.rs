@@ -12,6 +12,7 @@
 //! | tcx ingress of the pod's device | [`ingress()`] |
 //! | tcx ingress of the host's end of the link | [`guard()`] |
 //! | `sk_lookup` of the pod's namespace | [`Reuse`] |
+//! | `sk_msg` of the applications' sockets that may be spliced | [`Grant::allows`] |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ mod address;
 mod facts;
 mod maps;
 mod probe;
+mod splice;
 mod verdicts;
 
 pub use address::{Address, Port};
@@ -28,6 +30,11 @@ pub use maps::{
     REUSE_LIMIT, REUSE_VALID_NS, ReuseNote, SLOT_COUNT, SLOTS, STATS, Slot, TcpStats,
 };
 pub use probe::{PROBE_PORT, PROBE_V4, PROBE_V6, is_probe};
+pub use splice::{
+    Grant, SPLICE_EXPECTED, SPLICE_EXPECTED_LIMIT, SPLICE_GRANTS, SPLICE_LIMIT, SPLICE_POD_LIMIT,
+    SPLICE_PODS, SPLICE_SOCKETS, SPLICE_STATE, SPLICE_TALLY, SPLICE_TALLY_LIMIT, SPLICE_WRITE_SEQ, SpliceKey,
+    SpliceState,
+};
 pub use verdicts::{
     Counter, Egress, EgressFacts, Flow, Guard, GuardFacts, Ingress, IngressFacts, Loopback, LoopbackFacts,
     Reuse, counters, egress, guard, ingress, loopback,

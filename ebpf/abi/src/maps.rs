@@ -108,12 +108,14 @@ impl Config {
 }
 
 /// Two words as they lie in memory, the first at the lower address.
-fn join(first: u32, second: u32) -> u64 {
+#[inline(always)]
+pub(crate) fn join(first: u32, second: u32) -> u64 {
     let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
     u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
-fn split_word(word: u64) -> (u32, u32) {
+#[inline(always)]
+pub(crate) fn split_word(word: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
     (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
 }
@@ -140,6 +142,7 @@ impl FlowKey {
     }
 
     /// As user space writes it into a map.
+    #[inline(always)]
     pub fn to_words(&self) -> [u32; 9] {
         let mut words = [0; 9];
         words[..4].copy_from_slice(&self.local.0);
@@ -150,6 +153,7 @@ impl FlowKey {
     }
 
     /// As user space reads it from a map.
+    #[inline(always)]
     pub fn from_words(words: [u32; 9]) -> Self {
         let [a, b, c, d, e, f, g, h, ports] = words;
         let ports = ports.to_ne_bytes();

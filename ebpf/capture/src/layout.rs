@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <pins>/own  stats  stats_link           shared by the node's pods
+//! <pins>/splice/sockets grants link_…     splicing, where it is switched on
 //! <pins>/pods/<uid>/slots flows …         a pod's maps
 //! <pins>/pods/<uid>/link_egress …         a pod's links, which hold its programs
 //! ```
@@ -23,6 +24,15 @@ pub(crate) const PER_POD: [(&str, &str); 5] = [
     (abi::COUNTERS, "counters"),
     (abi::REUSE, "reuse"),
 ];
+/// The maps of splicing, shared by all pods.
+pub(crate) const SPLICE: [(&str, &str); 6] = [
+    (abi::SPLICE_SOCKETS, "sockets"),
+    (abi::SPLICE_PODS, "pods"),
+    (abi::SPLICE_EXPECTED, "expected"),
+    (abi::SPLICE_GRANTS, "grants"),
+    (abi::SPLICE_TALLY, "tally"),
+    (abi::SPLICE_STATE, "state"),
+];
 /// The link of the node's `sock_ops` program.
 pub(crate) const STATS_LINK: &str = "stats_link";
 
@@ -34,6 +44,11 @@ pub(crate) fn pod(pins: &Path, uid: &str) -> Result<PathBuf, Error> {
     Ok(pins.join(PODS).join(escape(uid)?))
 }
 
+/// The directory of splicing.
+pub(crate) fn splice(pins: &Path) -> PathBuf {
+    pins.join("splice")
+}
+
 /// The pin of one of a pod's links.
 pub(crate) fn link(pod: &Path, program: &str) -> PathBuf {
     pod.join(format!("{LINK}{program}"))
@@ -41,7 +56,7 @@ pub(crate) fn link(pod: &Path, program: &str) -> PathBuf {
 
 /// The pin of a map that a directory of ours must hold.
 pub(crate) fn map(dir: &Path, name: &str) -> PathBuf {
-    let pin = SHARED.iter().chain(&PER_POD).find(|(map, _)| *map == name);
+    let pin = SHARED.iter().chain(&PER_POD).chain(&SPLICE).find(|(map, _)| *map == name);
     dir.join(pin.map_or(name, |(_, pin)| pin))
 }
 

@@ -21,6 +21,7 @@ mod probe;
 mod programs;
 mod routing;
 pub mod sockdiag;
+pub mod splice;
 mod sys;
 
 pub use abi::{PROBE_PORT, PROBE_V4, PROBE_V6};
@@ -30,3 +31,4 @@ pub use netns::Netns;
 pub use node::{Node, NodeOptions, Target};
 pub use pins::{Pins, PodSlots, Role, TcpStats, socket_cookie};
 pub use pod::{Measured, Mode, Pod};
+pub use splice::{AppSocket, Splices};

@@ -1,9 +1,12 @@
 //! The pinned maps, opened by what they are for. Each call opens the pin again: a node has hundreds of pods,
 //! and nobody asks often.
 
-use crate::{Error, layout};
+use crate::{
+    Error, layout,
+    splice::{GrantWords, KeyWords, StateWords},
+};
 use abi::{Config, FlowKey};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
 use std::{io, path::Path};
 
 /// A flow's key, as its words.
@@ -85,4 +88,34 @@ pub(crate) fn record_flows(pod: &Path, keys: &[FlowKey], now: u64) -> Result<(),
             .map_err(|error| Error::kernel("record a connection that is to live on", &error))?;
     }
     Ok(())
+}
+
+/// The sockets that may be spliced.
+pub(crate) fn splice_sockets(dir: &Path) -> Result<SockHash<MapData, KeyWords>, Error> {
+    typed(dir, abi::SPLICE_SOCKETS, Map::SockHash(open(dir, abi::SPLICE_SOCKETS)?))
+}
+
+/// The namespaces whose sockets may be.
+pub(crate) fn splice_pods(dir: &Path) -> Result<HashMap<MapData, u64, u32>, Error> {
+    typed(dir, abi::SPLICE_PODS, Map::HashMap(open(dir, abi::SPLICE_PODS)?))
+}
+
+/// The sockets that are about to be accepted.
+pub(crate) fn splice_expected(dir: &Path) -> Result<HashMap<MapData, KeyWords, u32>, Error> {
+    typed(dir, abi::SPLICE_EXPECTED, Map::LruHashMap(open(dir, abi::SPLICE_EXPECTED)?))
+}
+
+/// What may be redirected.
+pub(crate) fn splice_grants(dir: &Path) -> Result<HashMap<MapData, KeyWords, GrantWords>, Error> {
+    typed(dir, abi::SPLICE_GRANTS, Map::HashMap(open(dir, abi::SPLICE_GRANTS)?))
+}
+
+/// What was redirected.
+pub(crate) fn splice_tally(dir: &Path) -> Result<HashMap<MapData, KeyWords, u64>, Error> {
+    typed(dir, abi::SPLICE_TALLY, Map::LruHashMap(open(dir, abi::SPLICE_TALLY)?))
+}
+
+/// What is kept on each socket.
+pub(crate) fn splice_state(dir: &Path) -> Result<SkStorage<MapData, StateWords>, Error> {
+    typed(dir, abi::SPLICE_STATE, Map::SkStorage(open(dir, abi::SPLICE_STATE)?))
 }

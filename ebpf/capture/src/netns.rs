@@ -1,7 +1,8 @@
 //! A network namespace held by a file descriptor, and how to act inside one.
 
-use crate::Error;
+use crate::{Error, sys};
 use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Socket, Type};
 use std::{
     cell::{Cell, OnceCell},
     fs::File,
@@ -65,6 +66,14 @@ impl Netns {
     /// The namespace's inode: equal for two descriptors of one namespace, unique while it lives.
     pub fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// The namespace's cookie: a number that no other has or will have until the machine restarts, and the
+    /// one by which kernel programs know it.
+    pub fn cookie(&self) -> Result<u64, Error> {
+        let failed = |source| Error::system("read the cookie of a network namespace", source);
+        let socket = self.enter(|| Socket::new(Domain::UNIX, Type::DGRAM, None))?.map_err(failed)?;
+        sys::netns_cookie(socket.as_fd()).map_err(failed)
     }
 
     /// Runs `f` inside the namespace, on this thread, and comes back.

@@ -3,7 +3,7 @@
 use crate::{
     Error, Mode, Netns, Pod, device, klog, layout, maps,
     programs::{self, Hook, Place},
-    routing, sockdiag,
+    routing, sockdiag, splice,
 };
 use abi::Config;
 use aya::programs::TcAttachType;
@@ -50,6 +50,18 @@ impl Node {
             programs::attach_stats(&mut ebpf, &options.pins, cgroup)?;
         }
         Ok(Self { options })
+    }
+
+    /// Lets ztunnel splice the applications of this node: makes what that needs, or adopts what an earlier
+    /// agent left. The cgroup2 directory is one that holds the applications and ztunnel. Pods that are
+    /// attached from now on take part; see [`splice::self_test`] first.
+    pub fn splice_on(&self, cgroup: &Path) -> Result<(), Error> {
+        splice::agent::switch_on(&self.options.pins, cgroup)
+    }
+
+    /// Ends all splicing: what is spliced goes on through ztunnel. That it was off is fine.
+    pub fn splice_off(&self) -> Result<(), Error> {
+        splice::agent::switch_off(&self.options.pins)
     }
 
     /// Loads, attaches and pins the capture of one pod, or adopts and renews what is pinned for it.
@@ -107,6 +119,10 @@ impl Node {
             if self.options.kernel_log {
                 log = Some(klog::Reader::start(&mut ebpf, target.uid)?);
             }
+        }
+        if let Err(error) = splice::agent::name(&self.options.pins, target.netns) {
+            // It is slower then, and as right as ever.
+            tracing::warn!(pod = target.uid, %error, "the pod takes no part in splicing");
         }
         let pod = Pod::new(&self.options.pins, target, dir, host_end.is_some(), log)?;
         if !adopted {

@@ -3,6 +3,7 @@
 use crate::{
     Counters, Error, Netns, Target, device, klog, maps, node, probe,
     sockdiag::{self, Diag},
+    splice,
 };
 use abi::{Config, FlowKey};
 use nix::time::{ClockId, clock_gettime};
@@ -196,6 +197,7 @@ impl Pod {
     /// Takes the capture away: links, pins, rules, routes. What ztunnel still held breaks; wait for
     /// [`Pod::captured_connections`] in [`Mode::Drain`] first.
     pub fn detach(self) -> Result<(), Error> {
+        splice::agent::unname(&self.pins, &self.netns)?;
         let config = maps::read_config(&self.dir)?;
         // While the programs go one by one, those still there let everything pass.
         maps::write_config(&self.dir, &Config { mode: abi::Mode::Drain as u32, ..config })?;

@@ -4,12 +4,15 @@
 //! loads the programs again over the same pinned maps and puts each into its link in place of the old one,
 //! which the kernel does between two packets.
 
-use crate::{Error, Netns, klog, layout, sys};
+use crate::{Error, Netns, klog, layout, splice::agent::Load, sys};
 use aya::{
     Ebpf, EbpfLoader,
+    maps::{MapError, SockHash},
     programs::{
-        CgroupAttachMode, LinkOrder, ProgramError, SchedClassifier, SkLookup, SockOps, TcAttachType,
+        CgroupAttachMode, LinkOrder, ProgramError, SchedClassifier, SkLookup, SkMsg, SockOps, TcAttachType,
         links::{FdLink, PinnedLink},
+        sk_msg::SkMsgLink,
+        sock_ops::SockOpsLink,
         tc::{SchedClassifierLink, TcAttachOptions},
     },
     sys::SyscallError,
@@ -41,6 +44,8 @@ pub(crate) const INGRESS: &str = "pod_ingress";
 pub(crate) const GUARD: &str = "pod_guard";
 const REUSE: &str = "pod_reuse";
 const STATS: &str = "own_stats";
+pub(crate) const SPLICE_OPS: &str = "splice_ops";
+const SPLICE_MSG: &str = "splice_msg";
 
 /// Every program that has a link in a pod's directory, in the order in which they may be taken away.
 pub(crate) const LINKED: [&str; 5] = [GUARD, EGRESS, INGRESS, LOOPBACK, REUSE];
@@ -80,6 +85,15 @@ pub(crate) struct Place<'a> {
 
 /// Creates or reuses the maps, and readies the programs for loading.
 pub(crate) fn load(place: &Place<'_>, log: bool) -> Result<Ebpf, Error> {
+    load_with(place, Load::No, log)
+}
+
+/// The same for the programs of splicing alone. For a test of this kernel, what pods share is made anew too.
+pub(crate) fn load_splice(shared: &Path, splice: Load<'_>) -> Result<Ebpf, Error> {
+    load_with(&Place { shared, pod: None, flows: 1 }, splice, false)
+}
+
+fn load_with(place: &Place<'_>, splice: Load<'_>, log: bool) -> Result<Ebpf, Error> {
     let Place { shared, pod, flows } = *place;
     let mut loader = EbpfLoader::new();
     let level = klog::level(log);
@@ -90,8 +104,30 @@ pub(crate) fn load(place: &Place<'_>, log: bool) -> Result<Ebpf, Error> {
         // The log's ring exists all the same; let it be as small as can be.
         loader.map_max_entries(klog::RING, 4096);
     }
-    for (name, _) in layout::SHARED {
-        loader.map_pin_path(name, layout::map(shared, name));
+    if !matches!(splice, Load::Scratch { .. }) {
+        for (name, _) in layout::SHARED {
+            loader.map_pin_path(name, layout::map(shared, name));
+        }
+    }
+    if let Some(room) = splice.room() {
+        for (name, _) in layout::SPLICE {
+            // The socket storage has no size.
+            if name != abi::SPLICE_STATE {
+                loader.map_max_entries(name, room);
+            }
+        }
+    }
+    match &splice {
+        Load::No => {}
+        Load::Scratch { write_seq } => {
+            loader.override_global(abi::SPLICE_WRITE_SEQ, write_seq, true);
+        }
+        Load::Pinned { dir, write_seq } => {
+            for (name, _) in layout::SPLICE {
+                loader.map_pin_path(name, layout::map(dir, name));
+            }
+            loader.override_global(abi::SPLICE_WRITE_SEQ, write_seq, true);
+        }
     }
     for (name, _) in layout::PER_POD {
         if let Some(pod) = pod {
@@ -151,17 +187,47 @@ pub(crate) fn attach_reuse(ebpf: &mut Ebpf, dir: &Path, netns: &Netns) -> Result
 
 /// Attaches the measuring of ztunnel's connections to its cgroup.
 pub(crate) fn attach_stats(ebpf: &mut Ebpf, pins: &Path, cgroup: &Path) -> Result<(), Error> {
-    let what = || format!("attach own_stats to the cgroup {}", cgroup.display());
+    let link = attach_to_cgroup(ebpf, STATS, cgroup)?;
+    let link = FdLink::try_from(link).map_err(|error| Error::kernel("pin own_stats", &error))?;
+    replace_pin(link, &pins.join(layout::STATS_LINK))
+}
+
+/// Attaches the `sk_msg` program to the sockets that may be spliced, in place of an earlier one. Sockets that
+/// are there already keep the one they have. Dropping the link detaches the program.
+pub(crate) fn attach_splice_msg(ebpf: &mut Ebpf) -> Result<SkMsgLink, Error> {
+    let failed = |error: &(dyn std::error::Error + 'static)| Error::kernel("attach splice_msg", error);
+    let map = ebpf.map(abi::SPLICE_SOCKETS).ok_or_else(|| missing(abi::SPLICE_SOCKETS))?;
+    let sockets: SockHash<_, [u64; 6]> = map.try_into().map_err(|error: MapError| failed(&error))?;
+    let map = sockets.fd().try_clone().map_err(|source| Error::system("attach splice_msg", source))?;
+    let program: &mut SkMsg = program(ebpf, SPLICE_MSG)?;
+    program.load().map_err(|error| Error::kernel("load splice_msg", &error))?;
+    let id = program.attach(&map).map_err(|error| failed(&error))?;
+    program.take_link(id).map_err(|error| failed(&error))
+}
+
+/// Attaches the choice of sockets to the cgroup that holds applications and ztunnel. Dropping the link
+/// detaches the program.
+pub(crate) fn attach_splice_ops(ebpf: &mut Ebpf, cgroup: &Path) -> Result<SockOpsLink, Error> {
+    attach_to_cgroup(ebpf, SPLICE_OPS, cgroup)
+}
+
+/// Pins that link, in the place of an earlier one, so that it outlives us.
+pub(crate) fn pin_splice_ops(link: SockOpsLink, dir: &Path) -> Result<(), Error> {
+    let link = FdLink::try_from(link).map_err(|error| Error::kernel("pin splice_ops", &error))?;
+    replace_pin(link, &layout::link(dir, SPLICE_OPS))
+}
+
+/// Attaches a `sock_ops` program.
+fn attach_to_cgroup(ebpf: &mut Ebpf, name: &str, cgroup: &Path) -> Result<SockOpsLink, Error> {
+    let what = || format!("attach {name} to the cgroup {}", cgroup.display());
     let dir = fs::File::open(cgroup).map_err(|source| Error::system(what(), source))?;
-    let program: &mut SockOps = program(ebpf, STATS)?;
-    program.load().map_err(|error| Error::kernel("load own_stats", &error))?;
+    let program: &mut SockOps = program(ebpf, name)?;
+    program.load().map_err(|error| Error::kernel(format!("load {name}"), &error))?;
     // A bpf link always stacks with others; the mode for that is of older ways to attach.
     let id = program
         .attach(dir, CgroupAttachMode::Single)
         .map_err(|error| Error::kernel(format!("{} (is it cgroup2?)", what()), &error))?;
-    let link = program.take_link(id).map_err(|error| Error::kernel(what(), &error))?;
-    let link = FdLink::try_from(link).map_err(|error| Error::kernel(what(), &error))?;
-    replace_pin(link, &pins.join(layout::STATS_LINK))
+    program.take_link(id).map_err(|error| Error::kernel(what(), &error))
 }
 
 /// Detaches a link and removes its pin; that it is gone already is success.
@@ -188,9 +254,13 @@ fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
-    let found = ebpf.program_mut(name).ok_or_else(|| Error::Kernel {
-        what: format!("load {name}"),
-        reason: "the object has no such program; run `cargo xtask ebpf`".to_owned(),
-    })?;
+    let found = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
     found.try_into().map_err(|error: ProgramError| Error::kernel(format!("load {name}"), &error))
+}
+
+pub(crate) fn missing(name: &str) -> Error {
+    Error::Kernel {
+        what: format!("load {name}"),
+        reason: "the object has no such program or map; run `cargo xtask ebpf`".to_owned(),
+    }
 }

@@ -21,8 +21,16 @@ const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
 const SK_DIAG_BPF_STORAGE: u16 = 1;
 const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
+/// An answer's attribute: the socket's memory, words of four bytes. Asked for by a bit of the request.
+const INET_DIAG_SKMEMINFO: u16 = 7;
+/// Which of the words counts what waits to be read.
+const SK_MEMINFO_RMEM_ALLOC: usize = 0;
+/// Which counts what has not been looked at yet, since somebody holds the socket's lock.
+const SK_MEMINFO_BACKLOG: usize = 7;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 const HEADER: usize = 16;
+/// Where a request says which attributes are wanted.
+const WANTED: usize = HEADER + 2;
 /// `struct inet_diag_msg`.
 const MESSAGE: usize = 72;
 
@@ -72,14 +80,41 @@ impl Diag {
     /// The socket with exactly these two addresses, be it alive or the remains of a closed connection
     /// (TIME_WAIT, see [`TcpSocket::is_live`]). A listener does not count.
     pub fn find(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<TcpSocket>> {
-        self.0.send(&request(0, local, remote, None), 0)?;
+        self.ask(&request(0, local, remote, None), |_| Ok(())).map(|found| found.map(|(socket, ())| socket))
+    }
+
+    /// How many bytes of memory wait in the receive queues of the socket with exactly these two addresses:
+    /// what came by TCP (more memory than there are bytes of data) and what was redirected to it. 0 if the
+    /// application has read everything; `None` if there is no such socket, or only its remains.
+    pub fn unread(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+        let mut question = request(0, local, remote, None);
+        question[WANTED] = 1 << (INET_DIAG_SKMEMINFO - 1);
+        let found = self.ask(&question, |attributes| {
+            let Some(memory) = attribute(attributes, INET_DIAG_SKMEMINFO) else { return Ok(None) };
+            let word = |at: usize| u32_at(memory, 4 * at);
+            Ok(Some(word(SK_MEMINFO_RMEM_ALLOC)?.saturating_add(word(SK_MEMINFO_BACKLOG)?)))
+        })?;
+        Ok(found.and_then(|(_, unread)| unread))
+    }
+
+    /// Asks about one socket, and reads the attributes of the answer.
+    fn ask<T>(
+        &self,
+        question: &[u8],
+        read: impl FnOnce(&[u8]) -> io::Result<T>,
+    ) -> io::Result<Option<(TcpSocket, T)>> {
+        self.0.send(question, 0)?;
         let mut answer = [0_u8; 512];
         let length = self.0.recv(&mut &mut answer[..], 0)?;
         let answer = answer.get(..length).unwrap_or(&answer);
         match u16_at(answer, 4)? {
             SOCK_DIAG_BY_FAMILY => {
-                let found = socket(answer.get(HEADER..).unwrap_or_default())?;
-                Ok(Some(found).filter(|socket| socket.state != LISTEN))
+                let message = answer.get(HEADER..).unwrap_or_default();
+                let found = socket(message)?;
+                if found.state == LISTEN {
+                    return Ok(None);
+                }
+                Ok(Some((found, read(message.get(MESSAGE..).unwrap_or_default())?)))
             }
             NLMSG_ERROR => match error_of(answer)? {
                 error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -254,7 +289,10 @@ fn malformed(what: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{TcpListener, TcpStream};
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+    };
 
     #[test]
     fn the_remains_of_a_closed_connection_are_found_and_are_not_alive() {
@@ -288,6 +326,26 @@ mod tests {
             listed.iter().any(|socket| socket.local == local && socket.remote == remote && socket.is_live())
         );
         assert!(!listed.iter().any(|socket| socket.state == LISTEN));
+    }
+
+    #[test]
+    fn unread_bytes_are_counted_until_they_are_read() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut accepted = listener.accept().unwrap().0;
+        let (here, there) = (client.peer_addr().unwrap(), client.local_addr().unwrap());
+        let diag = Diag::open().unwrap();
+        assert_eq!(diag.unread(here, there).unwrap(), Some(0));
+        client.write_all(&[1; 100]).unwrap();
+        accepted.peek(&mut [0; 1]).unwrap();
+        assert!(diag.unread(here, there).unwrap().unwrap() >= 100);
+        accepted.read_exact(&mut [0; 100]).unwrap();
+        assert_eq!(diag.unread(here, there).unwrap(), Some(0));
+        drop(client);
+        drop(accepted);
+        assert_eq!(diag.unread(there, here).unwrap(), None, "remains have no queue");
+        assert_eq!(diag.unread(here, SocketAddr::new(here.ip(), 1)).unwrap(), None);
     }
 
     #[test]

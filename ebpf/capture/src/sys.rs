@@ -4,7 +4,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -12,6 +12,7 @@ use std::{
 
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_DETACH: libc::c_int = 34;
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// Detaches a pinned link at once. (Without this it goes when its last holder lets go, and the kernel lets
 /// go of a removed pin only after a while.) A link whose device is gone is detached already.
@@ -29,6 +30,40 @@ pub(crate) fn detach_pinned_link(pin: &Path) -> io::Result<()> {
         error if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
         error => Err(error),
     }
+}
+
+/// The cookie of the network namespace that a socket is in.
+pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut size = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: the option fills a word of eight bytes, whose size is given.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut size,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How many bytes wait to be read, by FIONREAD.
+pub(crate) fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    queued(socket, libc::FIONREAD)
+}
+
+/// How many bytes were written and not acknowledged, by SIOCOUTQ.
+pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    queued(socket, libc::TIOCOUTQ)
+}
+
+fn queued(socket: BorrowedFd<'_>, what: libc::Ioctl) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: both questions fill one integer.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw mut bytes) };
+    if result == 0 { Ok(bytes.unsigned_abs() as usize) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Opens what is pinned at a path.

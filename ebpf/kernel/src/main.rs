@@ -10,6 +10,7 @@
 //! | `guard` | tcx ingress of the host's end of the pod's link |
 //! | `reuse` | `sk_lookup` of the pod's namespace |
 //! | `stats` | `sock_ops` of ztunnel's cgroup |
+//! | `splice` | `sock_ops` of the cgroup of applications and ztunnel; `sk_msg` of sockets that are spliced |
 //!
 //! The object is loaded once per pod, so that its maps are the pod's and no packet asks whose it is; only
 //! the marks on ztunnel's sockets are shared. There is no NAT, no conntrack, and no address is changed.
@@ -25,6 +26,7 @@ mod maps;
 mod packet;
 mod reuse;
 mod socket;
+mod splice;
 mod stats;
 
 #[panic_handler]

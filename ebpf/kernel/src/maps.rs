@@ -3,7 +3,7 @@
 //! The socket maps are declared by hand, since aya's types fix what we need otherwise: the storage's flags
 //! (`BPF_F_CLONE`), and eight bytes for a slot's value, without which user space cannot read a cookie.
 
-use abi::{Config, FlowKey, ReuseNote, TcpStats};
+use abi::{Config, FlowKey, Grant, ReuseNote, SpliceKey, SpliceState, TcpStats};
 use aya_ebpf::{
     bindings::{
         BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
@@ -11,7 +11,7 @@ use aya_ebpf::{
     },
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash},
 };
 use core::{ffi::c_void, ptr};
 
@@ -37,6 +37,30 @@ pub static STATS: SocketStorage<TcpStats, { BPF_F_NO_PREALLOC as usize }> = Sock
 
 #[btf_map]
 pub static SLOTS: SocketSlots<{ abi::SLOT_COUNT as usize }> = SocketSlots::new();
+
+#[map]
+pub static SPLICE_SOCKETS: SockHash<SpliceKey> = SockHash::with_max_entries(abi::SPLICE_LIMIT, 0);
+
+#[map]
+pub static SPLICE_PODS: HashMap<u64, u32> =
+    HashMap::with_max_entries(abi::SPLICE_POD_LIMIT, BPF_F_NO_PREALLOC);
+
+/// An expectation that is not met (ztunnel died) is pushed out by newer ones.
+#[map]
+pub static SPLICE_EXPECTED: LruHashMap<SpliceKey, u32> =
+    LruHashMap::with_max_entries(abi::SPLICE_EXPECTED_LIMIT, 0);
+
+#[map]
+pub static SPLICE_GRANTS: HashMap<SpliceKey, Grant> =
+    HashMap::with_max_entries(abi::SPLICE_LIMIT, BPF_F_NO_PREALLOC);
+
+/// So is a tally that nobody removed.
+#[map]
+pub static SPLICE_TALLY: LruHashMap<SpliceKey, u64> =
+    LruHashMap::with_max_entries(abi::SPLICE_TALLY_LIMIT, 0);
+
+#[btf_map]
+pub static SPLICE_STATE: SocketStorage<SpliceState, { BPF_F_NO_PREALLOC as usize }> = SocketStorage::new();
 
 /// A value on each socket.
 #[repr(C)]

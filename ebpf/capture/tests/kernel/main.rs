@@ -10,6 +10,8 @@ mod inbound;
 mod life;
 mod outbound;
 mod packets;
+mod relay;
 mod sniff;
+mod splice;
 mod stats;
 mod world;

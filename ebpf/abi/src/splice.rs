@@ -1,0 +1,227 @@
+//! Splicing two applications of one node: the maps, and when a message may go straight to the peer.
+//!
+//! A captured same-node connection is two TCP connections with ztunnel between them. Spliced, what one
+//! application sends is queued at the other one's socket by the `sk_msg` program; the two TCP connections
+//! stay, and carry the beginning, whatever is not redirected, and the end. ztunnel grants each direction,
+//! and a grant names the number of bytes that must have gone the ordinary way before it: it holds only
+//! while the sender has sent exactly that many, so nothing redirected can overtake anything.
+
+use crate::FlowKey;
+
+/// [`SpliceKey`] → socket of an application. Kernel type `sockhash`; the `sk_msg` program is attached to it.
+pub const SPLICE_SOCKETS: &str = "SPLICE_SOCKETS";
+/// Cookie of a network namespace (`u64`) → 1: the namespaces whose sockets take part.
+pub const SPLICE_PODS: &str = "SPLICE_PODS";
+/// [`SpliceKey`] → 1: a socket that an application is about to accept from ztunnel, and that takes part.
+pub const SPLICE_EXPECTED: &str = "SPLICE_EXPECTED";
+/// [`SpliceKey`] of the sender → [`Grant`]. Written by ztunnel, removed by either side.
+pub const SPLICE_GRANTS: &str = "SPLICE_GRANTS";
+/// [`SpliceKey`] of the sender → bytes redirected (`u64`). Made and removed by ztunnel, added to by the
+/// program.
+pub const SPLICE_TALLY: &str = "SPLICE_TALLY";
+/// [`SpliceState`] on each socket that takes part, and on ztunnel's that face one.
+pub const SPLICE_STATE: &str = "SPLICE_STATE";
+/// The variable of the programs that holds where `write_seq` lies in the kernel's `struct tcp_sock`, in
+/// bytes (`u32`).
+pub const SPLICE_WRITE_SEQ: &str = "SPLICE_WRITE_SEQ";
+/// How many sockets may take part at one time.
+pub const SPLICE_LIMIT: u32 = 65_536;
+/// How many namespaces may.
+pub const SPLICE_POD_LIMIT: u32 = 4_096;
+/// How many sockets may be expected at one time; older expectations are forgotten.
+pub const SPLICE_EXPECTED_LIMIT: u32 = 4_096;
+/// How many tallies are kept; the ones that were not added to for longest are forgotten.
+pub const SPLICE_TALLY_LIMIT: u32 = 32_768;
+
+/// One end of a connection, as the application sees it: `local` is the application's end.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SpliceKey {
+    /// The cookie of the network namespace that the socket is in (`SO_NETNS_COOKIE`).
+    pub netns: u64,
+    /// The addresses, IPv4 as `::ffff:a.b.c.d` also for sockets of family IPv4.
+    pub flow: FlowKey,
+    /// Zero: a map's key must have no padding.
+    pub zero: u32,
+}
+
+impl SpliceKey {
+    /// The end of a connection in a namespace.
+    #[inline(always)]
+    pub const fn new(netns: u64, flow: FlowKey) -> Self {
+        Self { netns, flow, zero: 0 }
+    }
+
+    /// As user space writes it into a map.
+    #[inline(always)]
+    pub fn to_words(&self) -> [u64; 6] {
+        let [a, b, c, d, e, f, g, h, i] = self.flow.to_words();
+        let join = crate::maps::join;
+        [self.netns, join(a, b), join(c, d), join(e, f), join(g, h), join(i, self.zero)]
+    }
+
+    /// As user space reads it from a map.
+    #[inline(always)]
+    pub fn from_words([netns, ab, cd, ef, gh, i]: [u64; 6]) -> Self {
+        let split = crate::maps::split_word;
+        let ((a, b), (c, d), (e, f), (g, h), (i, zero)) =
+            (split(ab), split(cd), split(ef), split(gh), split(i));
+        Self { netns, flow: FlowKey::from_words([a, b, c, d, e, f, g, h, i]), zero }
+    }
+}
+
+/// ztunnel's leave to redirect what one socket sends.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// The socket at which it is queued.
+    pub peer: SpliceKey,
+    /// How many bytes the sender has sent by TCP, all of them consumed by the peer.
+    pub carried: u64,
+    /// How many bytes may have been redirected, over the whole life of the sender.
+    pub limit: u64,
+    /// [`Grant::new`] computes it. The kernel may use the memory of a replaced value for another key while
+    /// a program still reads it; such a reading does not match.
+    pub seal: u64,
+}
+
+impl Grant {
+    /// The leave for `from`.
+    pub fn new(from: &SpliceKey, peer: SpliceKey, carried: u64, limit: u64) -> Self {
+        let seal = seal(from, &peer, carried, limit);
+        Self { peer, carried, limit, seal }
+    }
+
+    /// As user space writes it into a map.
+    pub fn to_words(&self) -> [u64; 9] {
+        let [a, b, c, d, e, f] = self.peer.to_words();
+        [a, b, c, d, e, f, self.carried, self.limit, self.seal]
+    }
+
+    /// As it is read from a map.
+    #[inline(always)]
+    pub fn from_words([a, b, c, d, e, f, carried, limit, seal]: [u64; 9]) -> Self {
+        Self { peer: SpliceKey::from_words([a, b, c, d, e, f]), carried, limit, seal }
+    }
+
+    /// Whether a message of `size` bytes of `from` may be redirected: `sent` is how many bytes that socket
+    /// has put into its TCP connection (modulo 2³²: more are never on their way), `redirected` how many
+    /// went straight to the peer.
+    #[inline(always)]
+    pub fn allows(&self, from: &SpliceKey, sent: u32, redirected: u64, size: u32) -> bool {
+        self.carried as u32 == sent
+            && redirected.saturating_add(size as u64) <= self.limit
+            && self.seal == seal(from, &self.peer, self.carried, self.limit)
+    }
+}
+
+#[inline(always)]
+fn seal(from: &SpliceKey, peer: &SpliceKey, carried: u64, limit: u64) -> u64 {
+    let mix = |sum: u64, word: u64| {
+        let sum = (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        sum ^ (sum >> 32)
+    };
+    let [a, b, c, d, e, f] = from.to_words();
+    let [g, h, i, j, k, l] = peer.to_words();
+    let sum = mix(mix(mix(mix(mix(mix(1, a), b), c), d), e), f);
+    let sum = mix(mix(mix(mix(mix(mix(sum, g), h), i), j), k), l);
+    mix(mix(sum, carried), limit)
+}
+
+/// What is kept on a socket.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpliceState {
+    /// On a socket of an application, its own key; on one of ztunnel's, the key of the socket it faces.
+    pub key: SpliceKey,
+    /// Bytes redirected. Those that the kernel could not queue at once are counted again.
+    pub redirected: u64,
+    /// `write_seq` before the first byte.
+    pub base: u32,
+    /// [`SpliceState::APP`] or [`SpliceState::WATCHED`].
+    pub kind: u32,
+}
+
+impl SpliceState {
+    /// A socket of an application.
+    pub const APP: u32 = 1;
+    /// A socket of ztunnel: when it leaves `TCP_ESTABLISHED`, the grant of the one that it faces goes.
+    pub const WATCHED: u32 = 2;
+    /// Its size in words of eight bytes.
+    pub const WORDS: usize = size_of::<Self>() / 8;
+
+    /// As user space reads it from a map.
+    pub fn from_words([a, b, c, d, e, f, redirected, last]: [u64; 8]) -> Self {
+        let (base, kind) = crate::maps::split_word(last);
+        Self { key: SpliceKey::from_words([a, b, c, d, e, f]), redirected, base, kind }
+    }
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(size_of::<SpliceKey>() == 48 && align_of::<SpliceKey>() == 8);
+    assert!(offset_of!(SpliceKey, flow) == 8 && offset_of!(SpliceKey, zero) == 44);
+    assert!(size_of::<Grant>() == 72 && offset_of!(Grant, carried) == 48);
+    assert!(offset_of!(Grant, limit) == 56 && offset_of!(Grant, seal) == 64);
+    assert!(size_of::<SpliceState>() == 64 && offset_of!(SpliceState, redirected) == 48);
+    assert!(offset_of!(SpliceState, base) == 56 && offset_of!(SpliceState, kind) == 60);
+};
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec::Vec;
+
+    fn key(netns: u64, local: &str, remote: &str) -> SpliceKey {
+        SpliceKey::new(netns, FlowKey::new(local.parse().unwrap(), remote.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_key_survives_the_border_and_its_words_are_its_bytes() {
+        for key in [key(7, "10.0.0.1:80", "10.0.0.2:49152"), key(u64::MAX, "[fd00::1]:1", "[fd00::2]:2")] {
+            let words = key.to_words();
+            assert_eq!(SpliceKey::from_words(words), key);
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            assert_eq!(bytes[..8], key.netns.to_ne_bytes());
+            assert_eq!(bytes[8..24], key.flow.local.octets());
+            assert_eq!(bytes[24..40], key.flow.remote.octets());
+            assert_eq!(bytes[40..42], key.flow.local_port.get().to_be_bytes());
+            assert_eq!(bytes[42..44], key.flow.remote_port.get().to_be_bytes());
+            assert_eq!(bytes[44..], [0; 4]);
+        }
+    }
+
+    #[test]
+    fn a_mapped_address_makes_the_same_key() {
+        assert_eq!(
+            key(1, "10.0.0.1:80", "10.0.0.2:9"),
+            key(1, "[::ffff:10.0.0.1]:80", "[::ffff:10.0.0.2]:9")
+        );
+    }
+
+    #[test]
+    fn a_grant_holds_for_its_sender_at_its_place_up_to_its_limit() {
+        let (a, b) = (key(1, "10.0.0.1:80", "10.0.0.2:9"), key(2, "10.0.0.2:90", "10.0.0.1:8"));
+        let grant = Grant::from_words(Grant::new(&a, b, (1 << 32) + 100, 1_000).to_words());
+        assert!(grant.allows(&a, 100, 0, 1_000));
+        assert!(grant.allows(&a, 100, 999, 1));
+        assert!(!grant.allows(&a, 100, 999, 2), "over the limit");
+        assert!(!grant.allows(&a, 100, u64::MAX, 2), "far over the limit");
+        assert!(!grant.allows(&a, 101, 0, 1), "a byte is on its way by TCP");
+        assert!(!grant.allows(&b, 100, 0, 1), "another sender");
+    }
+
+    #[test]
+    fn a_torn_grant_holds_for_nobody() {
+        let (a, b) = (key(1, "10.0.0.1:80", "10.0.0.2:9"), key(2, "10.0.0.2:90", "10.0.0.1:8"));
+        let (c, d) = (key(1, "10.0.0.1:81", "10.0.0.3:9"), key(3, "10.0.0.3:90", "10.0.0.1:9"));
+        let (one, other) = (Grant::new(&a, b, 5, 70).to_words(), Grant::new(&c, d, 5, 70).to_words());
+        for torn in 1..one.len() {
+            let mut words = one;
+            words[torn..].copy_from_slice(&other[torn..]);
+            assert_eq!(Grant::from_words(words).allows(&a, 5, 0, 1), words == one, "torn at {torn}");
+            assert!(!Grant::from_words(words).allows(&c, 5, 0, 1), "torn at {torn}");
+        }
+    }
+}
