@@ -131,7 +131,7 @@ async fn client_end(
         spawn_local(async move {
             if plain {
                 if let Ok(app) = dial_app(app).await {
-                    direct(tcp, app, &Meter::new(), pending()).await;
+                    direct(tcp, app, &Meter::new(), pending(), ()).await;
                 }
                 return;
             }

@@ -174,7 +174,7 @@ async fn carry_plain(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted
     let app = admit_and_dial(worker, carried, &snapshot, admitted, caller, to).await?;
     let front = accepted.take().map_err(Failure::Caller)?;
     carried.record().opened();
-    let end = direct(front, app, &carried.meter, carried.stopped()).await;
+    let end = direct(front, app, &carried.meter, carried.stopped(), ()).await;
     tell_end(&end, carried);
     Ok(())
 }
@@ -200,7 +200,8 @@ async fn admit_and_dial(
     // Set once in the life of a connection: here.
     let _ = carried.admitted.set(admitted);
     let options = &worker.shared.settings.sockets;
-    let dial = sockets::onward(&pod.netns, &pod.own, &pod.onward_ports, caller, to, options);
+    let inside = pod.inside();
+    let dial = sockets::onward(&inside, caller, to, options, |_from| ());
     until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })
 }
 

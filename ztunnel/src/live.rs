@@ -46,6 +46,8 @@ pub(crate) enum Path {
     Passthrough,
     Plain,
     SameNode,
+    /// Within the node, and past ztunnel in the kernel.
+    Spliced,
     /// Through a tunnel.
     Hbone,
     /// Out of a tunnel.
@@ -60,6 +62,7 @@ impl Path {
             Self::Passthrough => "passthrough",
             Self::Plain => "plain",
             Self::SameNode => "same-node",
+            Self::Spliced => "spliced",
             Self::Hbone => "hbone",
             Self::InboundHbone => "inbound-hbone",
             Self::InboundPlain => "inbound-plain",

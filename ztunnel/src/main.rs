@@ -21,6 +21,7 @@ mod ring;
 mod seqpacket;
 mod shared;
 mod sockets;
+mod splice;
 mod takeover;
 mod worker;
 mod zds;

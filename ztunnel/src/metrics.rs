@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     pub(crate) tunnels_accepted: Counter,
     pub(crate) handshake_failures: Counter,
     pub(crate) rejudged: Counter,
+    pub(crate) spliced: Counter,
     pub(crate) policy_generation: Gauge,
     refused: Family<Reason, Counter>,
 }
@@ -36,6 +37,7 @@ impl Metrics {
             tunnels_accepted: Counter::default(),
             handshake_failures: Counter::default(),
             rejudged: Counter::default(),
+            spliced: Counter::default(),
             policy_generation: Gauge::default(),
             refused: Family::default(),
         };
@@ -70,6 +72,11 @@ impl Metrics {
                 "ended_by_policy",
                 "Live connections ended because a new state does not allow them",
                 metrics.rejudged.clone(),
+            );
+            registry.register(
+                "spliced_connections",
+                "Connections within this node that were spliced from app to app in the kernel",
+                metrics.spliced.clone(),
             );
             registry.register(
                 "policy_generation",

@@ -22,6 +22,7 @@ use crate::{
     live::{Admitted, Carried, Path, Stop},
     pods::{Place, Pod},
     sockets::{self, Accepted},
+    splice::{self, App, Splice},
     worker::Worker,
 };
 
@@ -58,6 +59,9 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
     let outbound = Outbound { source: &source, destination: accepted.original, seed: rand::random() };
     let plan = snapshot.plan(&worker.shared.settings.node, &outbound)?;
     let call = Call { worker, pod, carried, accepted, source: &source };
+    if !matches!(plan, Plan::SameNode(_)) {
+        splice::release(&worker.shared, &call.caller());
+    }
     match plan {
         Plan::Passthrough { to } => call.plain(Path::Passthrough, to).await,
         Plan::Plain(target) => {
@@ -122,6 +126,11 @@ impl Call<'_> {
         own.find(|ip| ip.is_ipv4() == to.is_ipv4()).ok_or(Failure::NoSourceAddress(to))
     }
 
+    /// The app that calls.
+    fn caller(&self) -> App {
+        App { pod: self.pod.clone(), local: self.accepted.peer, remote: self.accepted.original }
+    }
+
     fn app(&self) -> Result<TcpStream, Failure> {
         self.accepted.take().map_err(Failure::Caller)
     }
@@ -135,7 +144,7 @@ impl Call<'_> {
         let there = until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })?;
         let app = self.app()?;
         carried.record().opened();
-        let end = direct(app, there, &carried.meter, carried.stopped()).await;
+        let end = direct(app, there, &carried.meter, carried.stopped(), ()).await;
         tell_end(&end, carried);
         Ok(())
     }
@@ -170,12 +179,15 @@ impl Call<'_> {
         }
         // Both are set once in the life of a connection: here.
         let _ = (carried.admitted.set(admitted), carried.other.set(there.clone()));
-        let options = &self.worker.shared.settings.sockets;
-        let dial = sockets::onward(&there.netns, &there.own, &there.onward_ports, caller, to, options);
-        let there = until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })?;
+        let shared = &self.worker.shared;
+        let mut splice = Splice::new(shared, carried, self.caller(), &there, to);
+        let expect = |from| splice.iter_mut().for_each(|splice| splice.expect(from));
+        let inside = there.inside();
+        let dial = sockets::onward(&inside, caller, to, &shared.settings.sockets, expect);
+        let onward = until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })?;
         let app = self.app()?;
         carried.records(runtime::record::Connection::opened);
-        let end = direct(app, there, &carried.meter, carried.stopped()).await;
+        let end = direct(app, onward, &carried.meter, carried.stopped(), splice).await;
         tell_end(&end, carried);
         Ok(())
     }

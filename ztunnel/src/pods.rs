@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{
@@ -17,14 +17,14 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
-use capture::{Netns, Pins, PodSlots, Role, socket_cookie};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use capture::{Netns, Pins, PodSlots, Role, Splices, socket_cookie};
 use mesh::{Identity, Workload};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     shared::Shared,
-    sockets::{self, OnwardPorts, OriginalDestination, Own, SocketOptions},
+    sockets::{self, Inside, OnwardPorts, OriginalDestination, Own, SocketOptions},
     worker::{Command, Workers},
     zds::{self, PodInfo},
 };
@@ -48,6 +48,8 @@ pub(crate) struct Pod {
     pub(crate) name: Arc<str>,
     pub(crate) identity: Identity,
     pub(crate) netns: Netns,
+    /// The kernel's number for the namespace; `None` where the kernel knows none.
+    pub(crate) cookie: Option<u64>,
     pub(crate) own: Own,
     pub(crate) onward_ports: OnwardPorts,
     /// Where the original destination of an accepted connection is found.
@@ -103,6 +105,16 @@ impl Pod {
         workload.namespace == self.namespace
             && workload.name == self.name
             && workload.identity() == self.identity
+    }
+
+    /// What a connection from within the pod needs.
+    pub(crate) fn inside(&self) -> Inside<'_> {
+        Inside { netns: &self.netns, own: &self.own, ports: &self.onward_ports }
+    }
+
+    /// Bytes of memory that wait unread at the socket of an app of this pod; `None` if there is none.
+    pub(crate) fn unread(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+        self.onward_ports.ask(&self.netns, |diag| diag.unread(local, remote))
     }
 
     /// Who holds the slots.
@@ -165,6 +177,7 @@ fn judge_holders(held: &[Option<u64>], ours: &[u64]) -> Holder {
 #[derive(Default)]
 pub(crate) struct Directory {
     pods: ArcSwap<ByName>,
+    splices: ArcSwapOption<Splices>,
 }
 
 /// By namespace and name.
@@ -179,6 +192,11 @@ impl Directory {
 
     pub(crate) fn all(&self) -> Vec<Arc<Pod>> {
         self.pods.load().values().cloned().collect()
+    }
+
+    /// The splice of this node; `None` where the agent has not switched it on.
+    pub(crate) fn splices(&self) -> Option<Arc<Splices>> {
+        self.splices.load_full()
     }
 
     fn publish<'a>(&self, pods: impl Iterator<Item = &'a Arc<Pod>>) {
@@ -260,6 +278,7 @@ impl Manager {
                 info.namespace.as_str(),
                 info.service_account.as_str(),
             ),
+            cookie: netns.cookie().ok(),
             netns,
             own,
             onward_ports: OnwardPorts::new(),
@@ -272,6 +291,14 @@ impl Manager {
             listeners: Mutex::new(listeners),
             cookies,
         })
+    }
+
+    /// The agent that names pods may be another than before, and have switched the splice on or off.
+    fn renew_splices(&self) {
+        match Splices::open(&self.pins_folder) {
+            Ok(splices) => self.shared.pods.splices.store(splices.map(Arc::new)),
+            Err(error) => tracing::warn!(%error, "connections within this node are not spliced"),
+        }
     }
 
     /// The pod's slots; `None` when its capture is not ours.
@@ -348,6 +375,9 @@ impl zds::Pods for Manager {
         let netns = Netns::from_fd(netns).map_err(|error| format!("pod {}: {error}", info.uid))?;
         let error = |error: capture::Error| format!("pod {}: {error}", info.uid);
         let slots = self.slots(&info.uid).map_err(error)?;
+        if slots.is_some() {
+            self.renew_splices();
+        }
         if let Some(known) = self.served.get(&info.uid) {
             let same_names = *known.namespace == *info.namespace
                 && *known.name == *info.name
@@ -435,6 +465,7 @@ impl Pod {
             name: name.into(),
             identity: Identity::new("cluster.local", namespace, name),
             netns: Netns::current().unwrap(),
+            cookie: None,
             own: Own::Mark(FOREIGN_MARK),
             onward_ports: OnwardPorts::new(),
             original: OriginalDestination::LocalAddress,

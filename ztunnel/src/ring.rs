@@ -394,10 +394,10 @@ fn more_connections_than_ports_are_made_when_the_app_closes_first() {
     // 17,304 ports; from then on, each stands on the remains of an earlier connection.
     runtime.block_on(async {
         for count in 0..18_000 {
-            let own = Own::Mark(0x539);
-            let onward =
-                sockets::onward(&netns, &own, &ports, namespace.address, namespace.port(8080), &options);
-            let mut app = onward.await.unwrap_or_else(|error| panic!("connection {count}: {error}"));
+            let inside = Inside { netns: &netns, own: &Own::Mark(0x539), ports: &ports };
+            let (caller, to) = (namespace.address, namespace.port(8080));
+            let mut app = sockets::onward(&inside, caller, to, &options, |_from| ())
+                .await.unwrap_or_else(|error| panic!("connection {count}: {error}"));
             assert_eq!(app.read(&mut [0]).await.unwrap(), 0, "the app closes");
         }
     });

@@ -202,23 +202,39 @@ pub(crate) async fn dial(
     finish(socket, options.dial_timeout).await
 }
 
+/// A pod from within.
+pub(crate) struct Inside<'a> {
+    pub(crate) netns: &'a Netns,
+    pub(crate) own: &'a Own,
+    pub(crate) ports: &'a OnwardPorts,
+}
+
 /// Connects to a pod's own app inside the pod's namespace with the caller's address as source.
 ///
 /// The port is chosen explicitly and never the caller's: were it the same, our SYN would hit the front
 /// leg's socket. The kernel's own choice does not check the mirrored tuple, so we ask SOCK_DIAG.
+///
+/// `before` is told the source of each attempt, before its SYN goes out.
 pub(crate) async fn onward(
-    netns: &Netns,
+    inside: &Inside<'_>,
+    caller: IpAddr,
+    to: SocketAddr,
+    options: &SocketOptions,
+    before: impl FnMut(SocketAddr),
+) -> io::Result<TcpStream> {
+    let Inside { netns, own, ports } = *inside;
+    let socket =
+        netns.enter(|| start_onward(own, ports, caller, to, before)).map_err(io::Error::other)??;
+    finish(socket, options.dial_timeout).await
+}
+
+fn start_onward(
     own: &Own,
     ports: &OnwardPorts,
     caller: IpAddr,
     to: SocketAddr,
-    options: &SocketOptions,
-) -> io::Result<TcpStream> {
-    let socket = netns.enter(|| start_onward(own, ports, caller, to)).map_err(io::Error::other)??;
-    finish(socket, options.dial_timeout).await
-}
-
-fn start_onward(own: &Own, ports: &OnwardPorts, caller: IpAddr, to: SocketAddr) -> io::Result<Socket> {
+    mut before: impl FnMut(SocketAddr),
+) -> io::Result<Socket> {
     let mut search = Search::default();
     for _ in 0..ONWARD_ATTEMPTS {
         let from = SocketAddr::new(caller, ports.candidate(&search));
@@ -235,7 +251,10 @@ fn start_onward(own: &Own, ports: &OnwardPorts, caller: IpAddr, to: SocketAddr) 
             socket.set_ip_transparent_v6(true)?
         }
         socket.set_reuse_address(true)?;
-        let started = socket.bind(&from.into()).and_then(|()| start(&socket, to));
+        let started = socket.bind(&from.into()).and_then(|()| {
+            before(from);
+            start(&socket, to)
+        });
         match started {
             Ok(()) => return Ok(socket),
             Err(error) if is_taken(&error) => search.held(),
@@ -360,6 +379,16 @@ impl OnwardPorts {
     /// Starts anywhere, so that two ztunnels on a pod do not walk in step.
     pub(crate) fn new() -> Self {
         Self { next: AtomicU32::new(rand::random()), diag: Mutex::default() }
+    }
+
+    /// Asks about the sockets of the pod, whose namespace is `netns`.
+    pub(crate) fn ask<T>(&self, netns: &Netns, question: impl FnOnce(&Diag) -> io::Result<T>) -> io::Result<T> {
+        let mut diag = self.diag.lock().unwrap_or_else(PoisonError::into_inner);
+        let diag = match diag.as_ref() {
+            Some(diag) => diag,
+            None => diag.insert(netns.enter(Diag::open).map_err(io::Error::other)??),
+        };
+        question(diag)
     }
 
     /// To be asked inside the pod's namespace.

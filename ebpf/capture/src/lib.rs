@@ -32,3 +32,4 @@ pub use node::{Node, NodeOptions, Target};
 pub use pins::{Pins, PodSlots, Role, TcpStats, socket_cookie};
 pub use pod::{Measured, Mode, Pod};
 pub use splice::{AppSocket, Splices};
+pub use sys::unsent;

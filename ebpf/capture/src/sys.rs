@@ -54,8 +54,8 @@ pub(crate) fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
     queued(socket, libc::FIONREAD)
 }
 
-/// How many bytes were written and not acknowledged, by SIOCOUTQ.
-pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
+/// How many bytes were written to a TCP socket and not yet acknowledged by its peer (SIOCOUTQ).
+pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
     queued(socket, libc::TIOCOUTQ)
 }
 

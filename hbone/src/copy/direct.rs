@@ -3,6 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
+    os::fd::BorrowedFd,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
@@ -16,8 +17,31 @@ use crate::{
     transport::Link,
 };
 
-/// Copies between two sockets in the same manner; `a` is the first.
-pub async fn direct<A, B, S>(a: A, b: B, meter: &Meter, stop: S) -> End
+/// What goes on beside a copy between two sockets: bytes may be sent past it. The copy asks for nothing in
+/// return; whoever sends past it keeps the bytes in order.
+pub trait Aside {
+    /// Called after each round of copying. To be called again at some time, it wakes the task.
+    fn poll(&mut self, ends: Ends<'_>, cx: &mut Context<'_>);
+}
+
+/// The two sockets of a copy, while it runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends<'a> {
+    /// The first socket, where it is one.
+    pub first: Option<BorrowedFd<'a>>,
+    /// The second.
+    pub second: Option<BorrowedFd<'a>>,
+    /// Whether both directions are still open.
+    pub open: bool,
+}
+
+/// Nothing goes on.
+impl Aside for () {
+    fn poll(&mut self, _ends: Ends<'_>, _cx: &mut Context<'_>) {}
+}
+
+/// Copies between two sockets in the same manner; `a` is the first. `aside` ends before the sockets close.
+pub async fn direct<A, B, S>(a: A, b: B, meter: &Meter, stop: S, aside: impl Aside) -> End
 where
     A: Transport,
     B: Transport,
@@ -26,11 +50,17 @@ where
     let mut pair =
         Pair { a: a.into_link(), b: b.into_link(), there: Way::new(), back: Way::new(), finished: false };
     let mut stop = pin!(stop);
+    // Declared after the sockets, and so dropped before them.
+    let mut aside = aside;
     poll_fn(|cx| {
         if stop.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Stopped);
         }
-        pair.poll(cx, meter)
+        let end = pair.poll(cx, meter);
+        if end.is_pending() {
+            aside.poll(pair.ends(), cx);
+        }
+        end
     })
     .await
 }
@@ -54,6 +84,11 @@ impl<A: Link, B: Link> Drop for Pair<A, B> {
 }
 
 impl<A: Link, B: Link> Pair<A, B> {
+    fn ends(&self) -> Ends<'_> {
+        let open = [self.there.state, self.back.state].iter().all(|state| *state == State::Open);
+        Ends { first: self.a.fd(), second: self.b.fd(), open }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>, meter: &Meter) -> Poll<End> {
         let before = meter.sent() + meter.received();
         let there = self.there.poll(&mut self.a, &mut self.b, cx, |count| meter.add_sent(count));

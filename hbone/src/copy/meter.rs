@@ -12,6 +12,9 @@ use tokio::time::Instant;
 pub struct Meter {
     sent: AtomicU64,
     received: AtomicU64,
+    /// What went past the copy, and is in neither of the two.
+    sent_aside: AtomicU64,
+    received_aside: AtomicU64,
     start: Instant,
     /// Milliseconds from `start` to the last byte.
     last: AtomicU64,
@@ -23,6 +26,8 @@ impl Meter {
         Self {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            sent_aside: AtomicU64::new(0),
+            received_aside: AtomicU64::new(0),
             start: Instant::now(),
             last: AtomicU64::new(0),
         }
@@ -30,12 +35,26 @@ impl Meter {
 
     /// Bytes from the first socket onward: taken by the tunnel, or by the second socket.
     pub fn sent(&self) -> u64 {
-        self.sent.load(Relaxed)
+        self.sent.load(Relaxed) + self.sent_aside.load(Relaxed)
     }
 
     /// Bytes that came back, and that the first socket has taken.
     pub fn received(&self) -> u64 {
-        self.received.load(Relaxed)
+        self.received.load(Relaxed) + self.received_aside.load(Relaxed)
+    }
+
+    /// The bytes that were copied, of those sent and of those received.
+    pub fn copied(&self) -> (u64, u64) {
+        (self.sent.load(Relaxed), self.received.load(Relaxed))
+    }
+
+    /// Tells how many bytes have gone past the copy so far, each way (see [`super::Aside`]).
+    pub fn set_aside(&self, sent: u64, received: u64) {
+        if (sent, received) != (self.sent_aside.load(Relaxed), self.received_aside.load(Relaxed)) {
+            self.sent_aside.store(sent, Relaxed);
+            self.received_aside.store(received, Relaxed);
+            self.touch();
+        }
     }
 
     /// Time since a byte moved.

@@ -9,7 +9,7 @@ mod direct;
 mod meter;
 mod relay;
 
-pub use direct::direct;
+pub use direct::{Aside, Ends, direct};
 pub use meter::Meter;
 pub use relay::relay;
 

@@ -96,7 +96,7 @@ fn direct_bytes_are_exact() {
             let (far, b, _) = pipe(10_000, Some(seed + 1));
             let copy = spawn_local(async move {
                 let meter = Meter::new();
-                let end = direct(near, far, &meter, pending()).await;
+                let end = direct(near, far, &meter, pending(), ()).await;
                 (end, meter.sent(), meter.received())
             });
             exchange(a, b, seed, 500_000).await;

@@ -1,0 +1,244 @@
+//! The splice: two apps of one node, once ztunnel has said that they may talk, hand each other their bytes
+//! inside the kernel. Off unless the agent switches it on (`--splice`).
+//!
+//! The copy goes on beside it and carries whatever the kernel does not take: the first bytes, those beyond
+//! a grant's limit, both ends and every reset. A grant says to the kernel: *if* this app has sent no more
+//! than the bytes that were copied, what it sends now may go straight into its peer's queue. It is given
+//! only after the peer has read every one of those, so bytes cannot overtake each other; it is for a bounded
+//! number of bytes, since the straight way has no back-pressure; and it dies with ztunnel's socket.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::BorrowedFd,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use capture::{AppSocket, Splices};
+use hbone::copy::{Aside, Ends};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::{
+    live::{Carried, Path},
+    pods::Pod,
+    shared::Shared,
+};
+
+/// What one grant lets past: as much as may wait unread at a receiver that does not read.
+const GRANT: u64 = 1 << 20;
+
+/// Between two looks at a receiver that has not read everything yet: doubled from the first to the last.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LAST_LOOK: Duration = Duration::from_secs(1);
+
+/// How often the bytes that went past are counted while nothing else happens.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+
+/// The socket of an app of this node, as the app sees it.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}
+
+impl App {
+    fn socket(&self) -> Option<AppSocket> {
+        self.pod.cookie.map(|cookie| AppSocket::new(cookie, self.local, self.remote))
+    }
+
+    /// Whether the app has read everything that came.
+    fn has_read_all(&self) -> io::Result<bool> {
+        Ok(self.pod.unread(self.local, self.remote)? == Some(0))
+    }
+}
+
+/// Takes an app's socket out of the splice for good: its connection goes another way.
+pub(crate) fn release(shared: &Shared, app: &App) {
+    if let (Some(splices), Some(socket)) = (shared.pods.splices(), app.socket()) {
+        splices.release(&socket);
+    }
+}
+
+/// The splice of one connection.
+pub(crate) struct Splice<'a> {
+    shared: &'a Shared,
+    carried: &'a Carried,
+    splices: Arc<Splices>,
+    caller: App,
+    callee: App,
+    /// From the caller to the callee, and back; `None` before it is known where the callee's socket is.
+    ways: Option<[Way; 2]>,
+    wake: Pin<Box<Sleep>>,
+    /// A connection that ends before this is not worth a splice.
+    from: Instant,
+    spliced: bool,
+}
+
+/// One direction.
+struct Way {
+    sender: AppSocket,
+    receiver: AppSocket,
+    /// Bytes copied so far, as of the last round.
+    copied: u64,
+    /// When to look whether the receiver has read them all, and how long to wait after that.
+    look: Option<(Instant, Duration)>,
+}
+
+impl Way {
+    fn new(sender: AppSocket, receiver: AppSocket, look: Instant) -> Self {
+        Self { sender, receiver, copied: 0, look: Some((look, FIRST_LOOK)) }
+    }
+
+    /// Takes note of what was copied; says whether that was more than before.
+    fn note(&mut self, copied: u64, now: Instant) -> bool {
+        let moved = copied != self.copied;
+        if moved {
+            // The grant that there may have been is void: the sender has sent more than it speaks of.
+            self.copied = copied;
+            self.look = Some((now + FIRST_LOOK, FIRST_LOOK));
+        }
+        moved
+    }
+}
+
+impl<'a> Splice<'a> {
+    /// Where the node has no splice, nothing.
+    pub(crate) fn new(
+        shared: &'a Shared,
+        carried: &'a Carried,
+        caller: App,
+        there: &Arc<Pod>,
+        to: SocketAddr,
+    ) -> Option<Self> {
+        let splices = shared.pods.splices()?;
+        let callee = App { pod: there.clone(), local: to, remote: to };
+        let from = Instant::now() + FIRST_LOOK;
+        let wake = Box::pin(sleep_until(from));
+        Some(Self { shared, carried, splices, caller, callee, ways: None, wake, from, spliced: false })
+    }
+
+    /// Announces the socket that the callee will accept, before it is dialled from `from`.
+    pub(crate) fn expect(&mut self, from: SocketAddr) {
+        if let Some([_, back]) = self.ways.take() {
+            // The attempt before this one came to nothing.
+            self.splices.release(&back.sender);
+        }
+        self.callee.remote = from;
+        let (Some(caller), Some(callee)) = (self.caller.socket(), self.callee.socket()) else { return };
+        match self.splices.expect(&callee) {
+            Ok(()) => {
+                let way = |sender, receiver| Way::new(sender, receiver, self.from);
+                self.ways = Some([way(caller, callee), way(callee, caller)]);
+            }
+            Err(error) => tracing::debug!(%error, "a connection is not spliced"),
+        }
+    }
+
+    fn forget(&mut self) {
+        self.count();
+        for way in self.ways.take().iter().flatten() {
+            self.splices.release(&way.sender);
+        }
+    }
+
+    /// Counts what went past the copy.
+    fn count(&self) {
+        if self.spliced && let Some([there, back]) = &self.ways {
+            let past = |way: &Way| self.splices.redirected(&way.sender);
+            self.carried.meter.set_aside(past(there), past(back));
+        }
+    }
+
+    /// Whether both of our sockets take the grants with them when they end, however they end.
+    fn is_watched(&self, ends: Ends<'_>) -> bool {
+        [ends.first, ends.second].iter().flatten().all(|socket| self.splices.is_watched(*socket))
+    }
+
+    /// Lets the way's bytes past from now on, if the receiver has read all that were copied.
+    fn try_grant(&self, way: &Way, sink: BorrowedFd<'_>, receiver: &App) -> io::Result<bool> {
+        // In this order: what is copied in the meantime makes the grant void.
+        if capture::unsent(sink)? > 0 || !receiver.has_read_all()? {
+            return Ok(false);
+        }
+        let limit = self.splices.redirected(&way.sender) + GRANT;
+        self.splices.grant(&way.sender, &way.receiver, way.copied, limit).map_err(io::Error::other)?;
+        Ok(true)
+    }
+
+    fn look(&mut self, ends: Ends<'_>, now: Instant) {
+        let Some(mut ways) = self.ways.take() else { return };
+        let (sent, received) = self.carried.meter.copied();
+        let moved = [ways[0].note(sent, now), ways[1].note(received, now)];
+        if !ends.open {
+            // With one direction closed, nothing new is let past: a socket that is half closed does not
+            // tell the kernel of ztunnel's death.
+            ways.iter_mut().for_each(|way| way.look = None);
+        }
+        let sinks = [(ends.second, &self.callee), (ends.first, &self.caller)];
+        let mut failed = false;
+        for (index, way) in ways.iter_mut().enumerate() {
+            // An answer says that the question was read: no need to wait for the time to look.
+            let answered = moved[1 - index] && !moved[index] && now >= self.from;
+            let (Some((at, wait)), (Some(sink), receiver)) = (way.look, sinks[index]) else { continue };
+            if at > now && !answered {
+                continue;
+            }
+            if !self.spliced && !self.is_watched(ends) {
+                tracing::debug!("a connection is not spliced: ztunnel is not in the agent's cgroup for splicing");
+                failed = true;
+                break;
+            }
+            match self.try_grant(way, sink, receiver) {
+                Ok(true) => {
+                    way.look = None;
+                    if !self.spliced {
+                        self.spliced = true;
+                        self.carried.path.set(Path::Spliced);
+                        self.shared.metrics.spliced.inc();
+                    }
+                }
+                Ok(false) => way.look = Some((now + wait, (wait * 2).min(LAST_LOOK))),
+                Err(error) => {
+                    tracing::debug!(%error, "a connection is spliced no more");
+                    failed = true;
+                }
+            }
+        }
+        self.ways = Some(ways);
+        if failed {
+            self.forget();
+        }
+    }
+
+    /// When to wake.
+    fn next(&self, now: Instant) -> Option<Instant> {
+        let looks = self.ways.iter().flatten().filter_map(|way| way.look.map(|(at, _)| at));
+        looks.chain(self.spliced.then_some(now + COUNT_EVERY)).min()
+    }
+}
+
+impl Aside for Option<Splice<'_>> {
+    fn poll(&mut self, ends: Ends<'_>, cx: &mut Context<'_>) {
+        let Some(splice) = self else { return };
+        loop {
+            let now = Instant::now();
+            splice.look(ends, now);
+            let Some(next) = splice.next(now) else { return };
+            splice.wake.as_mut().reset(next);
+            match splice.wake.as_mut().poll(cx) {
+                Poll::Pending => return,
+                Poll::Ready(()) => splice.count(),
+            }
+        }
+    }
+}
+
+impl Drop for Splice<'_> {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
