@@ -166,6 +166,7 @@ impl Connection {
             | Path::Passthrough
             | Path::Plain
             | Path::SameNode
+            | Path::Spliced
             | Path::Hbone
             | Path::InboundPlain => Bytes { forth: sent, back: received },
         };

@@ -46,7 +46,7 @@ use crate::{
     config::Args,
     pods::{Directory, Manager},
     shared::Shared,
-    sockets::{self, OnwardPorts, Own},
+    sockets::{self, Inside, OnwardPorts, Own},
     worker::Workers,
     zds::{PodInfo, Pods},
 };

@@ -221,17 +221,16 @@ impl<'a> Splice<'a> {
     }
 }
 
-impl Aside for Option<Splice<'_>> {
+impl Aside for Splice<'_> {
     fn poll(&mut self, ends: Ends<'_>, cx: &mut Context<'_>) {
-        let Some(splice) = self else { return };
         loop {
             let now = Instant::now();
-            splice.look(ends, now);
-            let Some(next) = splice.next(now) else { return };
-            splice.wake.as_mut().reset(next);
-            match splice.wake.as_mut().poll(cx) {
+            self.look(ends, now);
+            let Some(next) = self.next(now) else { return };
+            self.wake.as_mut().reset(next);
+            match self.wake.as_mut().poll(cx) {
                 Poll::Pending => return,
-                Poll::Ready(()) => splice.count(),
+                Poll::Ready(()) => self.count(),
             }
         }
     }

@@ -35,6 +35,14 @@ pub struct Ends<'a> {
     pub open: bool,
 }
 
+impl<A: Aside> Aside for Option<A> {
+    fn poll(&mut self, ends: Ends<'_>, cx: &mut Context<'_>) {
+        if let Some(aside) = self {
+            aside.poll(ends, cx);
+        }
+    }
+}
+
 /// Nothing goes on.
 impl Aside for () {
     fn poll(&mut self, _ends: Ends<'_>, _cx: &mut Context<'_>) {}
