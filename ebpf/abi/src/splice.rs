@@ -128,6 +128,13 @@ fn seal(from: &SpliceKey, peer: &SpliceKey, carried: u64, limit: u64) -> u64 {
     mix(mix(sum, carried), limit)
 }
 
+/// Whether a connection that an application of an enrolled pod has made can be one of those that ztunnel
+/// holds: what the pod says to itself and to its link never leaves it.
+#[inline(always)]
+pub fn may_splice(flow: &FlowKey) -> bool {
+    !flow.remote.is_local_scope() && flow.remote != flow.local
+}
+
 /// What is kept on a socket.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +217,14 @@ mod tests {
         assert!(!grant.allows(&a, 100, u64::MAX, 2), "far over the limit");
         assert!(!grant.allows(&a, 101, 0, 1), "a byte is on its way by TCP");
         assert!(!grant.allows(&b, 100, 0, 1), "another sender");
+    }
+
+    #[test]
+    fn what_stays_in_the_pod_is_left_alone() {
+        let may = |local: &str, remote: &str| may_splice(&key(1, local, remote).flow);
+        assert!(may("10.0.0.1:9", "10.96.0.1:80") && may("[fd00::1]:9", "[fd00::2]:80"));
+        assert!(!may("127.0.0.1:9", "127.0.0.1:80") && !may("[::1]:9", "[::1]:80"));
+        assert!(!may("10.0.0.1:9", "10.0.0.1:80") && !may("10.0.0.1:9", "169.254.169.254:80"));
     }
 
     #[test]

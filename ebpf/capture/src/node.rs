@@ -54,7 +54,7 @@ impl Node {
 
     /// Lets ztunnel splice the applications of this node: makes what that needs, or adopts what an earlier
     /// agent left. The cgroup2 directory is one that holds the applications and ztunnel. Pods that are
-    /// attached from now on take part; see [`splice::self_test`] first.
+    /// attached from now on take part, in [`Mode::Enforce`]; see [`splice::self_test`] first.
     pub fn splice_on(&self, cgroup: &Path) -> Result<(), Error> {
         splice::agent::switch_on(&self.options.pins, cgroup)
     }
@@ -120,11 +120,8 @@ impl Node {
                 log = Some(klog::Reader::start(&mut ebpf, target.uid)?);
             }
         }
-        if let Err(error) = splice::agent::name(&self.options.pins, target.netns) {
-            // It is slower then, and as right as ever.
-            tracing::warn!(pod = target.uid, %error, "the pod takes no part in splicing");
-        }
         let pod = Pod::new(&self.options.pins, target, dir, host_end.is_some(), log)?;
+        pod.take_part(pod.mode());
         if !adopted {
             pod.measure_guard()?;
         }

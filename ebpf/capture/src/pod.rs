@@ -97,7 +97,21 @@ impl Pod {
     /// Changes the mode, for the very next packet.
     pub fn set_mode(&self, mode: Mode) -> Result<(), Error> {
         let config = maps::read_config(&self.dir)?;
-        maps::write_config(&self.dir, &Config { mode: mode as u32, ..config })
+        maps::write_config(&self.dir, &Config { mode: mode as u32, ..config })?;
+        self.take_part(mode);
+        Ok(())
+    }
+
+    /// Lets the pod's sockets be spliced where all of them are ztunnel's to carry, if the node splices.
+    pub(crate) fn take_part(&self, mode: Mode) {
+        let told = match mode {
+            Mode::Enforce => splice::agent::name(&self.pins, &self.netns),
+            Mode::Learn | Mode::Drain => splice::agent::unname(&self.pins, &self.netns),
+        };
+        if let Err(error) = told {
+            // It is slower then, and as right as ever.
+            tracing::warn!(pod = self.uid, %error, "the pod's part in splicing cannot be changed");
+        }
     }
 
     /// Remembers the pod's established connections, so that [`Mode::Enforce`] lets them live on, and forgets

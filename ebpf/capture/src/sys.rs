@@ -59,6 +59,15 @@ pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
     queued(socket, libc::TIOCOUTQ)
 }
 
+/// `splice(2)` from a socket into a pipe, of what is there.
+pub(crate) fn splice_now(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: usize) -> io::Result<usize> {
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    let none = std::ptr::null_mut();
+    // SAFETY: no memory of ours is read or written.
+    let moved = unsafe { libc::splice(from, none, to, none, length, libc::SPLICE_F_NONBLOCK) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
 fn queued(socket: BorrowedFd<'_>, what: libc::Ioctl) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: both questions fill one integer.

@@ -56,9 +56,11 @@ fn established(ctx: &SockOpsContext, sock: *mut bpf_sock, active: bool) {
         return;
     }
     let key = SpliceKey::new(netns, flow);
-    // An accepted socket takes part if ztunnel is about to splice it. A connecting one always does, until
-    // ztunnel takes it out: a reader that already waits in the ordinary way would not see what is redirected.
-    if !active && SPLICE_EXPECTED.remove(&key).is_err() {
+    // A connecting socket takes part if its packets are captured, until ztunnel takes it out: later it could
+    // not be put in, since a reader that waits in the ordinary way would not see what is redirected. An
+    // accepted one does if ztunnel is about to splice it.
+    let wanted = if active { abi::may_splice(&flow) } else { SPLICE_EXPECTED.remove(&key).is_ok() };
+    if !wanted {
         return;
     }
     let Some(base) = write_seq(sock) else { return };

@@ -107,8 +107,17 @@ impl Splices {
     /// socket ends, however it ends. To be asked of both sockets of a connection before its first grant;
     /// no for a socket outside the cgroup that the agent was given, and for one that was established before.
     pub fn is_watched(&self, socket: BorrowedFd<'_>) -> bool {
-        let state = self.state.get(&socket, 0).map(SpliceState::from_words);
-        state.is_ok_and(|state| state.kind == SpliceState::WATCHED)
+        self.kind(socket) == Some(SpliceState::WATCHED)
+    }
+
+    /// Whether a socket of an application was put in when its connection was made; by a descriptor of it,
+    /// which ztunnel has not.
+    pub fn takes_part(&self, socket: BorrowedFd<'_>) -> bool {
+        self.kind(socket) == Some(SpliceState::APP)
+    }
+
+    fn kind(&self, socket: BorrowedFd<'_>) -> Option<u32> {
+        Some(SpliceState::from_words(self.state.get(&socket, 0).ok()?).kind)
     }
 
     /// Lets `from` send straight to `to`, as long as it has sent exactly `carried` bytes by TCP and until it

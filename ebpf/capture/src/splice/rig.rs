@@ -16,7 +16,8 @@ use aya::{
     programs::{sk_msg::SkMsgLink, sock_ops::SockOpsLink},
 };
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{LinkFlags, LinkMessage},
 };
 use nix::sched::{CloneFlags, unshare};
@@ -34,6 +35,10 @@ use std::{
 /// How long anything may take that takes microseconds when all is well.
 pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 const BEAT: Duration = Duration::from_micros(200);
+/// The caller's address and the server's: what goes to loopback addresses takes no part in splicing.
+const V4: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+const V6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2)];
 /// The number of `lo` in every namespace.
 const LOOPBACK: u32 = 1;
 
@@ -116,16 +121,18 @@ impl Rig {
 
     /// A connects to the relay, and the relay to B.
     pub(super) fn pair(&mut self, v6: bool) -> Outcome<Pair> {
-        let ip: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+        let (caller, ip) =
+            if v6 { (IpAddr::V6(V6[0]), IpAddr::V6(V6[1])) } else { (V4[0].into(), V4[1].into()) };
         let (relay, server) = (self.listener(true)?, self.listener(false)?);
         let at =
             |listener: &TcpListener| Ok::<_, io::Error>(SocketAddr::new(ip, listener.local_addr()?.port()));
         let app = self.socket(Domain::for_address(at(&relay)?), false)?;
+        app.bind(&SocketAddr::new(caller, 0).into())?;
         app.connect_timeout(&at(&relay)?.into(), PATIENCE)?;
         let (front, _) = relay.accept()?;
 
         let onward = self.socket(Domain::for_address(at(&server)?), true)?;
-        onward.bind(&SocketAddr::new(ip, 0).into())?;
+        onward.bind(&SocketAddr::new(caller, 0).into())?;
         let bound = plain(onward.local_addr()?.as_socket())?;
         let b_socket = AppSocket::new(self.cookie, at(&server)?, bound);
         self.splices.expect(&b_socket)?;
@@ -266,6 +273,19 @@ impl Pair {
     }
 }
 
+/// An address of `lo`, and of nothing else.
+fn address(ip: IpAddr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    (message.header.family, message.header.prefix_len) = match ip {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.header.index = LOOPBACK;
+    message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+    message
+}
+
 /// A namespace with nothing but `lo`, up.
 fn new_netns() -> Result<Netns, Error> {
     let failed = |source| Error::system("make a network namespace to try splicing in", source);
@@ -276,8 +296,14 @@ fn new_netns() -> Result<Netns, Error> {
         lo.header.index = LOOPBACK;
         lo.header.flags = LinkFlags::Up;
         lo.header.change_mask = LinkFlags::Up;
-        let up = Netlink::open().and_then(|netlink| netlink.change(RouteNetlinkMessage::SetLink(lo)));
-        up.map(|()| netns).map_err(failed)
+        let set_up = Netlink::open().and_then(|netlink| {
+            netlink.change(RouteNetlinkMessage::SetLink(lo))?;
+            let addresses = V4.map(IpAddr::V4).into_iter().chain(V6.map(IpAddr::V6));
+            addresses
+                .map(address)
+                .try_for_each(|address| netlink.ensure(RouteNetlinkMessage::NewAddress(address)))
+        });
+        set_up.map(|()| netns).map_err(failed)
     });
     made.join().map_err(|_| failed(io::Error::other("the thread panicked")))?
 }

@@ -55,9 +55,13 @@ const CASES: [Case; 13] = [
 
 type Limit = (&'static str, fn(&mut Rig) -> Outcome<bool>);
 
-/// What is to be told, and whether it holds as without splicing.
-const LIMITS: [Limit; 2] =
-    [("FIONREAD does not count redirected bytes", fionread), ("MSG_WAITALL returns early", wait_all)];
+/// What is to be told, and whether all is as without splicing.
+const LIMITS: [Limit; 4] = [
+    ("FIONREAD does not count redirected bytes", fionread),
+    ("MSG_WAITALL returns early", wait_all),
+    ("a blocking recv may say EAGAIN", early_eagain),
+    ("splice(2) does not see redirected bytes", splice_to_pipe),
+];
 
 /// Where cgroup2 is mounted, by `/proc/self/mounts`: on hybrid machines beside the older hierarchies.
 pub fn cgroup_root() -> Option<PathBuf> {
@@ -377,4 +381,49 @@ fn wait_all(rig: &mut Rig) -> Outcome<bool> {
     let start = Instant::now();
     let read = reader.recv_with_flags(&mut bytes, libc::MSG_WAITALL)?;
     Ok(read == 8 || start.elapsed() > Duration::from_millis(15))
+}
+
+/// A reader that is woken though nothing came: its thread's fellow may write again.
+fn early_eagain(rig: &mut Rig) -> Outcome<bool> {
+    let mut pair = rig.pair(false)?;
+    SockRef::from(&pair.a).set_send_buffer_size(8 * 1024)?;
+    let mut reader = pair.a.try_clone()?;
+    let reading = thread::spawn(move || reader.read(&mut [0; 1]));
+    thread::sleep(Duration::from_millis(5));
+    let mut sent = 0;
+    loop {
+        match SockRef::from(&pair.a).send_with_flags(&[0; 50_000], libc::MSG_DONTWAIT) {
+            Ok(length) => sent += length as u64,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut sink = pair.b.try_clone()?;
+    let draining = thread::spawn(move || io::copy(&mut (&mut sink).take(sent), &mut io::sink()));
+    pair.carry_to(Way::Forth, sent)?;
+    draining.join().map_err(|_| Failure("the reader panicked".to_owned()))??;
+    pair.b.write_all(b"x")?;
+    pair.carry_to(Way::Back, 1)?;
+    match reading.join().map_err(|_| Failure("the reader panicked".to_owned()))? {
+        Ok(1) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        other => Err(Failure(format!("a read gave {other:?}"))),
+    }
+}
+
+fn splice_to_pipe(rig: &mut Rig) -> Outcome<bool> {
+    let mut pair = spliced(rig)?;
+    pair.send(rig, Way::Forth, b"five!", 5)?;
+    let (_read, write) = nix::unistd::pipe()?;
+    // It would wait as long as a read.
+    pair.b.set_nonblocking(true)?;
+    let moved = sys::splice_now(pair.b.as_fd(), write.as_fd(), 5);
+    pair.b.set_nonblocking(false)?;
+    match moved {
+        Ok(5) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            pair.expect(Way::Forth, b"five!").map(|()| false)
+        }
+        other => Err(Failure(format!("splice gave {other:?}"))),
+    }
 }

@@ -1,13 +1,13 @@
 //! ztunnel, as far as splicing sees it: a relay between an application of one pod and one of another, with
 //! marked sockets, which grants each direction when everything it copied was consumed.
 
-use crate::world::{PATIENCE, World, within_patience};
-use capture::{AppSocket, Mode, Netns, Node, Pins, Pod, Splices, Target, sockdiag::Diag, splice};
+use crate::world::{Family, PATIENCE, World, accept, connect};
+use capture::{AppSocket, Mode, Netns, Node, Pins, Pod, Role, Splices, Target, sockdiag::Diag, splice};
 use nix::libc;
 use socket2::{Domain, Socket, Type};
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -22,31 +22,17 @@ pub(crate) enum Flavour {
 
 pub(crate) const FLAVOURS: [Flavour; 3] = [Flavour::V4, Flavour::V6, Flavour::Mapped];
 
-impl Flavour {
-    fn ip(self) -> IpAddr {
-        match self {
-            Self::V4 | Self::Mapped => Ipv4Addr::LOCALHOST.into(),
-            Self::V6 => Ipv6Addr::LOCALHOST.into(),
-        }
-    }
-
-    fn any(self) -> IpAddr {
-        match self {
-            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
-            Self::V6 | Self::Mapped => Ipv6Addr::UNSPECIFIED.into(),
-        }
-    }
-}
-
-/// A node that splices, with two pods.
+/// A node that splices, with two pods whose traffic is captured.
 pub(crate) struct Mesh {
     pub(crate) world: World,
     pub(crate) node: Node,
     pub(crate) splices: Splices,
-    _pods: [Pod; 2],
+    pub(crate) pods: [Pod; 2],
     pins: Pins,
+    /// ztunnel's, for what the first pod dials.
+    outbound: TcpListener,
     cookies: [u64; 2],
-    pub(crate) diags: [Diag; 2],
+    diags: [Diag; 2],
 }
 
 impl Mesh {
@@ -57,68 +43,83 @@ impl Mesh {
         let pods = Self::attach(&world, &node);
         let splices = Splices::open(&world.pins).unwrap().expect("switched on");
         let pins = Pins::open(&world.pins).unwrap();
+        let outbound = listen(&world.pod, "[::]:0", Some(&pins));
+        pins.pod(PODS[0]).unwrap().set(Role::Outbound, outbound.as_fd()).unwrap();
         let cookies = [&world.pod, &world.far].map(|netns| netns.cookie().unwrap());
         let diags = [&world.pod, &world.far].map(|netns| netns.enter(Diag::open).unwrap().unwrap());
-        Self { world, node, splices, _pods: pods, pins, cookies, diags }
+        Self { world, node, splices, pods, pins, outbound, cookies, diags }
     }
 
     /// Attaches both pods, or adopts them.
     pub(crate) fn attach(world: &World, node: &Node) -> [Pod; 2] {
-        [("pod-a", &world.pod), ("pod-b", &world.far)].map(|(uid, netns)| {
-            let pod = node.attach(&Target { uid, netns, node_netns: &world.node }).unwrap();
-            pod.set_mode(Mode::Learn).unwrap();
+        let netns = [&world.pod, &world.far];
+        [0, 1].map(|number| {
+            let target = Target { uid: PODS[number], netns: netns[number], node_netns: &world.node };
+            let pod = node.attach(&target).unwrap();
+            pod.set_mode(Mode::Enforce).unwrap();
             pod
         })
-    }
-
-    fn socket(&self, netns: &Netns, domain: Domain, own: bool) -> Socket {
-        let socket = netns.enter(|| Socket::new(domain, Type::STREAM, None)).unwrap().unwrap();
-        if own {
-            self.pins.mark_own(socket.as_fd()).unwrap();
-        }
-        socket
-    }
-
-    fn listen(&self, netns: &Netns, flavour: Flavour, own: bool) -> TcpListener {
-        let at = SocketAddr::new(flavour.any(), 0);
-        let socket = self.socket(netns, Domain::for_address(at), own);
-        if flavour == Flavour::V6 {
-            socket.set_only_v6(true).unwrap();
-        }
-        socket.bind(&at.into()).unwrap();
-        socket.listen(16).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.into()
     }
 
     /// A in the one pod, B in the other, and the relay between them.
     pub(crate) fn pair(&self, flavour: Flavour) -> (TcpStream, TcpStream, Relay<'_>) {
         let (here, there) = (&self.world.pod, &self.world.far);
-        let at =
-            |listener: &TcpListener| SocketAddr::new(flavour.ip(), listener.local_addr().unwrap().port());
-        let (relay, server) = (self.listen(here, flavour, true), self.listen(there, flavour, false));
-        let a = self.socket(here, Domain::for_address(at(&relay)), false);
-        a.connect_timeout(&at(&relay).into(), PATIENCE).unwrap();
-        let front = relay.accept().unwrap().0;
-        let onward = self.socket(there, Domain::for_address(at(&server)), true);
-        onward.bind(&SocketAddr::new(flavour.ip(), 0).into()).unwrap();
+        let (family, any) = match flavour {
+            Flavour::V4 => (Family::V4, "0.0.0.0:0"),
+            Flavour::V6 => (Family::V6, "[::]:0"),
+            Flavour::Mapped => (Family::V4, "[::]:0"),
+        };
+        let server = listen(there, any, None);
+        let at = World::at_far(family, server.local_addr().unwrap().port());
+        let a = connect(here, at).unwrap();
+        let (front, caller, dialled) = accept(&self.outbound);
+        assert_eq!((caller, dialled), (a.local_addr().unwrap(), at), "captured");
+
+        let onward = socket(there, at, Some(&self.pins));
+        match at {
+            SocketAddr::V4(_) => onward.set_ip_transparent_v4(true).unwrap(),
+            SocketAddr::V6(_) => onward.set_ip_transparent_v6(true).unwrap(),
+        }
+        onward.bind(&SocketAddr::new(caller.ip(), 0).into()).unwrap();
         let bound = onward.local_addr().unwrap().as_socket().unwrap();
-        let b_socket = AppSocket::new(self.cookies[1], at(&server), bound);
-        self.splices.expect(&b_socket).unwrap();
-        onward.connect_timeout(&at(&server).into(), PATIENCE).unwrap();
-        let b = within_patience(server.accept().unwrap().0);
-        let a = within_patience(a.into());
-        let ends = [(a.local_addr().unwrap(), a.peer_addr().unwrap()), (at(&server), bound)];
-        let a_socket = AppSocket::new(self.cookies[0], ends[0].0, ends[0].1);
-        let onward = TcpStream::from(onward);
-        for socket in [&front, &onward] {
+        let apps = [AppSocket::new(self.cookies[0], caller, at), AppSocket::new(self.cookies[1], at, bound)];
+        self.splices.expect(&apps[1]).unwrap();
+        onward.connect_timeout(&at.into(), PATIENCE).unwrap();
+        let b = accept(&server).0;
+        let sockets = [front, onward.into()];
+        for socket in &sockets {
             assert!(self.splices.is_watched(socket.as_fd()), "{flavour:?}");
             socket.set_nodelay(true).unwrap();
             socket.set_nonblocking(true).unwrap();
         }
-        let ways = [Way::default(), Way::default()];
-        (a, b, Relay { mesh: self, apps: [a_socket, b_socket], ends, sockets: [front, onward], ways })
+        let ends = [(caller, at), (at, bound)];
+        (a, b, Relay { mesh: self, apps, ends, sockets, ways: Default::default() })
     }
+}
+
+/// The ids of the pods.
+const PODS: [&str; 2] = ["pod-a", "pod-b"];
+
+/// A socket of the relay's, or of an application's.
+fn socket(netns: &Netns, at: SocketAddr, own: Option<&Pins>) -> Socket {
+    let domain = Domain::for_address(at);
+    let socket = netns.enter(|| Socket::new(domain, Type::STREAM, None)).unwrap().unwrap();
+    if let Some(pins) = own {
+        pins.mark_own(socket.as_fd()).unwrap();
+    }
+    socket
+}
+
+fn listen(netns: &Netns, at: &str, own: Option<&Pins>) -> TcpListener {
+    let at: SocketAddr = at.parse().unwrap();
+    let socket = socket(netns, at, own);
+    if own.is_some() {
+        socket.set_ip_transparent_v6(true).unwrap();
+    }
+    socket.bind(&at.into()).unwrap();
+    socket.listen(16).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.into()
 }
 
 /// One direction.

@@ -2,13 +2,13 @@
 
 use crate::{
     relay::{FLAVOURS, Flavour, Mesh, Relay},
-    world::{PATIENCE, reset, until},
+    world::{PATIENCE, accept, connect, listen, reset, until},
 };
-use capture::{Splices, splice};
+use capture::{Mode, Splices, splice};
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, TcpStream},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     process::{Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     thread,
@@ -85,8 +85,9 @@ fn write_random(mut socket: TcpStream, seed: u64, total: u64) {
             at += part;
         }
         left -= size as u64;
-        if random.one_in(64) {
-            thread::sleep(Duration::from_micros(random.below(800)));
+        // Long enough, now and then, for the relay to see everything consumed.
+        if random.one_in(16) {
+            thread::sleep(Duration::from_micros(random.below(3_000)));
         }
     }
     socket.shutdown(Shutdown::Write).unwrap();
@@ -146,11 +147,11 @@ fn relay_random(relay: &mut Relay<'_>, splices: &Splices, seed: u64) -> u64 {
         let mut moved = false;
         for way in 0..2 {
             moved |= relay.carry(way).unwrap();
-            if random.one_in(3) {
-                let more = [0, 10, 5_000, 65_536, MIB][random.below(5) as usize];
+            if random.one_in(2) {
+                let more = [0, 10, 65_536, MIB, MIB][random.below(5) as usize];
                 grants += u64::from(relay.grant(way, more));
             }
-            if random.one_in(200) {
+            if random.one_in(500) {
                 splices.revoke(&relay.apps[way]);
             }
         }
@@ -163,7 +164,7 @@ fn relay_random(relay: &mut Relay<'_>, splices: &Splices, seed: u64) -> u64 {
 
 #[test]
 fn every_byte_arrives_once_and_in_order() {
-    const EACH: u64 = 12 * MIB;
+    const EACH: u64 = 16 * MIB;
     let mesh = Mesh::new();
     let mut total = (0, 0, 0);
     let start = Instant::now();
@@ -311,10 +312,22 @@ fn switching_off_loses_nothing_and_switching_on_again_adopts() {
 fn sockets_that_are_not_to_be_spliced_are_left_alone() {
     let mesh = Mesh::new();
     let (mut a, mut b, mut relay) = mesh.pair(Flavour::V4);
+    // Somebody waits in the way that is about to change.
+    let mut reader = a.try_clone().unwrap();
+    let reading = thread::spawn(move || {
+        let mut read = [0; 4];
+        reader.read_exact(&mut read).map(|()| read)
+    });
+    thread::sleep(Duration::from_millis(5));
     for app in &relay.apps {
         mesh.splices.release(app);
         mesh.splices.release(app);
     }
+    b.write_all(b"back").unwrap();
+    while relay.ways[1].carried < 4 {
+        relay.carry(1).unwrap();
+    }
+    assert_eq!(&reading.join().unwrap().unwrap(), b"back");
     // Nobody is in the map any more: a grant changes nothing.
     mesh.splices.grant(&relay.apps[0], &relay.apps[1], 0, MIB).unwrap();
     a.write_all(b"by TCP").unwrap();
@@ -325,4 +338,26 @@ fn sockets_that_are_not_to_be_spliced_are_left_alone() {
     b.read_exact(&mut read).unwrap();
     assert_eq!((&read, relay.redirected(0)), (b"by TCP", 0));
     reset(a);
+}
+
+#[test]
+fn a_pod_takes_part_only_while_all_it_dials_is_captured() {
+    let mesh = Mesh::new();
+    let (mut a, b, relay) = mesh.pair(Flavour::V4);
+    assert!(relay.grant(0, MIB));
+    a.write_all(b"straight").unwrap();
+    assert_eq!(relay.redirected(0), 8);
+    // A pod that leaves the mesh: what it sends is not redirected any more.
+    mesh.pods[0].set_mode(Mode::Drain).unwrap();
+    a.write_all(b"by TCP").unwrap();
+    assert_eq!(relay.redirected(0), 8);
+    mesh.pods[0].set_mode(Mode::Enforce).unwrap();
+    assert!(mesh.splices.takes_part(a.as_fd()) && mesh.splices.takes_part(b.as_fd()));
+    // What a pod says to itself stays an ordinary connection.
+    let listener = listen(&mesh.world.pod, 7_000);
+    for to in ["127.0.0.1:7000", "10.77.0.2:7000", "[::1]:7000", "[fd77::2]:7000"] {
+        let own = connect(&mesh.world.pod, to.parse().unwrap()).unwrap();
+        let (accepted, ..) = accept(&listener);
+        assert!(!mesh.splices.takes_part(own.as_fd()) && !mesh.splices.takes_part(accepted.as_fd()), "{to}");
+    }
 }
