@@ -397,7 +397,8 @@ fn more_connections_than_ports_are_made_when_the_app_closes_first() {
             let inside = Inside { netns: &netns, own: &Own::Mark(0x539), ports: &ports };
             let (caller, to) = (namespace.address, namespace.port(8080));
             let mut app = sockets::onward(&inside, caller, to, &options, |_from| ())
-                .await.unwrap_or_else(|error| panic!("connection {count}: {error}"));
+                .await
+                .unwrap_or_else(|error| panic!("connection {count}: {error}"));
             assert_eq!(app.read(&mut [0]).await.unwrap(), 0, "the app closes");
         }
     });

@@ -223,8 +223,7 @@ pub(crate) async fn onward(
     before: impl FnMut(SocketAddr),
 ) -> io::Result<TcpStream> {
     let Inside { netns, own, ports } = *inside;
-    let socket =
-        netns.enter(|| start_onward(own, ports, caller, to, before)).map_err(io::Error::other)??;
+    let socket = netns.enter(|| start_onward(own, ports, caller, to, before)).map_err(io::Error::other)??;
     finish(socket, options.dial_timeout).await
 }
 
@@ -382,7 +381,11 @@ impl OnwardPorts {
     }
 
     /// Asks about the sockets of the pod, whose namespace is `netns`.
-    pub(crate) fn ask<T>(&self, netns: &Netns, question: impl FnOnce(&Diag) -> io::Result<T>) -> io::Result<T> {
+    pub(crate) fn ask<T>(
+        &self,
+        netns: &Netns,
+        question: impl FnOnce(&Diag) -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut diag = self.diag.lock().unwrap_or_else(PoisonError::into_inner);
         let diag = match diag.as_ref() {
             Some(diag) => diag,

@@ -147,7 +147,9 @@ impl<'a> Splice<'a> {
 
     /// Counts what went past the copy.
     fn count(&self) {
-        if self.spliced && let Some([there, back]) = &self.ways {
+        if self.spliced
+            && let Some([there, back]) = &self.ways
+        {
             let past = |way: &Way| self.splices.redirected(&way.sender);
             self.carried.meter.set_aside(past(there), past(back));
         }
@@ -188,7 +190,9 @@ impl<'a> Splice<'a> {
                 continue;
             }
             if !self.spliced && !self.is_watched(ends) {
-                tracing::debug!("a connection is not spliced: ztunnel is not in the agent's cgroup for splicing");
+                tracing::debug!(
+                    "a connection is not spliced: ztunnel is not in the agent's cgroup for splicing"
+                );
                 failed = true;
                 break;
             }

@@ -92,7 +92,7 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     let selection = arguments.only.clone().unwrap_or_default();
     let (benches, modes) = (selection.benches(), selection.modes(&available));
 
-    eprintln!("building the world: {} …", if peer.is_some() { "six nodes" } else { "four nodes" });
+    eprintln!("building the world: {} …", if peer.is_some() { "seven nodes" } else { "five nodes" });
     let scene = Scene::build(&modes, peer.as_ref(), &arguments.ztunnel_options)?;
     let facts = Facts::gather(&std::env::current_dir()?, scene.congestion_control, runs, seconds);
     let mut results = Results::default();

@@ -79,6 +79,8 @@ pub(crate) enum Mode {
     Passthrough,
     /// Both enrolled, on one node.
     SameNode,
+    /// The same, on a node whose agent lets connections be spliced.
+    Spliced,
     /// Both enrolled, on two nodes: HBONE between two ztunnels.
     TwoNodes,
     /// Two nodes, each with a foreign ztunnel (`--peer-ztunnel`) in place of ours.
@@ -87,14 +89,20 @@ pub(crate) enum Mode {
 
 impl Mode {
     /// Every mode that needs no foreign program, in the order of the table.
-    pub(crate) const OURS: [Self; 5] =
-        [Self::NoMesh, Self::NoMeshSameNode, Self::Passthrough, Self::SameNode, Self::TwoNodes];
+    pub(crate) const OURS: [Self; 6] = [
+        Self::NoMesh,
+        Self::NoMeshSameNode,
+        Self::Passthrough,
+        Self::SameNode,
+        Self::Spliced,
+        Self::TwoNodes,
+    ];
 
     /// The row that this one is compared with: the same pair of nodes without a mesh.
     pub(crate) fn baseline(self) -> Self {
         match self {
             Self::NoMesh | Self::Passthrough | Self::TwoNodes | Self::PeerTwoNodes => Self::NoMesh,
-            Self::NoMeshSameNode | Self::SameNode => Self::NoMeshSameNode,
+            Self::NoMeshSameNode | Self::SameNode | Self::Spliced => Self::NoMeshSameNode,
         }
     }
 }
@@ -106,6 +114,7 @@ impl fmt::Display for Mode {
             Self::NoMeshSameNode => "no-mesh-same-node",
             Self::Passthrough => "passthrough",
             Self::SameNode => "same-node",
+            Self::Spliced => "spliced",
             Self::TwoNodes => "two-nodes",
             Self::PeerTwoNodes => "peer-two-nodes",
         })
@@ -270,13 +279,13 @@ mod tests {
     #[test]
     fn every_mode_meets_every_bench_in_every_turn_and_none_always_goes_first() {
         let order = schedule(&Bench::ALL, &Mode::OURS, 3);
-        assert_eq!(order.len(), 9 * 5 * 3);
+        assert_eq!(order.len(), 9 * 6 * 3);
         for bench in Bench::ALL {
             for mode in Mode::OURS {
                 assert_eq!(order.iter().filter(|entry| **entry == (bench, mode)).count(), 3);
             }
         }
-        assert_ne!(order[0].1, order[5].1);
+        assert_ne!(order[0].1, order[6].1);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
 };
 
 const OPENED: &str = "istio_tcp_connections_opened_total";
+const SPLICED: &str = "culvert_ztunnel_spliced_connections_total";
 
 /// Connections opened at one ztunnel, by who reports and how they are secured.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,6 +74,8 @@ impl Opened {
 /// The counters before or after a run.
 pub(crate) struct Evidence {
     opened: BTreeMap<String, Opened>,
+    /// Connections spliced, at all ztunnels.
+    spliced: f64,
     /// Bytes sent on the uplinks of the nodes of the pair, client's and server's.
     wire: u64,
 }
@@ -80,18 +83,21 @@ pub(crate) struct Evidence {
 impl Evidence {
     pub(crate) fn gather(scene: &Scene, mode: Mode) -> Result<Self> {
         let mut opened = BTreeMap::new();
+        let mut spliced = 0.0;
         for ztunnel in &scene.ztunnels {
             let metrics = ztunnel.node.metrics().with_context(|| {
                 format!("read the metrics of the ztunnel of node {}", ztunnel.node.name())
             })?;
             opened.insert(ztunnel.node.name().to_owned(), Opened::read(&metrics));
+            let line = metrics.lines().find_map(|line| line.strip_prefix(SPLICED));
+            spliced += line.and_then(|count| count.trim().parse::<f64>().ok()).unwrap_or(0.0);
         }
         let (client, server) = scene.pair(mode)?;
         let mut wire = 0;
         for pod in [client, server] {
             wire += uplink_bytes(scene.node_of(pod))?;
         }
-        Ok(Self { opened, wire })
+        Ok(Self { opened, spliced, wire })
     }
 
     /// Fails unless what happened since `self` is what the mode promises.
@@ -104,6 +110,7 @@ impl Evidence {
         let least = least_connections(bench, figures);
         let (client, server) = match mode {
             Mode::PeerTwoNodes => ("p1", "p2"),
+            Mode::Spliced => ("s", "b"),
             _ => ("a", "b"),
         };
         let (near, far) = (opened(client), opened(server));
@@ -119,9 +126,17 @@ impl Evidence {
                 );
                 ensure!(near.secured("source") == 0.0 && far.all() == 0.0, "not passed through. {what}");
             }
-            Mode::SameNode => {
+            Mode::SameNode | Mode::Spliced => {
                 ensure!(near.all() >= least, "not captured: fewer than {least} connections. {what}");
                 ensure!(far.all() == 0.0, "another node's ztunnel took part. {what}");
+                let spliced = after.spliced - self.spliced;
+                // A connection is spliced once it is a millisecond old.
+                let expected = match (mode, bench) {
+                    (Mode::SameNode, _) => spliced == 0.0,
+                    (_, Bench::Connections { .. }) => true,
+                    _ => spliced >= least_spliced(bench),
+                };
+                ensure!(expected, "{spliced} connections were spliced. {what}");
             }
             Mode::TwoNodes | Mode::PeerTwoNodes => {
                 ensure!(
@@ -143,7 +158,7 @@ impl Evidence {
                 Bench::Requests { .. } | Bench::Connections { .. } | Bench::Latency => 100.0,
             };
         let crossed = after.wire.saturating_sub(self.wire) as f64;
-        let two_nodes = !matches!(mode, Mode::SameNode | Mode::NoMeshSameNode);
+        let two_nodes = !matches!(mode, Mode::SameNode | Mode::Spliced | Mode::NoMeshSameNode);
         if two_nodes && crossed < work * 0.9 {
             bail!(
                 "{mode} {bench}: only {crossed:.0} bytes crossed the wire for at least {work:.0} bytes of load"
@@ -163,6 +178,16 @@ fn least_connections(bench: Bench, figures: &Figures) -> f64 {
         Bench::Bulk { streams } => f64::from(streams) + 1.0,
         Bench::Requests { connections } | Bench::Bodies { connections } => f64::from(connections),
         Bench::Connections { .. } => figures.work,
+        Bench::Latency => 1.0,
+    }
+}
+
+/// How many connections of a load must have been spliced: those that carry it.
+fn least_spliced(bench: Bench) -> f64 {
+    match bench {
+        Bench::Bulk { streams } => f64::from(streams),
+        Bench::Requests { connections } | Bench::Bodies { connections } => f64::from(connections),
+        Bench::Connections { .. } => 0.0,
         Bench::Latency => 1.0,
     }
 }

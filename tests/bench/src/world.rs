@@ -1,7 +1,7 @@
 //! The bench's world: three pairs of nodes side by side, so that the modes can take turns.
 //!
 //! `bare1` and `bare2` run nothing of a mesh and are the baseline; `a` and `b` run ours; `p1` and `p2` run a
-//! foreign ztunnel, if one is given. All pairs have the same wire, veth pairs and routing hops.
+//! foreign ztunnel, if one is given; `s` runs ours too, with splicing switched on. All pairs have the same wire, veth pairs and routing hops.
 
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ struct Pods {
     client: Pod,
     server: Pod,
     server_local: Pod,
+    spliced_client: Pod,
+    spliced_server: Pod,
     peer_client: Option<Pod>,
     peer_server: Option<Pod>,
 }
@@ -57,7 +59,7 @@ impl Scene {
     /// Makes the world and starts everything that `modes` need in it. `ztunnel_options` go to our own
     /// ztunnels.
     pub(crate) fn build(modes: &[Mode], peer: Option<&Peer>, ztunnel_options: &[String]) -> Result<Self> {
-        let mut nodes = vec!["bare1", "bare2", "a", "b"];
+        let mut nodes = vec!["bare1", "bare2", "a", "b", "s"];
         if peer.is_some() {
             nodes.extend(["p1", "p2"]);
         }
@@ -75,6 +77,8 @@ impl Scene {
             client: pod(MESHED, "client", "a")?,
             server: pod(MESHED, "server", "b")?,
             server_local: pod(MESHED, "server-local", "a")?,
+            spliced_client: pod(MESHED, "spliced-client", "s")?,
+            spliced_server: pod(MESHED, "spliced-server", "s")?,
             peer_client: peer.map(|_| pod(MESHED, "peer-client", "p1")).transpose()?,
             peer_server: peer.map(|_| pod(MESHED, "peer-server", "p2")).transpose()?,
         };
@@ -114,6 +118,7 @@ impl Scene {
             Mode::NoMeshSameNode => (&pods.plain_client, &pods.plain_server_local),
             Mode::Passthrough => (&pods.client, &pods.plain_server),
             Mode::SameNode => (&pods.client, &pods.server_local),
+            Mode::Spliced => (&pods.spliced_client, &pods.spliced_server),
             Mode::TwoNodes => (&pods.client, &pods.server),
             Mode::PeerTwoNodes => (
                 pods.peer_client.as_ref().context("no foreign ztunnel was given")?,
@@ -127,6 +132,7 @@ impl Scene {
         let names: &[&str] = match mode {
             Mode::NoMesh | Mode::NoMeshSameNode => &[],
             Mode::Passthrough | Mode::SameNode => &["a"],
+            Mode::Spliced => &["s"],
             Mode::TwoNodes => &["a", "b"],
             Mode::PeerTwoNodes => &["p1", "p2"],
         };
@@ -159,13 +165,14 @@ impl Scene {
 
 impl Pods {
     fn servers(&self) -> impl Iterator<Item = &Pod> {
-        [&self.plain_server, &self.plain_server_local, &self.server, &self.server_local]
-            .into_iter()
-            .chain(&self.peer_server)
+        let ours = [&self.plain_server, &self.plain_server_local, &self.server, &self.server_local];
+        ours.into_iter().chain([&self.spliced_server]).chain(&self.peer_server)
     }
 
     fn all(&self) -> impl Iterator<Item = &Pod> {
-        self.servers().chain([&self.plain_client, &self.client]).chain(&self.peer_client)
+        self.servers()
+            .chain([&self.plain_client, &self.client, &self.spliced_client])
+            .chain(&self.peer_client)
     }
 }
 
@@ -176,9 +183,9 @@ fn start_ours(
     ztunnels: &mut Vec<Ztunnel>,
 ) -> Result<()> {
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    for name in ["a", "b"] {
+    for (name, agent_options) in [("a", &[][..]), ("b", &[]), ("s", &["--splice"])] {
         let node = world.node(name).clone();
-        programs.push(node.spawn_agent("agent", &[])?);
+        programs.push(node.spawn_agent("agent", agent_options)?);
         let process = node.spawn_ztunnel("ztunnel", &options)?;
         ztunnels.push(Ztunnel { node, process });
     }

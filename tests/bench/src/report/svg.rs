@@ -17,6 +17,7 @@ fn colour(mode: Mode) -> &'static str {
         Mode::NoMesh | Mode::NoMeshSameNode => "#999999",
         Mode::Passthrough => "#8fb8de",
         Mode::SameNode => "#3f7cac",
+        Mode::Spliced => "#2a9d8f",
         Mode::TwoNodes => "#0b3954",
         Mode::PeerTwoNodes => "#d98324",
     }
