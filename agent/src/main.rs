@@ -95,7 +95,9 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
         earlier: args.earlier_connections,
     };
     let enroller = Enroller::open(options, state, broker.clone(), metrics.clone(), inputs.clone());
-    let enroller = enroller.await.context("the capture of this node cannot be set up")?;
+    let enroller = enroller.await.map_err(|error| {
+        anyhow::anyhow!("the capture of this node cannot be set up: {}", enroll::told(&error))
+    })?;
     kernel.ready();
     register(&handlers, &args, &inputs);
 
