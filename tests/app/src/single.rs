@@ -37,7 +37,7 @@ pub(crate) async fn exchange(stream: &mut TcpStream, limit: Duration, message: &
     Ok(())
 }
 
-async fn expect_end(stream: &mut (impl AsyncReadExt + Unpin), limit: Duration) -> io::Result<()> {
+pub(crate) async fn expect_end(stream: &mut (impl AsyncReadExt + Unpin), limit: Duration) -> io::Result<()> {
     match within(limit, stream.read(&mut [0; 1])).await? {
         0 => Ok(()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "more bytes than expected")),
