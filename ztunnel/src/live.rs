@@ -195,6 +195,11 @@ impl Connection {
         self.records(|record| record.progress(bytes));
     }
 
+    /// Whether one of its ends is this very pod, and not one that came back under the same uid.
+    pub(crate) fn is_of(&self, pod: &Arc<Pod>) -> bool {
+        Arc::ptr_eq(&self.pod, pod) || self.other.get().is_some_and(|other| Arc::ptr_eq(other, pod))
+    }
+
     fn stop(&self, reason: Stop) {
         // The first reason holds.
         self.stop.borrow_mut().get_or_insert(reason);

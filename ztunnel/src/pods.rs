@@ -358,7 +358,7 @@ impl Manager {
         workers.broadcast(|| Command::ForgetTunnels { uid: uid.clone() });
         tokio::spawn(async move {
             tokio::time::sleep(shared.settings.pod_grace).await;
-            workers.broadcast(|| Command::EndPod { uid: uid.clone() });
+            workers.broadcast(|| Command::EndPod { pod: pod.clone() });
             pod.ended.cancel();
             shared.store.release(&pod.identity);
         });

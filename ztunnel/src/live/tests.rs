@@ -214,3 +214,12 @@ async fn the_first_reason_to_end_holds() {
     carried.stopped().await;
     assert_eq!(carried.reason(), Some(Stop::PodGone));
 }
+
+#[tokio::test]
+async fn a_pod_that_comes_back_under_its_uid_is_not_ended_with_the_one_before() {
+    let world = World::new();
+    let (before, after) = (world.admitted("alice"), world.admitted("alice"));
+    assert_eq!(before.pod.uid, after.pod.uid);
+    world.live.stop(&Stop::PodGone, |connection| connection.is_of(&before.pod));
+    assert_eq!((before.reason(), after.reason()), (Some(Stop::PodGone), None));
+}
