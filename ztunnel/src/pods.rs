@@ -413,6 +413,8 @@ impl zds::Pods for Manager {
     }
 
     fn connected(&mut self, connected: bool) {
+        // Another agent may have made the pins anew; the pods that are served keep those they were marked by.
+        self.pins = None;
         self.shared.metrics.agent_connected.set(i64::from(connected));
     }
 }
