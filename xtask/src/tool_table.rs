@@ -69,4 +69,10 @@ pub(crate) const TOOLS: &[Tool] = &[
         uses: &[Use::Test],
     },
     Tool { program: "ssh-keyscan", package: "openssh-client", why: "its client", uses: &[Use::Test] },
+    Tool {
+        program: "setpriv",
+        package: "util-linux",
+        why: "an intruder's few capabilities",
+        uses: &[Use::Test],
+    },
 ];

@@ -130,12 +130,10 @@ impl Kernel {
     /// Measures the capture, and looks at what it counts while there.
     fn probe(&self, hand: &mut Hand) -> Result<Answer, capture::Error> {
         let Some(pod) = &hand.pod else { return Ok(Answer::Failed("nothing is attached".into())) };
-        let mut measured = pod.probe()?;
-        if !measured.turned {
-            // A pod that switches its loopback's IPv6 off and on loses the routing; it is set up anew.
-            pod.repair()?;
-            measured = pod.probe()?;
-        }
+        // A pod with NET_ADMIN may have taken the routing away, of one family only, too; one that switches
+        // its loopback's IPv6 off and on loses it. Setting up what is there already costs five messages.
+        pod.repair()?;
+        let measured = pod.probe()?;
         hand.guarded = measured.guard;
         hand.counters = pod.counters()?.iter().collect();
         hand.earlier = pod.passing_flows()?;

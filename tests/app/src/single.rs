@@ -7,9 +7,10 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::sleep,
 };
 
@@ -24,6 +25,12 @@ async fn connect(to: &To) -> io::Result<TcpStream> {
     let stream = within(to.patience(), TcpStream::connect(to.to)).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+async fn connect_marked(to: &To, mark: u32) -> io::Result<TcpStream> {
+    let socket = if to.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    SockRef::from(&socket).set_mark(mark)?;
+    within(to.patience(), socket.connect(to.to)).await
 }
 
 /// Sends and reads back one message.
@@ -61,6 +68,9 @@ pub(crate) struct Echo {
     /// Milliseconds between two messages.
     #[arg(long, default_value_t = 0)]
     every: u64,
+    /// Mark the packets so (SO_MARK, needs NET_ADMIN or NET_RAW).
+    #[arg(long)]
+    mark: Option<u32>,
 }
 
 impl Echo {
@@ -73,7 +83,10 @@ impl Echo {
 
     async fn talk(&self, report: &mut Report) -> io::Result<()> {
         let limit = self.to.patience();
-        let mut stream = connect(&self.to).await?;
+        let mut stream = match self.mark {
+            Some(mark) => connect_marked(&self.to, mark).await?,
+            None => connect(&self.to).await?,
+        };
         let mut message = vec![0; self.size];
         for number in 0..self.count {
             match &self.say {
