@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Takes the capture of every pod of this node away, at once: what is captured breaks. The agent
-    /// must not be running
+    /// must not be running; a ztunnel that runs is told, and lets go of the pods
     Uninstall(Uninstall),
 }
 
@@ -45,10 +45,15 @@ pub(crate) struct Uninstall {
     /// State directory that the agent was given
     #[arg(long, value_name = "DIR", default_value = STATE)]
     pub(crate) state: PathBuf,
+
+    /// Unix socket on which ztunnels are told of the pods, as the agent was given it
+    #[arg(long, value_name = "PATH", default_value = ZDS)]
+    pub(crate) zds_socket: PathBuf,
 }
 
 const PINS: &str = "/sys/fs/bpf/culvert";
 const STATE: &str = "/var/lib/culvert/agent";
+const ZDS: &str = "/run/culvert/zds.sock";
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
@@ -102,7 +107,7 @@ pub(crate) struct Serve {
     pub(crate) kernel_log: bool,
 
     /// Unix socket on which ztunnels are told of the pods (ZDS)
-    #[arg(long, value_name = "PATH", default_value = "/run/culvert/zds.sock", help_heading = "Node")]
+    #[arg(long, value_name = "PATH", default_value = ZDS, help_heading = "Node")]
     pub(crate) zds_socket: PathBuf,
 
     /// Unix socket on which a ztunnel leaves its certificates for the next one

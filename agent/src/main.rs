@@ -95,7 +95,9 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
         earlier: args.earlier_connections,
     };
     let enroller = Enroller::open(options, state, broker.clone(), metrics.clone(), inputs.clone());
-    let enroller = enroller.await.context("the capture of this node cannot be set up")?;
+    let enroller = enroller.await.map_err(|error| {
+        anyhow::anyhow!("the capture of this node cannot be set up: {}", enroll::told(&error))
+    })?;
     kernel.ready();
     register(&handlers, &args, &inputs);
 
@@ -179,7 +181,8 @@ fn directives(inputs: &mpsc::UnboundedSender<Input>) -> mpsc::Sender<Vec<proto::
     sender
 }
 
-fn uninstall(args: &Uninstall) -> anyhow::Result<()> {
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn uninstall(args: &Uninstall) -> anyhow::Result<()> {
     let _logging = logging::init(logging::Format::Text, "warn")?;
     let state = State::open(&args.state)?;
     let shown = args.pins.display();
@@ -193,15 +196,22 @@ fn uninstall(args: &Uninstall) -> anyhow::Result<()> {
     if filesystem.filesystem_type() != nix::sys::statfs::BPF_FS_MAGIC {
         anyhow::bail!("{shown} is not in a bpffs: nothing there is touched");
     }
+    let zds = Listener::bind(&args.zds_socket)?;
     let options = NodeOptions { pins: args.pins.clone(), cgroup: None, kernel_log: false };
-    match enroll::uninstall(options, &state) {
-        Ok(pods) => {
-            // What all pods of the node shared.
-            std::fs::remove_dir_all(&args.pins).with_context(|| format!("{shown} cannot be removed"))?;
-            state.forget().context("what control wanted last cannot be forgotten")?;
-            println!("the capture of {pods} pods was taken away; nothing is pinned in {shown} any more");
-            Ok(())
-        }
-        Err(failures) => Err(anyhow::anyhow!("not everything was taken away:\n  {}", failures.join("\n  "))),
+    let removed = enroll::uninstall(options, &state, zds).await;
+    let removed = removed.map_err(|error| anyhow::anyhow!(enroll::told(&error)))?;
+    if removed.untold {
+        let zds = args.zds_socket.display();
+        eprintln!(
+            "agent: the ztunnel that served the pods did not come to {zds}: end it, or it keeps its listeners"
+        );
     }
+    if !removed.failures.is_empty() {
+        anyhow::bail!("not everything was taken away:\n  {}", removed.failures.join("\n  "));
+    }
+    // What all pods of the node shared.
+    std::fs::remove_dir_all(&args.pins).with_context(|| format!("{shown} cannot be removed"))?;
+    state.forget().context("what control wanted last cannot be forgotten")?;
+    println!("the capture of {} pods was taken away; nothing is pinned in {shown} any more", removed.pods);
+    Ok(())
 }

@@ -261,6 +261,7 @@ impl Nodes {
         });
     }
 
+    /// What each node is to do; of a node that is not in it, nothing is known.
     pub(crate) fn directives(&self) -> watch::Receiver<Arc<Directives>> {
         self.directives.subscribe()
     }

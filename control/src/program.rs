@@ -16,7 +16,7 @@ use crate::{
     auth::Authenticator,
     compile::{Compiled, Options},
     engine::Engine,
-    folder::{Folder, Kept, watch as follow},
+    folder::{FirstLookError, Folder, Kept, watch as follow},
     metrics::Metrics,
     nodes::Nodes,
     publish::{Clients, Discovery, Store},
@@ -47,6 +47,8 @@ pub enum StartError {
     File { what: &'static str, path: PathBuf, source: io::Error },
     #[error("the folder of manifests {} cannot be listed: {source}; make it, or name another with --manifests", path.display())]
     Manifests { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    FirstLook(#[from] FirstLookError),
     #[error(transparent)]
     Authority(#[from] AuthorityError),
     #[error(transparent)]
@@ -90,7 +92,7 @@ impl Control {
         let kept = Kept::open(&state).map_err(file("create", &state.join("last-good")))?;
 
         let mut folder = Folder::new(manifests, Some(kept));
-        folder.scan(&Default::default(), &Default::default());
+        folder.first_look().await?;
         let (store, clients) = (Arc::new(Store::default()), Arc::new(Clients::default()));
         let nodes = Nodes::open(Some(state.join("nodes.json")));
         let auth = Arc::new(Authenticator::new(tokens.clone()));

@@ -282,6 +282,31 @@ async fn a_pod_is_told_as_hbone_once_measured_and_withdrawn_before_it_is_let_go(
     assert!(!pod.withdrawn);
 }
 
+/// A directive without pods would make the agent let all of them go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_empties_under_control_is_no_word_to_the_nodes() {
+    let bed = Bed::start(SHOP).await;
+    let follower = bed.follow("node-a");
+    follower.complete().await;
+    let mut agent = bed.agent("node-a").await.unwrap();
+    agent.until("u-client", |pod| pod.enroll).await;
+    let silence = async |agent: &mut bed::RawAgent| {
+        let word = timeout(Duration::from_secs(1), agent.directives.message()).await;
+        assert!(word.is_err(), "{word:?}");
+    };
+    fs::remove_file(bed.manifests.path().join("shop.yaml")).unwrap();
+    silence(&mut agent).await;
+    assert_eq!(follower.mesh.current().workloads().count(), 2);
+    // Something is there again, and the Node is not among it.
+    bed.write("more.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: other}}");
+    follower.until("no workload", |snapshot| snapshot.workloads().count() == 0).await;
+    silence(&mut agent).await;
+    // Of a node that is known, no pod means no pod.
+    bed.write("more.yaml", "{apiVersion: v1, kind: Node, metadata: {name: node-a}}");
+    let word = timeout(PATIENCE, agent.directives.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(word.pods, []);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_speaks_for_itself_only() {
     let bed = Bed::start(SHOP).await;

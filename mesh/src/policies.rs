@@ -154,6 +154,12 @@ impl Policies {
         }
     }
 
+    /// Whether a policy that is for the workload was sent and not understood: no wait will bring it.
+    pub(crate) fn has_unusable_for(&self, workload: &Workload) -> bool {
+        let named = |key: &PolicyKey| self.unusable.contains_key(key);
+        self.unusable_for(workload).is_some() || workload.authorization_policies.iter().any(named)
+    }
+
     fn unusable_for(&self, workload: &Workload) -> Option<&PolicyKey> {
         // Nearly always there is none at all.
         if self.unusable.is_empty() { None } else { self.unusable_keys_for(workload).next() }

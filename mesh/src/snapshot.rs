@@ -101,6 +101,12 @@ impl Snapshot {
         self.policies.names_for(workload)
     }
 
+    /// Whether a policy that is for the workload was sent and could not be understood. What else is missing
+    /// may still come; this will not, unless it is sent anew.
+    pub fn has_unusable_policy_for(&self, workload: &Workload) -> bool {
+        self.policies.has_unusable_for(workload)
+    }
+
     /// Changes whenever a policy does: equal numbers of two snapshots of one history mean equal policies.
     ///
     /// A live connection needs no new verdict while this number and the `Arc` of its destination's

@@ -62,4 +62,17 @@ pub(crate) const TOOLS: &[Tool] = &[
         why: "a database with its own handshake, and its client",
         uses: &[Use::Test],
     },
+    Tool {
+        program: "/usr/sbin/sshd",
+        package: "openssh-server",
+        why: "another server that speaks first",
+        uses: &[Use::Test],
+    },
+    Tool { program: "ssh-keyscan", package: "openssh-client", why: "its client", uses: &[Use::Test] },
+    Tool {
+        program: "setpriv",
+        package: "util-linux",
+        why: "an intruder's few capabilities",
+        uses: &[Use::Test],
+    },
 ];

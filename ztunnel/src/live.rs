@@ -13,18 +13,23 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use hbone::copy::Meter;
 use mesh::{Attempt, Decision, Identity, PolicyKey, Refusal, Snapshot, Verdict, Workload};
 use runtime::record::{Bytes, Connection as Record};
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::pods::Pod;
 
 /// Connections looked at before the worker's other tasks get a turn: at most 2 µs each.
 const CHUNK: usize = 64;
+
+/// How long a connection that was allowed goes on while a policy that is to judge it has not come. Control
+/// sends a policy before the workloads that name it, others may not; who is new is refused at once.
+pub(crate) const MISSING_GRACE: Duration = Duration::from_millis(1500);
 
 /// Why a connection was ended from outside.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,6 +104,12 @@ impl Admitted {
         })
     }
 
+    /// Whether a refusal is for want of policies that may still come.
+    fn awaits(&self, refusal: &Refusal, snapshot: &Snapshot) -> bool {
+        matches!(refusal, Refusal::PolicyMissing(_))
+            && !snapshot.has_unusable_policy_for(&self.destination.borrow())
+    }
+
     /// What a newer snapshot says, if it can say anything else than the one before; a workload that is
     /// gone from it is judged as it was last known.
     fn judge_again(&self, snapshot: &Snapshot, policies_changed: bool) -> Option<Decision> {
@@ -125,8 +136,19 @@ pub(crate) struct Connection {
     record: RefCell<Record>,
     /// The destination's own record of a same-node connection.
     inbound_record: RefCell<Option<Record>>,
+    /// Since when it is not allowed for want of a policy only.
+    missing: Cell<Option<Instant>>,
     stop: RefCell<Option<Stop>>,
     wake: Notify,
+}
+
+/// What judging again came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Rejudged {
+    /// Connections that were ended.
+    pub(crate) ended: u64,
+    /// When the first of those that wait for a missing policy has waited long enough.
+    pub(crate) again: Option<Instant>,
 }
 
 impl Connection {
@@ -173,6 +195,11 @@ impl Connection {
         self.records(|record| record.progress(bytes));
     }
 
+    /// Whether one of its ends is this very pod, and not one that came back under the same uid.
+    pub(crate) fn is_of(&self, pod: &Arc<Pod>) -> bool {
+        Arc::ptr_eq(&self.pod, pod) || self.other.get().is_some_and(|other| Arc::ptr_eq(other, pod))
+    }
+
     fn stop(&self, reason: Stop) {
         // The first reason holds.
         self.stop.borrow_mut().get_or_insert(reason);
@@ -193,19 +220,31 @@ impl Connection {
         json
     }
 
-    /// Judges again and ends what is refused; says whether it did.
-    fn rejudge(&self, snapshot: &Snapshot, policies_changed: bool) -> bool {
-        let Some(admitted) = self.admitted.get() else { return false };
-        match admitted.judge_again(snapshot, policies_changed).map(|decision| decision.verdict) {
+    /// Judges again and ends what is refused, or notes until when it may go on.
+    fn rejudge(&self, snapshot: &Snapshot, policies_changed: bool, outcome: &mut Rejudged) {
+        let Some(admitted) = self.admitted.get().filter(|_| self.stop.borrow().is_none()) else { return };
+        let missing = self.missing.get();
+        // Whose time may be over is judged whatever has changed.
+        let decision = admitted.judge_again(snapshot, policies_changed || missing.is_some());
+        match decision.map(|decision| decision.verdict) {
             Some(Verdict::Refuse(refusal)) => {
-                self.stop(Stop::Refused(refusal));
-                true
+                let now = Instant::now();
+                let until = missing.unwrap_or(now) + MISSING_GRACE;
+                if admitted.awaits(&refusal, snapshot) && now < until {
+                    self.missing.set(missing.or(Some(now)));
+                    outcome.again = Some(outcome.again.map_or(until, |again| again.min(until)));
+                } else {
+                    self.stop(Stop::Refused(refusal));
+                    outcome.ended += 1;
+                }
             }
-            Some(Verdict::Allow(Some(policy))) => {
-                self.judging_record(|record| record.policy(&policy));
-                false
+            Some(Verdict::Allow(policy)) => {
+                self.missing.set(None);
+                if let Some(policy) = policy {
+                    self.judging_record(|record| record.policy(&policy));
+                }
             }
-            Some(Verdict::Allow(None)) | None => false,
+            None => {}
         }
     }
 }
@@ -241,6 +280,7 @@ impl Live {
             meter: Meter::new(),
             record: RefCell::new(record),
             inbound_record: RefCell::new(None),
+            missing: Cell::new(None),
             stop: RefCell::new(None),
             wake: Notify::new(),
         });
@@ -256,13 +296,14 @@ impl Live {
         }
     }
 
-    /// Judges every admitted connection again, a few at a time; returns how many it ended.
+    /// Judges every admitted connection again, a few at a time. To be repeated at the time it says, where
+    /// some wait for a policy.
     ///
     /// A connection that comes in the meantime has been judged by this snapshot or a newer one.
-    pub(crate) async fn rejudge(&self, snapshot: &Snapshot, policies_changed: bool) -> u64 {
-        let mut ended = 0;
-        self.each(|connection| ended += u64::from(connection.rejudge(snapshot, policies_changed))).await;
-        ended
+    pub(crate) async fn rejudge(&self, snapshot: &Snapshot, policies_changed: bool) -> Rejudged {
+        let mut outcome = Rejudged::default();
+        self.each(|connection| connection.rejudge(snapshot, policies_changed, &mut outcome)).await;
+        outcome
     }
 
     /// Moves the byte counters of all connections on.
@@ -332,138 +373,4 @@ pub(crate) fn allowed_by(decision: &Decision) -> Option<&PolicyKey> {
 }
 
 #[cfg(test)]
-mod tests {
-    use mesh::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
-    use runtime::{
-        logging::AccessLog,
-        metrics::Metrics,
-        record::{Direction, Options, Records},
-    };
-
-    use super::*;
-
-    fn policy(name: &str, action: Action, principal: &str) -> Policy {
-        let principals = vec![StringMatch::Exact(principal.into())];
-        let clause = Clause { matches: vec![Match { principals, ..Match::default() }] };
-        Policy {
-            key: PolicyKey { namespace: "shop".into(), name: name.into() },
-            scope: Scope::Namespace,
-            action,
-            dry_run: false,
-            rules: vec![Rule { clauses: vec![clause] }],
-        }
-    }
-
-    fn complete() -> Snapshot {
-        let mut edit = Snapshot::default().edit();
-        let mut web = Workload::named("c//Pod/shop/web", "shop", "web");
-        web.addresses = vec!["10.1.0.5".parse().unwrap()];
-        edit.put_workload(web);
-        edit.mark_addresses_complete();
-        edit.mark_policies_complete();
-        edit.finish()
-    }
-
-    struct World {
-        live: Rc<Live>,
-        count: Arc<AtomicUsize>,
-        records: Records,
-        snapshot: Snapshot,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let count = Arc::default();
-            let records = Records::new(&Metrics::new("test"), AccessLog::none(), Options::default());
-            Self { live: Live::new(Arc::clone(&count)), count, records, snapshot: complete() }
-        }
-
-        /// A connection of `who` to the pod `web`, as it is when it has been admitted.
-        fn admitted(&self, who: &str) -> Carried {
-            let to: SocketAddr = "10.1.0.5:80".parse().unwrap();
-            let record = self.records.begin(Direction::Inbound, "10.1.0.9:4000".parse().unwrap(), to);
-            let carried = self.live.enter(Pod::for_tests("shop", "web"), Path::InboundHbone, record);
-            let destination = self.snapshot.workload("c//Pod/shop/web").unwrap().clone();
-            let source = Identity::new("cluster.local", "shop", who);
-            let admitted = Admitted::attempt(Some(source), "10.1.0.9".parse().unwrap(), destination, to);
-            assert!(matches!(admitted.judge(&self.snapshot).verdict, Verdict::Allow(_)));
-            assert!(carried.admitted.set(admitted).is_ok());
-            carried
-        }
-
-        async fn change(&mut self, change: impl FnOnce(&mut mesh::Editor)) -> u64 {
-            let before = self.snapshot.policy_generation();
-            let mut edit = self.snapshot.edit();
-            change(&mut edit);
-            self.snapshot = edit.finish();
-            let changed = self.snapshot.policy_generation() != before;
-            self.live.rejudge(&self.snapshot, changed).await
-        }
-    }
-
-    #[tokio::test]
-    async fn a_new_policy_ends_what_it_denies_and_nothing_else() {
-        let mut world = World::new();
-        let (bad, good) = (world.admitted("mallory"), world.admitted("alice"));
-        let deny = policy("no-mallory", Action::Deny, "cluster.local/ns/shop/sa/mallory");
-        assert_eq!(world.change(|edit| edit.put_policy(deny.clone())).await, 1);
-        bad.stopped().await;
-        assert_eq!(bad.reason(), Some(Stop::Refused(Refusal::Denied(deny.key.clone()))));
-        assert_eq!(good.reason(), None);
-    }
-
-    #[tokio::test]
-    async fn a_change_that_no_policy_and_no_destination_has_part_in_judges_nobody() {
-        let world = World::new();
-        let carried = world.admitted("alice");
-        // Were it judged, it would be refused: judge it by a state in which nothing is allowed.
-        let allow = policy("only-bob", Action::Allow, "cluster.local/ns/shop/sa/bob");
-        let mut edit = world.snapshot.edit();
-        edit.put_policy(allow);
-        let refusing = edit.finish();
-        assert_eq!(world.live.rejudge(&refusing, false).await, 0);
-        assert_eq!(carried.reason(), None);
-        assert_eq!(world.live.rejudge(&refusing, true).await, 1);
-    }
-
-    #[tokio::test]
-    async fn a_policy_that_comes_to_select_the_destination_is_asked() {
-        let mut world = World::new();
-        let carried = world.admitted("alice");
-        let mut deny = policy("by-label", Action::Deny, "cluster.local/ns/shop/sa/alice");
-        deny.scope = Scope::WorkloadSelector;
-        assert_eq!(world.change(|edit| edit.put_policy(deny.clone())).await, 0, "it selects nobody yet");
-        let mut web = Workload::clone(world.snapshot.workload("c//Pod/shop/web").unwrap());
-        web.authorization_policies = vec![deny.key.clone()];
-        assert_eq!(world.change(|edit| edit.put_workload(web)).await, 1);
-        assert!(carried.reason().is_some());
-    }
-
-    #[tokio::test]
-    async fn more_than_a_chunk_is_judged_whole_and_leavers_do_not_disturb() {
-        let mut world = World::new();
-        let mut all: Vec<Carried> = (0..3 * CHUNK + 7).map(|_| world.admitted("mallory")).collect();
-        assert_eq!(world.count.load(Ordering::Relaxed), all.len());
-        let mut index = 0;
-        all.retain(|_| {
-            index += 1;
-            index % 3 != 0
-        });
-        let deny = policy("no-mallory", Action::Deny, "cluster.local/ns/shop/sa/mallory");
-        assert_eq!(world.change(|edit| edit.put_policy(deny)).await, all.len() as u64);
-        assert!(all.iter().all(|carried| carried.reason().is_some()));
-        drop(all);
-        assert_eq!(world.count.load(Ordering::Relaxed), 0);
-    }
-
-    #[tokio::test]
-    async fn the_first_reason_to_end_holds() {
-        let world = World::new();
-        let carried = world.admitted("alice");
-        world.live.stop(&Stop::PodGone, |_| true);
-        world.live.stop(&Stop::Ends, |_| true);
-        carried.stopped().await;
-        carried.stopped().await;
-        assert_eq!(carried.reason(), Some(Stop::PodGone));
-    }
-}
+pub(crate) mod tests;

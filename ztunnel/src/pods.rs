@@ -358,7 +358,7 @@ impl Manager {
         workers.broadcast(|| Command::ForgetTunnels { uid: uid.clone() });
         tokio::spawn(async move {
             tokio::time::sleep(shared.settings.pod_grace).await;
-            workers.broadcast(|| Command::EndPod { uid: uid.clone() });
+            workers.broadcast(|| Command::EndPod { pod: pod.clone() });
             pod.ended.cancel();
             shared.store.release(&pod.identity);
         });
@@ -413,6 +413,8 @@ impl zds::Pods for Manager {
     }
 
     fn connected(&mut self, connected: bool) {
+        // Another agent may have made the pins anew; the pods that are served keep those they were marked by.
+        self.pins = None;
         self.shared.metrics.agent_connected.set(i64::from(connected));
     }
 }

@@ -69,7 +69,7 @@ pub(crate) enum Command {
     },
     /// The grace of a pod that is gone is over.
     EndPod {
-        uid: Arc<str>,
+        pod: Arc<Pod>,
     },
     /// This ztunnel ends now.
     EndAll,
@@ -317,11 +317,10 @@ impl Worker {
             }
             Command::Carry { pod, role, accepted } => self.carry(pod, role, accepted),
             Command::ForgetTunnels { uid } => self.forget_tunnels(&uid),
-            Command::EndPod { uid } => {
+            Command::EndPod { pod } => {
                 // A connection that was on its way may have opened one more.
-                self.forget_tunnels(&uid);
-                let of_pod = |pod: &Arc<Pod>| pod.uid == uid;
-                self.live.stop(&Stop::PodGone, |c| of_pod(&c.pod) || c.other.get().is_some_and(of_pod));
+                self.forget_tunnels(&pod.uid);
+                self.live.stop(&Stop::PodGone, |connection| connection.is_of(&pod));
             }
             Command::EndAll => self.live.stop(&Stop::Ends, |_| true),
             // Whoever asked may have gone.

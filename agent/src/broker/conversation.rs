@@ -157,6 +157,7 @@ async fn tell(
             }
             told.snapshot = true;
             shared.state(id, "knows every pod");
+            shared.informed.send_modify(|informed| *informed += 1);
         }
     }
     Ok(())

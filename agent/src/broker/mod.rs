@@ -40,6 +40,8 @@ struct Shared {
     changed: watch::Sender<()>,
     holdings: mpsc::UnboundedSender<Holding>,
     connected: Gauge,
+    /// How many connections have acknowledged their snapshot.
+    informed: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -67,7 +69,8 @@ impl Broker {
     /// With no pod and not complete. Who comes to hold a pod is told to `holdings`.
     pub(crate) fn new(holdings: mpsc::UnboundedSender<Holding>, connected: Gauge) -> Self {
         let (table, changed) = (Mutex::default(), watch::Sender::new(()));
-        Self { shared: Arc::new(Shared { table, changed, holdings, connected }) }
+        let informed = watch::Sender::new(0);
+        Self { shared: Arc::new(Shared { table, changed, holdings, connected, informed }) }
     }
 
     /// Tells the ztunnels of a pod. One that is there already is replaced: it is deleted and added.
@@ -105,6 +108,12 @@ impl Broker {
     pub(crate) fn complete(&self) {
         self.shared.lock().complete = true;
         self.shared.changed.send_replace(());
+    }
+
+    /// Waits until a ztunnel has acknowledged the whole table.
+    pub(crate) async fn informed(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.shared.informed.subscribe().wait_for(|informed| *informed > 0).await;
     }
 
     /// Serves ztunnels for ever.

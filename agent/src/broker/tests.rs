@@ -134,6 +134,21 @@ async fn a_ztunnel_gets_every_pod_then_the_end_of_the_snapshot_then_what_changes
     assert_eq!(world.holding().await, ("u3".into(), true));
 }
 
+/// So does uninstalling: the ztunnel then drops every pod that is not named.
+#[tokio::test]
+async fn an_empty_table_is_told_too_and_whoever_waits_for_that_is_told() {
+    let world = fixture();
+    let ztunnel = world.ztunnel().await;
+    let informed = world.broker.informed();
+    tokio::pin!(informed);
+    let early = timeout(Duration::from_millis(100), &mut informed).await;
+    assert!(early.is_err(), "nothing was complete yet");
+    world.broker.keep("left", WorkloadInfo::default());
+    world.broker.complete();
+    ztunnel.takes(&["keep left", "snapshot"]).await;
+    soon("the word that a ztunnel knows", informed).await;
+}
+
 #[tokio::test]
 async fn a_pod_is_held_as_long_as_one_live_ztunnel_has_acknowledged_it() {
     let mut world = fixture();

@@ -82,7 +82,7 @@ impl Kernel {
             Step::Probe => self.probe(hand),
             Step::Attach | Step::Detach => Ok(Answer::Done),
         };
-        done.unwrap_or_else(|error| Answer::Failed(short(&error)))
+        done.unwrap_or_else(|error| Answer::Failed(told(&error)))
     }
 
     fn attach(&self, uid: &str, path: &Path, hand: &mut Hand) -> Answer {
@@ -122,7 +122,7 @@ impl Kernel {
             Ok(Err(reason)) => Answer::Failed(reason),
             Err(error) => {
                 let error: capture::Error = error;
-                Answer::Failed(short(&error))
+                Answer::Failed(told(&error))
             }
         }
     }
@@ -130,12 +130,10 @@ impl Kernel {
     /// Measures the capture, and looks at what it counts while there.
     fn probe(&self, hand: &mut Hand) -> Result<Answer, capture::Error> {
         let Some(pod) = &hand.pod else { return Ok(Answer::Failed("nothing is attached".into())) };
-        let mut measured = pod.probe()?;
-        if !measured.turned {
-            // A pod that switches its loopback's IPv6 off and on loses the routing; it is set up anew.
-            pod.repair()?;
-            measured = pod.probe()?;
-        }
+        // A pod with NET_ADMIN may have taken the routing away, of one family only, too; one that switches
+        // its loopback's IPv6 off and on loses it. Setting up what is there already costs five messages.
+        pod.repair()?;
+        let measured = pod.probe()?;
         hand.guarded = measured.guard;
         hand.counters = pod.counters()?.iter().collect();
         hand.earlier = pod.passing_flows()?;
@@ -172,22 +170,42 @@ impl Kernel {
                 *hand = Hand::default();
                 Answer::Done
             }
-            Err(error) => Answer::Failed(short(&error)),
+            Err(error) => Answer::Failed(told(&error)),
         }
     }
 }
 
-/// An error without the middle of what the kernel's verifier has to say: its end tells most.
-fn short(error: &capture::Error) -> String {
-    const KEPT: usize = 400;
+/// An error for a line of the log. What the kernel's verifier has to say is several KB, of which the end
+/// tells most; all of it is told at debug.
+pub(crate) fn told(error: &capture::Error) -> String {
     let text = error.to_string();
-    let characters = text.chars().count();
-    if characters <= 2 * KEPT {
-        return text;
+    let brief = brief(&text);
+    if brief.len() < text.len() {
+        tracing::debug!(error = text, "in full");
     }
-    let head: String = text.chars().take(KEPT).collect();
-    let tail: String = text.chars().skip(characters - KEPT).collect();
-    format!("{head} … {tail}")
+    brief
+}
+
+/// The first line of a text and its last ones, each cut to a readable length, as one line.
+fn brief(text: &str) -> String {
+    const LAST: usize = 3;
+    const LENGTH: usize = 200;
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let last = lines.len().saturating_sub(LAST).max(1);
+    let kept = lines.iter().enumerate().filter(|(number, _)| *number == 0 || *number >= last);
+    let mut brief = String::new();
+    for (number, line) in kept {
+        match number {
+            0 => {}
+            number if number == last && last > 1 => brief.push_str(" … "),
+            _ => brief.push_str(" | "),
+        }
+        brief.extend(line.chars().take(LENGTH));
+        if line.chars().nth(LENGTH).is_some() {
+            brief.push('…');
+        }
+    }
+    brief
 }
 
 /// What became of the namespace, if it is not at its path any more.
@@ -196,5 +214,35 @@ fn vanished(path: &Path, netns: &Netns) -> Option<String> {
         Ok(metadata) if metadata.ino() == netns.inode() => None,
         Ok(_) => Some(format!("{} is another network namespace now", path.display())),
         Err(error) => Some(format!("its network namespace {}: {error}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_verifiers_log_the_first_line_and_the_last_are_told() {
+        let log: String = (0..500).map(|n| format!("{n}: (bf) r{} = r1 ; R1=ctx()\n", n % 10)).collect();
+        let reason = format!(
+            "the BPF_PROG_LOAD syscall returned Permission denied. Verifier output: {log}\
+             R1 type=ctx expected=fp\nprocessed 500 insns (limit 1000000)\n\nverification time 12 usec\n"
+        );
+        let error = capture::Error::Kernel { what: "pod u1: load pod_egress".into(), reason };
+        assert!(error.to_string().len() > 10_000);
+        assert_eq!(
+            told(&error),
+            "pod u1: load pod_egress: the BPF_PROG_LOAD syscall returned Permission denied. Verifier output: 0: (bf) \
+             r0 = r1 ; R1=ctx() … R1 type=ctx expected=fp | processed 500 insns (limit 1000000) | verification time 12 usec"
+        );
+    }
+
+    #[test]
+    fn what_is_short_is_told_as_it_is() {
+        assert_eq!(brief("no such device"), "no such device");
+        assert_eq!(brief("a\nb\nc\nd\n"), "a | b | c | d");
+        assert_eq!(brief("a\nb\nc\nd\ne"), "a … c | d | e");
+        assert_eq!(brief(""), "");
+        assert_eq!(brief(&"x".repeat(10_000)).chars().count(), 201);
     }
 }

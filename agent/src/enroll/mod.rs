@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-pub(crate) use self::uninstall::uninstall;
+pub(crate) use self::{kernel::told, uninstall::uninstall};
 use self::{
     kernel::{Hand, Kernel},
     machine::{Action, Answer, Desire, Event, Report, Step},
@@ -274,14 +274,14 @@ impl Enroller {
             Answer::NamespaceGone(reason) => {
                 tracing::info!(uid, pod = pod.name(), reason, "the pod has lost its network namespace");
             }
-            Answer::Failed(reason) | Answer::Probed(Err(reason), _) => {
+            Answer::Failed(reason) => {
                 self.metrics.failures.inc();
-                tracing::warn!(
-                    uid,
-                    pod = pod.name(),
-                    reason,
-                    "a step of enrollment failed; it is tried again"
-                );
+                let pod = pod.name();
+                tracing::error!(uid, pod, reason, "a step of enrollment failed; it is tried again");
+            }
+            Answer::Probed(Err(reason), _) => {
+                self.metrics.failures.inc();
+                tracing::warn!(uid, pod = pod.name(), reason, "a probe failed; it is tried again");
             }
             Answer::Learned(earlier) => {
                 tracing::info!(uid, pod = pod.name(), earlier, "open connections recorded");

@@ -43,6 +43,11 @@ impl Kept {
         self.copy(root, path).exists()
     }
 
+    /// Whether there is a copy of any file.
+    pub(super) fn holds_any(&self) -> bool {
+        fs::read_dir(&self.folder).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
     pub(super) fn forget(&self, root: &Path, path: &Path) {
         // Absent is as good as removed; anything else is found at the next start, and harmless: a file
         // that does not exist has no last good version.

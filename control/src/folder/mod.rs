@@ -5,11 +5,14 @@
 //! - a file that became empty is being written: its objects stay until it says something or is removed;
 //! - a file that vanished is gone only if it is still gone after a moment (editors rename around);
 //! - names that begin with a dot, end with `~`, or do not end with `.yaml` or `.yml` are not manifests;
-//! - a folder that cannot be listed forgets nothing.
+//! - a folder that cannot be listed forgets nothing;
+//! - the whole folder without any manifest, where there were some, forgets nothing either: so looks a mount
+//!   that went away. Whoever means it leaves one manifest, a Namespace say.
 //!
 //! The last text of each file that was wholly good is kept in the state directory, so that "the last
 //! good version holds" is also true across a restart of control.
 
+mod first;
 mod kept;
 mod watch;
 
@@ -19,9 +22,10 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+pub use first::FirstLookError;
 pub use kept::Kept;
 pub use watch::watch;
 
@@ -36,6 +40,9 @@ const GONE_AFTER: Duration = Duration::from_millis(200);
 const MAX_DEPTH: usize = 16;
 /// Larger files are refused (bytes).
 const MAX_FILE: u64 = 64 * 1024 * 1024;
+/// What is said of a folder that lost all its manifests.
+const EMPTIED: &str =
+    "no manifest is left in it; is it mounted? (to take everything away, leave one manifest)";
 
 /// The folder and what its files hold.
 pub struct Folder {
@@ -43,7 +50,9 @@ pub struct Folder {
     objects: Arc<Mutex<Objects>>,
     kept: Option<Kept>,
     files: BTreeMap<PathBuf, Seen>,
-    /// Folders that could not be listed at the last look, and why.
+    /// A file that changed more recently is left for later, unless its writer is known to have closed it.
+    rest: Duration,
+    /// Folders of which nothing is known since the last look, and why.
     unlisted: BTreeMap<PathBuf, String>,
 }
 
@@ -72,10 +81,17 @@ pub struct Outcome {
     pub again: Option<Duration>,
 }
 
+impl Outcome {
+    fn look_again(&mut self, after: Duration) {
+        self.again = Some(self.again.map_or(after, |again| again.min(after)));
+    }
+}
+
 impl Folder {
     /// A folder that was not looked at yet.
     pub fn new(root: PathBuf, kept: Option<Kept>) -> Self {
-        Self { root, objects: Arc::default(), kept, files: BTreeMap::new(), unlisted: BTreeMap::new() }
+        let (files, unlisted) = (BTreeMap::new(), BTreeMap::new());
+        Self { root, objects: Arc::default(), kept, files, rest: Duration::ZERO, unlisted }
     }
 
     /// What the files hold; shared with whoever compiles it.
@@ -87,15 +103,23 @@ impl Folder {
     /// at all: somebody is writing them.
     pub fn scan(&mut self, written: &BTreeSet<PathBuf>, open: &BTreeSet<PathBuf>) -> Outcome {
         let mut outcome = Outcome::default();
-        let mut found = Found::default();
-        found.list(&self.root, 0);
+        let mut found = Found::of(&self.root);
+        if found.files.is_empty() && found.unlisted.is_empty() && !self.files.is_empty() {
+            found.unlisted.insert(self.root.clone(), EMPTIED.to_owned());
+        }
         for (path, stamp) in &found.files {
             if open.contains(path) {
                 continue;
             }
             let seen = self.files.get(path);
             let same = seen.is_some_and(|seen| seen.stamp == *stamp);
-            if !same || written.contains(path) {
+            let closed = written.contains(path);
+            if !same && !closed && stamp.age().is_some_and(|age| age < self.rest) {
+                // The word that somebody writes it may be on its way still.
+                outcome.look_again(self.rest);
+                continue;
+            }
+            if !same || closed {
                 let first = seen.is_none();
                 outcome.changed |= self.read(path, *stamp, first);
                 self.files.insert(path.clone(), Seen { stamp: *stamp, missing_since: None });
@@ -120,8 +144,7 @@ impl Folder {
             if missing >= GONE_AFTER {
                 gone.push(path.clone());
             } else {
-                let rest = GONE_AFTER - missing;
-                outcome.again = Some(outcome.again.map_or(rest, |again| again.min(rest)));
+                outcome.look_again(GONE_AFTER - missing);
             }
         }
         for path in gone {
@@ -135,7 +158,7 @@ impl Folder {
         }
     }
 
-    /// Says which folders cannot be listed, and takes it back of those that can again.
+    /// Says of which folders nothing is known, and takes it back of those that are known again.
     fn complain(&mut self, unlisted: BTreeMap<PathBuf, String>, outcome: &mut Outcome) {
         if unlisted == self.unlisted {
             return;
@@ -145,22 +168,22 @@ impl Folder {
             self.lock().remove(folder);
         }
         for (folder, reason) in &unlisted {
-            let reason = format!("the folder cannot be listed ({reason}): its files are as they were");
-            self.refuse(folder, reason);
+            self.refuse(folder, format!("{reason}: what its files held holds"));
         }
         self.unlisted = unlisted;
     }
 
     fn read(&mut self, path: &Path, stamp: Stamp, first: bool) -> bool {
-        if stamp.length > MAX_FILE {
-            return self.refuse(path, format!("it has {} bytes, more than {MAX_FILE}", stamp.length));
-        }
-        let text = match fs::read(path).map(String::from_utf8) {
-            Ok(Ok(text)) => text,
-            Ok(Err(_)) => return self.refuse(path, "it is not UTF-8 text".to_owned()),
+        let text = match read_text(path, stamp) {
+            Ok(Some(text)) => text,
             // It is gone between listing and reading; the next look decides.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
-            Err(error) => return self.refuse(path, format!("it cannot be read: {error}")),
+            Ok(None) => return false,
+            Err(reason) => {
+                if first {
+                    self.bring_back(path);
+                }
+                return self.refuse(path, reason);
+            }
         };
         if text.trim().is_empty() {
             // A new empty file holds nothing, and that is all there is to say of it.
@@ -203,6 +226,19 @@ impl Folder {
     }
 }
 
+/// The text of a manifest; `None` where there is no such file any more, or the reason why it is of no use.
+fn read_text(path: &Path, stamp: Stamp) -> Result<Option<String>, String> {
+    if stamp.length > MAX_FILE {
+        return Err(format!("it has {} bytes, more than {MAX_FILE}", stamp.length));
+    }
+    match fs::read(path).map(String::from_utf8) {
+        Ok(Ok(text)) => Ok(Some(text)),
+        Ok(Err(_)) => Err("it is not UTF-8 text".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("it cannot be read: {error}")),
+    }
+}
+
 fn is_good(parsed: &Parsed) -> bool {
     parsed.refused.is_empty() && !parsed.unreadable
 }
@@ -214,20 +250,31 @@ fn is_manifest(path: &Path) -> bool {
 }
 
 /// The files below a folder.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 struct Found {
     files: BTreeMap<PathBuf, Stamp>,
     unlisted: BTreeMap<PathBuf, String>,
 }
 
 impl Found {
+    fn of(root: &Path) -> Self {
+        let mut found = Self::default();
+        found.list(root, 0);
+        found
+    }
+
+    /// Whether something in it was written within `time`; a clock that goes wrong says yes.
+    fn is_fresh(&self, time: Duration) -> bool {
+        self.files.values().any(|stamp| stamp.age().is_none_or(|age| age < time))
+    }
+
     fn list(&mut self, folder: &Path, depth: usize) {
         let entries = match fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
             Ok(entries) => entries,
             // A folder within that vanished is no folder any more.
             Err(error) if error.kind() == io::ErrorKind::NotFound && depth > 0 => return,
             Err(error) => {
-                self.unlisted.insert(folder.to_owned(), error.to_string());
+                self.unlisted.insert(folder.to_owned(), format!("it cannot be listed: {error}"));
                 return;
             }
         };
@@ -235,7 +282,20 @@ impl Found {
             let path = entry.path();
             let hidden = entry.file_name().to_str().is_none_or(|name| name.starts_with('.'));
             // Follows links: a mounted ConfigMap is links all the way.
-            let Some(metadata) = fs::metadata(&path).ok().filter(|_| !hidden) else { continue };
+            if hidden {
+                continue;
+            }
+            let metadata = match fs::metadata(&path) {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    // A link that leads nowhere is no file; of what cannot be asked, nothing is known.
+                    if error.kind() != io::ErrorKind::NotFound {
+                        let reason = format!("{} cannot be looked at: {error}", path.display());
+                        self.unlisted.insert(folder.to_owned(), reason);
+                    }
+                    continue;
+                }
+            };
             if metadata.is_dir() && depth < MAX_DEPTH {
                 self.list(&path, depth + 1);
             } else if metadata.is_file() && is_manifest(&path) {
@@ -253,6 +313,13 @@ impl Stamp {
             length: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
         }
+    }
+
+    /// How long ago it was written; `None` for the future.
+    fn age(&self) -> Option<Duration> {
+        let (seconds, nanoseconds) = self.modified;
+        let since = Duration::new(seconds.max(0).unsigned_abs(), u32::try_from(nanoseconds).unwrap_or(0));
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since).ok()
     }
 }
 

@@ -130,13 +130,15 @@ async fn a_file_that_is_being_written_is_not_read() {
 
 #[tokio::test]
 async fn an_empty_file_deletes_nothing_and_says_so() {
-    let mut bed = Bed::with(&[("a.yaml", NAMESPACE)]);
+    let other = NAMESPACE.replace("shop", "other");
+    let mut bed = Bed::with(&[("a.yaml", NAMESPACE), ("b.yaml", &other)]);
+    let both = ["Namespace other", "Namespace shop"];
     File::create(bed.path("a.yaml")).unwrap();
     bed.until_true("a problem", |bed| !bed.problems().is_empty()).await;
-    assert_eq!(bed.names(), ["Namespace shop"]);
+    assert_eq!(bed.names(), both);
     assert!(bed.problems()[0].reason.starts_with("it is empty"), "{}", bed.problems()[0]);
     fs::remove_file(bed.path("a.yaml")).unwrap();
-    bed.until(&[]).await;
+    bed.until(&["Namespace other"]).await;
     assert_eq!(bed.problems(), []);
 }
 
@@ -195,4 +197,74 @@ async fn a_folder_that_is_gone_forgets_nothing_and_is_found_again() {
     fs::write(path.join("b.yaml"), NAMESPACE.replace("shop", "new")).unwrap();
     bed.until(&["Namespace new"]).await;
     assert_eq!(bed.problems(), []);
+}
+
+#[tokio::test]
+async fn a_folder_without_any_manifest_forgets_nothing_until_there_is_one() {
+    let mut bed = Bed::with(&[("a.yaml", NAMESPACE)]);
+    fs::remove_file(bed.path("a.yaml")).unwrap();
+    bed.until_true("a problem", |bed| !bed.problems().is_empty()).await;
+    assert!(bed.problems()[0].reason.contains("is it mounted"), "{}", bed.problems()[0]);
+    tokio::time::sleep(2 * GONE_AFTER).await;
+    assert_eq!(bed.names(), ["Namespace shop"]);
+    fs::write(bed.path("b.yaml"), NAMESPACE.replace("shop", "new")).unwrap();
+    bed.until(&["Namespace new"]).await;
+    assert_eq!(bed.problems(), []);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_at_the_start_is_as_it_was_when_it_could() {
+    let bed = Bed::with(&[("a.yaml", NAMESPACE)]);
+    let Bed { dir, state, .. } = bed;
+    fs::write(dir.path().join("a.yaml"), b"\xff\xfe").unwrap();
+    let bed = Bed::on(dir, state);
+    assert_eq!(bed.names(), ["Namespace shop"]);
+    assert_eq!(bed.problems().len(), 1);
+}
+
+/// As control's start does it.
+async fn first_look(dir: &Path, state: &Path) -> Result<Vec<String>, FirstLookError> {
+    let mut folder = Folder::new(dir.to_owned(), Some(Kept::open(state).unwrap()));
+    folder.first_look().await?;
+    Ok(folder.lock().view().objects.keys().map(ToString::to_string).collect())
+}
+
+#[tokio::test]
+async fn control_begins_from_the_whole_folder_or_not_at_all() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (dir, state) = (dir.path(), state.path());
+    assert_eq!(first_look(dir, state).await.unwrap(), Vec::<String>::new(), "a new mesh may be empty");
+    fs::write(dir.join("a.yaml"), NAMESPACE).unwrap();
+    assert_eq!(first_look(dir, state).await.unwrap(), ["Namespace shop"]);
+
+    // What it leads to cannot be told.
+    let circle = dir.join("circle");
+    std::os::unix::fs::symlink("circle", &circle).unwrap();
+    assert!(
+        matches!(first_look(dir, state).await, Err(FirstLookError::Unlisted { path, .. }) if path == dir)
+    );
+    fs::remove_file(circle).unwrap();
+
+    fs::rename(dir.join("a.yaml"), dir.join("a.txt")).unwrap();
+    assert!(matches!(first_look(dir, state).await, Err(FirstLookError::Emptied { path }) if path == dir));
+    // Whoever means it leaves one manifest.
+    fs::write(dir.join("b.yaml"), NAMESPACE.replace("shop", "other")).unwrap();
+    assert_eq!(first_look(dir, state).await.unwrap(), ["Namespace other"]);
+}
+
+#[tokio::test]
+async fn control_begins_when_the_folder_has_come_to_rest() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = dir.path().to_owned();
+    fs::write(path.join("0.yaml"), NAMESPACE.replace("shop", "n0")).unwrap();
+    let writer = std::thread::spawn(move || {
+        for number in 1..10 {
+            std::thread::sleep(Duration::from_millis(80));
+            let text = NAMESPACE.replace("shop", &format!("n{number}"));
+            fs::write(path.join(format!("{number}.yaml")), text).unwrap();
+        }
+    });
+    let names = first_look(dir.path(), state.path()).await.unwrap();
+    writer.join().unwrap();
+    assert_eq!(names.len(), 10, "{names:?}");
 }

@@ -40,7 +40,8 @@ pub fn watch(folder: Folder) -> io::Result<watch::Receiver<u64>> {
 }
 
 /// As [`watch`], with another time after which a file that is open for writing is taken as it is.
-pub(super) fn watch_resting(folder: Folder, resting: Duration) -> io::Result<watch::Receiver<u64>> {
+pub(super) fn watch_resting(mut folder: Folder, resting: Duration) -> io::Result<watch::Receiver<u64>> {
+    folder.rest = SETTLED;
     let (changes, followers) = watch::channel(0);
     let (events, happened) = channel();
     let (open, written) = (BTreeMap::new(), BTreeSet::new());

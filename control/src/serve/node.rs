@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::node::{NodeDirective, NodeReport, node_service_server::NodeService};
 use tokio::sync::mpsc;
-use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
@@ -51,15 +51,17 @@ impl Agent {
 
     async fn run(
         self,
-        mut reports: Streaming<NodeReport>,
+        mut reports: impl Stream<Item = Result<NodeReport, Status>> + Unpin,
         directives: &mpsc::Sender<Result<NodeDirective, Status>>,
     ) -> Result<(), Status> {
         let mut newest = self.nodes.directives();
         let mut sent: Option<NodeDirective> = None;
         loop {
-            // The first directive is sent even if it names no pod.
-            let wanted = newest.borrow_and_update().get(&self.node).cloned().unwrap_or_default();
-            if sent.as_ref() != Some(&wanted) {
+            // A directive without pods says that the node has none, and its agent lets go of those it has.
+            // So nothing is said before the first state is compiled, nor of a node that control does not
+            // know; of one that it knows, that it has none is said, too.
+            let wanted = newest.borrow_and_update().get(&self.node).cloned();
+            if let Some(wanted) = wanted.filter(|wanted| sent.as_ref() != Some(wanted)) {
                 debug!(node = self.node, pods = wanted.pods.len(), "directive");
                 if directives.send(Ok(wanted.clone())).await.is_err() {
                     return Ok(());
@@ -88,5 +90,76 @@ impl Drop for Agent {
     fn drop(&mut self) {
         info!(node = self.node, "agent gone");
         self.nodes.count_agent(&self.node, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        compile::{Compiled, LocalPod},
+        publish::Clients,
+    };
+
+    /// An agent that listens, and control's knowledge of it.
+    struct Bed {
+        nodes: Arc<Nodes>,
+        directives: mpsc::Receiver<Result<NodeDirective, Status>>,
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            let nodes = Nodes::open(None);
+            let agent = Agent::new(nodes.clone(), "a".to_owned());
+            let (sender, directives) = mpsc::channel(1);
+            tokio::spawn(async move { agent.run(tokio_stream::pending(), &sender).await });
+            Self { nodes, directives }
+        }
+
+        fn compiled(&self, nodes: &[(&str, &[&str])]) {
+            let pod = |name: &&str| LocalPod {
+                uid: (*name).into(),
+                namespace: "shop".into(),
+                name: (*name).into(),
+                service_account: "web".into(),
+                addresses: Vec::new(),
+                netns: "".into(),
+                enroll: true,
+            };
+            let nodes = nodes.iter().map(|(node, pods)| ((*node).into(), pods.iter().map(pod).collect()));
+            let compiled = Arc::new(Compiled { nodes: nodes.collect(), ..Compiled::default() });
+            self.nodes.settle(&compiled, 1, &Arc::new(Clients::default()), "cluster.local");
+        }
+
+        async fn hears(&mut self, pods: &[&str]) {
+            let directive = self.directives.recv().await.unwrap().unwrap();
+            let names: Vec<&str> = directive.pods.iter().map(|pod| pod.name.as_str()).collect();
+            assert_eq!(names, pods);
+        }
+
+        async fn hears_nothing(&mut self) {
+            let silence = tokio::time::timeout(Duration::from_secs(60), self.directives.recv()).await;
+            assert!(silence.is_err(), "{silence:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_said_before_the_first_state_nor_of_a_node_that_is_not_known() {
+        let mut bed = Bed::new();
+        bed.hears_nothing().await;
+        bed.compiled(&[("b", &["other"])]);
+        bed.hears_nothing().await;
+        bed.compiled(&[("a", &[])]);
+        bed.hears(&[]).await;
+        bed.compiled(&[("a", &["web"]), ("b", &[])]);
+        bed.hears(&["web"]).await;
+        bed.compiled(&[]);
+        bed.hears_nothing().await;
+        bed.compiled(&[("a", &["web"])]);
+        bed.hears_nothing().await;
+        bed.compiled(&[("a", &[])]);
+        bed.hears(&[]).await;
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `app serve` answers on one port per behaviour; every other subcommand is a client that prints exactly
 //! one line of JSON and exits with 0 when all went as it should, with 1 when not.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
@@ -15,6 +15,7 @@ mod outcome;
 mod pattern;
 mod serve;
 mod single;
+mod smuggle;
 
 /// Both ends of every connection that a test makes.
 #[derive(Debug, Parser)]
@@ -46,6 +47,8 @@ enum Command {
     Short(many::Short),
     /// Many connections alive at once; each is tried at the start and at the end.
     Live(many::Live),
+    /// Frames written past the kernel's TCP, as an intruder would.
+    Smuggle(smuggle::Smuggle),
 }
 
 /// Where to, and how long at most.
@@ -92,6 +95,7 @@ fn run(command: Command) -> Result<bool> {
             Command::Peer(client) => client.run().await,
             Command::Short(client) => client.run().await,
             Command::Live(client) => client.run().await,
+            Command::Smuggle(intruder) => intruder.run(),
         }
     })
 }

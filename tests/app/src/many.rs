@@ -24,7 +24,7 @@ use crate::{
     To,
     outcome::{Failure, print_line, within},
     pattern::Pattern,
-    single::exchange,
+    single::{exchange, expect_end},
 };
 
 /// What many connections came to.
@@ -93,6 +93,9 @@ pub(crate) struct Short {
     /// Bytes of the one exchange.
     #[arg(long, default_value_t = 64)]
     size: usize,
+    /// Wait for the server to close first.
+    #[arg(long)]
+    server_closes: bool,
     /// Begin no more once a line is read from standard input, or its end.
     #[arg(long)]
     until_line: bool,
@@ -132,9 +135,10 @@ impl Short {
             }
             let place = places.clone().acquire_owned().await?;
             let (to, tally, message) = (self.to.clone(), tally.clone(), message.clone());
+            let server_closes = self.server_closes;
             tokio::task::spawn_local(async move {
                 let start = Instant::now();
-                let outcome = one(&to, &message).await;
+                let outcome = one(&to, &message, server_closes).await;
                 let mut tally = tally.borrow_mut();
                 match outcome {
                     Ok(()) => {
@@ -153,10 +157,13 @@ impl Short {
     }
 }
 
-async fn one(to: &To, message: &[u8]) -> Step {
+async fn one(to: &To, message: &[u8], server_closes: bool) -> Step {
     let limit = to.patience();
     let mut stream = within(limit, TcpStream::connect(to.to)).await.map_err(|error| ("connect", error))?;
     exchange(&mut stream, limit, message).await.map_err(|error| ("exchange", error))?;
+    if server_closes {
+        expect_end(&mut stream, limit).await.map_err(|error| ("end", error))?;
+    }
     stream.shutdown().await.map_err(|error| ("close", error))
 }
 

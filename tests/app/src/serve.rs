@@ -23,7 +23,7 @@ pub(crate) const BANNER: &[u8] = b"220 app ready\r\n";
 pub(crate) const CHUNK: usize = 256 * 1024;
 
 /// The behaviours, in the order of their ports.
-const BEHAVIOURS: [Behaviour; 7] = [
+const BEHAVIOURS: [Behaviour; 8] = [
     Behaviour::Echo,
     Behaviour::Sink,
     Behaviour::Source,
@@ -31,9 +31,10 @@ const BEHAVIOURS: [Behaviour; 7] = [
     Behaviour::Count,
     Behaviour::Reset,
     Behaviour::Peer,
+    Behaviour::Once,
 ];
 
-/// Serve every behaviour: echo on PORT, sink on PORT+1, source +2, banner +3, count +4, reset +5, peer +6.
+/// Serve every behaviour: echo on PORT, sink on PORT+1, source +2, banner +3, count +4, reset +5, peer +6, once +7.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// The first port.
@@ -61,6 +62,8 @@ enum Behaviour {
     Reset,
     /// Says whom it sees and as whom it was called, then echoes.
     Peer,
+    /// Sends back what it gets at once, and is the first to close.
+    Once,
 }
 
 impl Serve {
@@ -125,6 +128,7 @@ impl Behaviour {
                 stream.write_all(format!("{} {}\n", plain(peer), plain(local)).as_bytes()).await?;
                 echo(&mut stream).await
             }
+            Self::Once => once(&mut stream).await,
         }
     }
 }
@@ -147,6 +151,15 @@ async fn echo(stream: &mut TcpStream) -> io::Result<()> {
             buffer.resize(length * 4, 0);
         }
     }
+}
+
+async fn once(stream: &mut TcpStream) -> io::Result<()> {
+    let mut buffer = [0; 2048];
+    let length = stream.read(&mut buffer).await?;
+    stream.write_all(&buffer[..length]).await?;
+    stream.shutdown().await?;
+    // The client's end, so that ours is a FIN and no RST.
+    stream.read(&mut buffer).await.map(drop)
 }
 
 async fn header(stream: &mut TcpStream) -> io::Result<(Pattern, u64)> {

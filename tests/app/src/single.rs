@@ -7,9 +7,10 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::sleep,
 };
 
@@ -26,6 +27,12 @@ async fn connect(to: &To) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+async fn connect_marked(to: &To, mark: u32) -> io::Result<TcpStream> {
+    let socket = if to.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    SockRef::from(&socket).set_mark(mark)?;
+    within(to.patience(), socket.connect(to.to)).await
+}
+
 /// Sends and reads back one message.
 pub(crate) async fn exchange(stream: &mut TcpStream, limit: Duration, message: &[u8]) -> io::Result<()> {
     let mut answer = vec![0; message.len()];
@@ -37,7 +44,7 @@ pub(crate) async fn exchange(stream: &mut TcpStream, limit: Duration, message: &
     Ok(())
 }
 
-async fn expect_end(stream: &mut (impl AsyncReadExt + Unpin), limit: Duration) -> io::Result<()> {
+pub(crate) async fn expect_end(stream: &mut (impl AsyncReadExt + Unpin), limit: Duration) -> io::Result<()> {
     match within(limit, stream.read(&mut [0; 1])).await? {
         0 => Ok(()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "more bytes than expected")),
@@ -61,6 +68,9 @@ pub(crate) struct Echo {
     /// Milliseconds between two messages.
     #[arg(long, default_value_t = 0)]
     every: u64,
+    /// Mark the packets so (SO_MARK, needs NET_ADMIN or NET_RAW).
+    #[arg(long)]
+    mark: Option<u32>,
 }
 
 impl Echo {
@@ -73,7 +83,10 @@ impl Echo {
 
     async fn talk(&self, report: &mut Report) -> io::Result<()> {
         let limit = self.to.patience();
-        let mut stream = connect(&self.to).await?;
+        let mut stream = match self.mark {
+            Some(mark) => connect_marked(&self.to, mark).await?,
+            None => connect(&self.to).await?,
+        };
         let mut message = vec![0; self.size];
         for number in 0..self.count {
             match &self.say {

@@ -4,6 +4,7 @@
 //! child processes made inside belong to it while no thread of ours stays in it.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
@@ -16,6 +17,28 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Where named network namespaces live (the convention of iproute2).
 pub const FOLDER: &str = "/run/netns";
+
+/// States of a TCP socket, as the kernel lists them.
+const TIME_WAIT: u8 = 6;
+const LISTEN: u8 = 10;
+
+/// A line of the kernel's list of TCP sockets.
+#[derive(Debug, PartialEq, Eq)]
+struct Listed {
+    local_port: u16,
+    remote_port: u16,
+    state: u8,
+}
+
+impl Listed {
+    /// `  12: 0100007F:1F90 00000000:0000 0A …`, all numbers but the first in hexadecimal.
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split_whitespace().skip(1);
+        let mut port = || u16::from_str_radix(fields.next()?.rsplit_once(':')?.1, 16).ok();
+        let (local_port, remote_port) = (port()?, port()?);
+        Some(Self { local_port, remote_port, state: u8::from_str_radix(fields.next()?, 16).ok()? })
+    }
+}
 
 /// A named network namespace, kept open.
 #[derive(Debug)]
@@ -88,21 +111,34 @@ impl Netns {
     /// How many TCP connections to this remote port are not over yet, by the kernel's list. One in
     /// TIME_WAIT is over: both ends have said and heard so.
     pub fn connections_to(&self, port: u16) -> Result<usize> {
-        const TIME_WAIT: &str = "06";
-        let remote = format!(":{port:04X}");
-        let count = |family: &str| -> Result<usize> {
+        let is = |socket: &Listed| socket.remote_port == port && socket.state != TIME_WAIT;
+        Ok(self.tcp_sockets()?.into_iter().filter(is).count())
+    }
+
+    /// How many TCP connections of this local port are over and still remembered (TIME_WAIT).
+    pub fn remains_of(&self, port: u16) -> Result<usize> {
+        let is = |socket: &Listed| socket.local_port == port && socket.state == TIME_WAIT;
+        Ok(self.tcp_sockets()?.into_iter().filter(is).count())
+    }
+
+    /// The TCP ports that are listened on.
+    pub fn listening(&self) -> Result<BTreeSet<u16>> {
+        let listening = self.tcp_sockets()?.into_iter().filter(|socket| socket.state == LISTEN);
+        Ok(listening.map(|socket| socket.local_port).collect())
+    }
+
+    /// The kernel's list of TCP sockets, of both families.
+    fn tcp_sockets(&self) -> Result<Vec<Listed>> {
+        let mut listed = Vec::new();
+        for family in ["tcp", "tcp6"] {
             // Not /proc/net, which is that of the process's first thread.
             let path = Path::new("/proc/thread-self/net").join(family);
             let text = self
                 .enter(|| fs::read_to_string(&path))?
                 .with_context(|| format!("read {}", path.display()))?;
-            let open = |line: &&str| {
-                let mut fields = line.split_whitespace().skip(2);
-                fields.next().is_some_and(|at| at.ends_with(&remote)) && fields.next() != Some(TIME_WAIT)
-            };
-            Ok(text.lines().skip(1).filter(open).count())
-        };
-        Ok(count("tcp")? + count("tcp6")?)
+            listed.extend(text.lines().skip(1).filter_map(Listed::parse));
+        }
+        Ok(listed)
     }
 
     /// Sets a sysctl of the namespace, for example `net/ipv4/tcp_fin_timeout`.
@@ -139,6 +175,15 @@ fn path_of(name: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_the_kernels_list_is_read() {
+        let line =
+            "   3: 00000000000000000000000000000000:3A98 00000000000000000000000000000000:0000 0A 0000";
+        let listed = Listed { local_port: 15000, remote_port: 0, state: LISTEN };
+        assert_eq!(Listed::parse(line), Some(listed));
+        assert_eq!(Listed::parse("  sl  local_address rem_address   st"), None);
+    }
 
     #[test]
     fn the_thread_comes_home_even_when_the_work_panics() {

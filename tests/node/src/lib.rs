@@ -23,6 +23,7 @@ pub mod port {
     pub const COUNT: u16 = 9004;
     pub const RESET: u16 = 9005;
     pub const PEER: u16 = 9006;
+    pub const ONCE: u16 = 9007;
 }
 
 /// Two nodes with pods, and the mesh over them. The namespace `mesh` is enrolled, `plain` is not.

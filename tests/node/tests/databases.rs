@@ -1,6 +1,13 @@
-//! Databases with handshakes of their own, server-first ones among them, between two nodes.
+//! Databases and other servers with handshakes of their own, server-first ones among them, between two nodes.
 
-use std::{fs, os::unix::fs::chown, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use bed::{Finished, Job, Pod, Process, World};
@@ -102,6 +109,48 @@ fn postgresql() -> Result<()> {
         ensure!(large.stdout.trim().len() == 8_000_000, "{} bytes came", large.stdout.len());
     }
     by_hbone(&scene)
+}
+
+const SSH: u16 = 2222;
+
+#[test]
+fn sshd_which_speaks_first() -> Result<()> {
+    let scene = scene()?;
+    let (client, server) = (scene.pod("client"), scene.pod("server"));
+    let folder = scene.world.folder().join("sshd");
+    fs::create_dir(&folder)?;
+    let (key, config) = (folder.join("key"), folder.join("config"));
+    let keygen = server.job("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key);
+    keygen.check()?;
+    let text = format!("Port {SSH}\nHostKey {}\nPidFile none\nUsePAM no\nStrictModes no\n", key.display());
+    fs::write(&config, text)?;
+    // Where sshd locks its children in; made at boot by whoever starts services.
+    fs::create_dir_all(Path::new("/run/sshd"))?;
+    let mut sshd = server.job("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(&config).spawn("sshd")?;
+    sshd.wait_for_line(SLOW, "sshd to listen", |line| line.contains("Server listening on ::"))?;
+    let wire = scene.world.sniff(&[])?;
+    for to in [server.at(SSH), server.at6(SSH)] {
+        let banner = banner(client, to)?;
+        ensure!(banner.starts_with("SSH-2.0-OpenSSH"), "{banner:?}");
+        // The same host key at the other end: the key exchange went through, too.
+        let host = to.ip().to_string();
+        let scan =
+            client.job("ssh-keyscan").args(["-t", "ed25519", "-p", &SSH.to_string(), &host]).check()?;
+        let public = fs::read_to_string(key.with_extension("pub"))?;
+        let public = public.split(' ').nth(1).context("the host's public key")?;
+        ensure!(scan.stdout.contains(public), "{scan:?}");
+    }
+    wire.stop()?.only_tunnels()?;
+    by_hbone(&scene)
+}
+
+/// The first line of a server to which nothing was said.
+fn banner(client: &Pod, to: SocketAddr) -> Result<String> {
+    let stream = client.netns().connect(to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).with_context(|| format!("the banner of {to}"))?;
+    Ok(line)
 }
 
 /// Demands that the mesh carried it.

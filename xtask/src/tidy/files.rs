@@ -17,6 +17,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("agent", "descriptors received over a socket"),
     ("hbone", "socket options without a safe wrapper"),
     ("bed", "packet sockets, in one module"),
+    ("app", "a packet socket, in one module"),
 ];
 
 /// Spelled in halves, so that this file is no finding itself.
