@@ -6,6 +6,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd as _, BorrowedFd},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -29,6 +30,10 @@ const SK_MEMINFO_RMEM_ALLOC: usize = 0;
 const SK_MEMINFO_BACKLOG: usize = 7;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 const HEADER: usize = 16;
+/// Where a message bears its number.
+const SEQUENCE: usize = 8;
+/// The kernel sends a dump in datagrams of at most this size, to one who reads as much.
+const DATAGRAM: usize = 32 * 1024;
 /// Where a request says which attributes are wanted.
 const WANTED: usize = HEADER + 2;
 /// `struct inet_diag_msg`.
@@ -59,16 +64,43 @@ impl TcpSocket {
     }
 }
 
-/// A socket to ask with. It belongs to the network namespace in which it was opened, for good.
+/// A socket to ask with. It belongs to the network namespace in which it was opened, for good. Threads that
+/// share one wait for each other.
 #[derive(Debug)]
-pub struct Diag(Socket);
+pub struct Diag(Mutex<Asker>);
+
+/// The socket, and the number of the last question: an answer bears that of its question.
+#[derive(Debug)]
+struct Asker {
+    socket: Socket,
+    number: u32,
+}
+
+impl Asker {
+    fn ask(&mut self, mut question: Vec<u8>) -> io::Result<()> {
+        self.number = self.number.wrapping_add(1);
+        question[SEQUENCE..SEQUENCE + 4].copy_from_slice(&self.number.to_ne_bytes());
+        self.socket.send(&question, 0).map(drop)
+    }
+
+    /// One datagram of the answer, into the buffer. Those of an earlier question, whose reading failed, are
+    /// passed over.
+    fn answer<'a>(&self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+        loop {
+            let length = self.socket.recv(&mut &mut buffer[..], 0)?;
+            if u32_at(&buffer[..length], SEQUENCE)? == self.number {
+                return Ok(&buffer[..length]);
+            }
+        }
+    }
+}
 
 impl Diag {
     /// Opens one in the calling thread's network namespace.
     pub fn open() -> io::Result<Self> {
         let socket = Socket::new(NETLINK_SOCK_DIAG)?;
         socket.connect(&NetlinkAddr::new(0, 0))?;
-        Ok(Self(socket))
+        Ok(Self(Mutex::new(Asker { socket, number: 0 })))
     }
 
     /// Whether there is a socket with exactly these two addresses. A listener does not count, but the
@@ -80,7 +112,7 @@ impl Diag {
     /// The socket with exactly these two addresses, be it alive or the remains of a closed connection
     /// (TIME_WAIT, see [`TcpSocket::is_live`]). A listener does not count.
     pub fn find(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<TcpSocket>> {
-        self.ask(&request(0, local, remote, None), |_| Ok(())).map(|found| found.map(|(socket, ())| socket))
+        self.ask(request(0, local, remote, None), |_| Ok(())).map(|found| found.map(|(socket, ())| socket))
     }
 
     /// How many bytes of memory wait in the receive queues of the socket with exactly these two addresses:
@@ -89,7 +121,7 @@ impl Diag {
     pub fn unread(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
         let mut question = request(0, local, remote, None);
         question[WANTED] = 1 << (INET_DIAG_SKMEMINFO - 1);
-        let found = self.ask(&question, |attributes| {
+        let found = self.ask(question, |attributes| {
             let Some(memory) = attribute(attributes, INET_DIAG_SKMEMINFO) else { return Ok(None) };
             let word = |at: usize| u32_at(memory, 4 * at);
             Ok(Some(word(SK_MEMINFO_RMEM_ALLOC)?.saturating_add(word(SK_MEMINFO_BACKLOG)?)))
@@ -100,13 +132,13 @@ impl Diag {
     /// Asks about one socket, and reads the attributes of the answer.
     fn ask<T>(
         &self,
-        question: &[u8],
+        question: Vec<u8>,
         read: impl FnOnce(&[u8]) -> io::Result<T>,
     ) -> io::Result<Option<(TcpSocket, T)>> {
-        self.0.send(question, 0)?;
-        let mut answer = [0_u8; 512];
-        let length = self.0.recv(&mut &mut answer[..], 0)?;
-        let answer = answer.get(..length).unwrap_or(&answer);
+        let mut asker = self.asker();
+        asker.ask(question)?;
+        let mut buffer = [0_u8; 1_024];
+        let answer = asker.answer(&mut buffer)?;
         match u16_at(answer, 4)? {
             SOCK_DIAG_BY_FAMILY => {
                 let message = answer.get(HEADER..).unwrap_or_default();
@@ -136,32 +168,37 @@ impl Diag {
 
     fn dump(&self, marks: Option<BorrowedFd<'_>>) -> io::Result<Vec<TcpSocket>> {
         let mut sockets = Vec::new();
+        let mut asker = self.asker();
+        let mut buffer = vec![0; DATAGRAM];
         let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
         for at in any.map(|ip| SocketAddr::new(ip, 0)) {
-            self.0.send(&request(NLM_F_DUMP, at, at, marks), 0)?;
-            while self.read_dump(&mut sockets)? {}
+            asker.ask(request(NLM_F_DUMP, at, at, marks))?;
+            while read_dump(asker.answer(&mut buffer)?, &mut sockets)? {}
         }
         Ok(sockets)
     }
 
-    /// Reads one datagram of a dump; whether another follows.
-    fn read_dump(&self, sockets: &mut Vec<TcpSocket>) -> io::Result<bool> {
-        let (datagram, _) = self.0.recv_from_full()?;
-        let mut rest = &datagram[..];
-        while rest.len() >= HEADER {
-            let length = u32_at(rest, 0)? as usize;
-            let message = rest.get(..length).filter(|message| message.len() >= HEADER);
-            let message = message.ok_or_else(|| malformed("a length"))?;
-            match u16_at(message, 4)? {
-                NLMSG_DONE => return Ok(false),
-                NLMSG_ERROR => return Err(error_of(message)?),
-                SOCK_DIAG_BY_FAMILY => sockets.push(socket(&message[HEADER..])?),
-                other => return Err(malformed(&format!("message type {other}"))),
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-        }
-        Ok(true)
+    fn asker(&self) -> MutexGuard<'_, Asker> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Reads one datagram of a dump; whether another follows.
+fn read_dump(datagram: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<bool> {
+    let mut rest = datagram;
+    while rest.len() >= HEADER {
+        let length = u32_at(rest, 0)? as usize;
+        let message = rest.get(..length).filter(|message| message.len() >= HEADER);
+        let message = message.ok_or_else(|| malformed("a length"))?;
+        match u16_at(message, 4)? {
+            NLMSG_DONE => return Ok(false),
+            NLMSG_ERROR => return Err(error_of(message)?),
+            SOCK_DIAG_BY_FAMILY => sockets.push(socket(&message[HEADER..])?),
+            other => return Err(malformed(&format!("message type {other}"))),
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    Ok(true)
 }
 
 /// [`Diag::list`] for the calling thread's network namespace.
@@ -193,7 +230,7 @@ fn request(flags: u16, local: SocketAddr, remote: SocketAddr, marks: Option<Borr
     let mut message = vec![0; 4];
     message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     message.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    message.extend([0; 8]); // sequence and port: one question at a time
+    message.extend([0; 8]); // the number, which is written when it is asked; the port
     let family = if local.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
     message.extend([family as u8, IPPROTO_TCP, 0, 0]);
     let states: u32 = !(1 << LISTEN);
@@ -346,6 +383,32 @@ mod tests {
         drop(accepted);
         assert_eq!(diag.unread(there, here).unwrap(), None, "remains have no queue");
         assert_eq!(diag.unread(here, SocketAddr::new(here.ip(), 1)).unwrap(), None);
+    }
+
+    #[test]
+    fn threads_that_share_one_get_their_own_answers() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let pairs = [1, 20_000].map(|length| {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            client.write_all(&vec![1; length]).unwrap();
+            (client, listener.accept().unwrap().0, length as u32)
+        });
+        let diag = Diag::open().unwrap();
+        std::thread::scope(|scope| {
+            for (client, accepted, length) in &pairs {
+                let (here, there) = (accepted.local_addr().unwrap(), client.local_addr().unwrap());
+                accepted.peek(&mut [0; 1]).unwrap();
+                let unread = diag.unread(here, there).unwrap();
+                assert!(unread >= Some(*length));
+                let diag = &diag;
+                scope.spawn(move || {
+                    for _ in 0..2_000 {
+                        assert_eq!(diag.find(here, there).unwrap().unwrap().remote, there);
+                        assert_eq!(diag.unread(here, there).unwrap(), unread);
+                    }
+                });
+            }
+        });
     }
 
     #[test]

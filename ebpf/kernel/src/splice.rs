@@ -77,6 +77,9 @@ fn established(ctx: &SockOpsContext, sock: *mut bpf_sock, active: bool) {
     }
     // SAFETY: a value of the map, and nobody else's before the socket is in SPLICE_SOCKETS.
     unsafe { state.write(SpliceState { key, redirected: 0, base, kind: SpliceState::APP }) };
+    // Left by a ztunnel that was killed, for an earlier connection between the same addresses.
+    let _ = SPLICE_GRANTS.remove(key);
+    let _ = SPLICE_TALLY.remove(key);
     // SAFETY: the context is that of a callback which may add its socket.
     let ops = unsafe { &mut *ctx.ops };
     // Refused, the socket is an ordinary one.
