@@ -199,4 +199,17 @@ mod tests {
         let Some(Command::Uninstall(uninstall)) = arguments.command else { panic!("{arguments:?}") };
         assert_eq!(uninstall.pins, PathBuf::from("/x"));
     }
+
+    #[test]
+    fn splicing_is_off_unless_asked_for() {
+        let serve =
+            |more: &[&str]| resolve(&[&GOOD[..], more].concat()).map(|all| all.serve.expect("serving"));
+        assert!(!serve(&[]).expect("good").splice);
+        let given = serve(&["--splice", "--splice-cgroup", "/sys/fs/cgroup/mesh"]).expect("good");
+        assert!(given.splice && given.splice_cgroup.is_some());
+        assert!(
+            serve(&["--splice-cgroup", "/sys/fs/cgroup/mesh"]).is_err(),
+            "a place, and nothing to do there"
+        );
+    }
 }

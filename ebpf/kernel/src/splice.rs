@@ -59,7 +59,7 @@ fn established(ctx: &SockOpsContext, sock: *mut bpf_sock, active: bool) {
     // A connecting socket takes part if its packets are captured, until ztunnel takes it out: later it could
     // not be put in, since a reader that waits in the ordinary way would not see what is redirected. An
     // accepted one does if ztunnel is about to splice it.
-    let wanted = if active { abi::may_splice(&flow) } else { SPLICE_EXPECTED.remove(&key).is_ok() };
+    let wanted = if active { abi::may_splice(&flow) } else { SPLICE_EXPECTED.remove(key).is_ok() };
     if !wanted {
         return;
     }
@@ -112,7 +112,7 @@ fn left(sock: *mut bpf_sock) {
     // SAFETY: a value of the map.
     unsafe {
         if (*state).kind == SpliceState::WATCHED {
-            let _ = SPLICE_GRANTS.remove(&(*state).key);
+            let _ = SPLICE_GRANTS.remove((*state).key);
         }
     }
 }

@@ -25,15 +25,15 @@ use socket2::{Domain, Socket, Type};
 use std::{
     fmt,
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd as _,
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-/// How long anything may take that takes microseconds when all is well.
-pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+/// How long anything may take that takes microseconds when all is well and the machine is idle.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 const BEAT: Duration = Duration::from_micros(200);
 /// The caller's address and the server's: what goes to loopback addresses takes no part in splicing.
 const V4: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
@@ -273,6 +273,23 @@ impl Pair {
     }
 }
 
+/// The kernel readies an IPv6 address a while after it was added: until then, what is sent to it comes back
+/// as unreachable.
+fn wait_for_routes() -> io::Result<()> {
+    let ends = [UdpSocket::bind((V6[0], 0))?, UdpSocket::bind((V6[1], 0))?];
+    let end = Instant::now() + PATIENCE;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let at = ends[to].local_addr()?;
+        ends[to].set_read_timeout(Some(Duration::from_millis(2)))?;
+        while ends[from].send_to(&[0], at).and_then(|_| ends[to].recv(&mut [0])).is_err() {
+            if Instant::now() > end {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{at} is not reached over lo")));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// An address of `lo`, and of nothing else.
 fn address(ip: IpAddr) -> AddressMessage {
     let mut message = AddressMessage::default();
@@ -303,7 +320,7 @@ fn new_netns() -> Result<Netns, Error> {
                 .map(address)
                 .try_for_each(|address| netlink.ensure(RouteNetlinkMessage::NewAddress(address)))
         });
-        set_up.map(|()| netns).map_err(failed)
+        set_up.and_then(|()| wait_for_routes()).map(|()| netns).map_err(failed)
     });
     made.join().map_err(|_| failed(io::Error::other("the thread panicked")))?
 }
