@@ -10,7 +10,7 @@ use std::{
 };
 
 use hbone::{
-    Authority,
+    Authority, Tunnel,
     copy::{direct, relay},
     server::{Arrival, Ends, Limits, ServeError, serve},
 };
@@ -24,7 +24,7 @@ use crate::{
     outbound::until_stopped,
     pods::{Place, Pod},
     sockets::{self, Accepted},
-    worker::Worker,
+    worker::{Load, Worker},
 };
 
 /// Serves one TCP connection to a pod's HBONE port, with all the streams that come over it.
@@ -68,8 +68,14 @@ async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) -
     let handler = {
         let (worker, pod) = (worker.clone(), pod.clone());
         move |arrival| {
-            let (worker, pod) = (worker.clone(), pod.clone());
-            async move { arrive(&worker, &pod, arrival).await }
+            // On the heap, and gone when the stream is open: an idle one is to cost little.
+            let opening = Box::pin(receive(worker.clone(), pod.clone(), arrival));
+            async move {
+                let opened = opening.await;
+                if let Some(opened) = opened {
+                    carry_stream(opened).await;
+                }
+            }
         }
     };
     shared.metrics.tunnels_accepted.inc();
@@ -82,23 +88,33 @@ async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) -
     }
 }
 
-/// One CONNECT.
-async fn arrive(worker: &Rc<Worker>, pod: &Arc<Pod>, mut arrival: Arrival) {
+/// A CONNECT that was accepted: what it takes to carry it on.
+struct Opened {
+    carried: Carried,
+    app: TcpStream,
+    tunnel: Tunnel,
+    /// The tunnel's, for statistics.
+    socket: hbone::Socket,
+    _load: Load,
+    _place: Place,
+}
+
+/// One CONNECT, from its head to its answer; `None` if it was refused.
+async fn receive(worker: Rc<Worker>, pod: Arc<Pod>, mut arrival: Arrival) -> Option<Opened> {
     let dialled = SocketAddr::new(arrival.ends.local.ip(), arrival.authority.port());
     let mut record = worker.shared.records.begin(Direction::Inbound, caller(&arrival), dialled);
     record.source_identity(&arrival.peer);
     record.destination_identity(&pod.identity);
     record.security(Security::MutualTls);
-    let carried = worker.live.enter(pod.clone(), Path::InboundHbone, record);
+    let carried = worker.live.enter(pod, Path::InboundHbone, record);
     let _load = worker.load();
-    let opened = Box::pin(open_arrival(worker, &carried, &mut arrival)).await;
-    let (app, baggage, _place) = match opened {
+    let (app, baggage, _place) = match open_arrival(&worker, &carried, &mut arrival).await {
         Ok(opened) => opened,
         Err(failure) => {
             worker.shared.metrics.refused(failure.name());
             failure.tell(&carried);
             arrival.refuse(failure.status());
-            return;
+            return None;
         }
     };
     let socket = arrival.socket.clone();
@@ -107,12 +123,18 @@ async fn arrive(worker: &Rc<Worker>, pod: &Arc<Pod>, mut arrival: Arrival) {
         Err(_gone) => {
             sockets::reset_on_close(&app);
             Failure::CallerGone.tell(&carried);
-            return;
+            return None;
         }
     };
     carried.record().opened();
+    Some(Opened { carried, app, tunnel, socket, _load, _place })
+}
+
+/// Carries an accepted CONNECT to its end.
+async fn carry_stream(opened: Opened) {
+    let Opened { carried, app, tunnel, socket, _load, _place } = opened;
     let end = relay(app, tunnel, &carried.meter, carried.stopped()).await;
-    if let Some(Some(stats)) = socket.with_fd(|socket| pod.own.tcp_stats(socket)) {
+    if let Some(Some(stats)) = socket.with_fd(|socket| carried.pod.own.tcp_stats(socket)) {
         carried.record().tcp(tcp(stats));
     }
     tell_end(&end, &carried);

@@ -10,7 +10,8 @@ use std::{
 };
 
 use hbone::{
-    client::{Connect, Key},
+    Tunnel,
+    client::{Connect, Key, TunnelInfo},
     copy::{direct, relay},
 };
 use mesh::{Identity, Outbound, Plan, Snapshot, Target, Verdict, Workload};
@@ -63,10 +64,10 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
         splice::release(&worker.shared, &call.caller());
     }
     match plan {
-        Plan::Passthrough { to } => call.plain(Path::Passthrough, to).await,
+        Plan::Passthrough { to } => Box::pin(call.plain(Path::Passthrough, to)).await,
         Plan::Plain(target) => {
             call.tell(&target);
-            call.plain(Path::Plain, target.address).await
+            Box::pin(call.plain(Path::Plain, target.address)).await
         }
         Plan::SameNode(target) => {
             call.tell(&target);
@@ -77,13 +78,13 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
                     let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
                     let expected = Arc::from([target.workload.identity()]);
                     let authority = target.address.to_string();
-                    Box::pin(call.hbone(&target, peer, expected, authority)).await
+                    call.hbone(Box::pin(call.open_tunnel(&target, peer, expected, authority)).await?).await
                 }
             }
         }
         Plan::Hbone { target, peer, expected, authority } => {
             call.tell(&target);
-            Box::pin(call.hbone(&target, peer, expected, authority)).await
+            call.hbone(Box::pin(call.open_tunnel(&target, peer, expected, authority)).await?).await
         }
     }
 }
@@ -201,13 +202,13 @@ impl Call<'_> {
         there.place(limit).map(Some).ok_or(Failure::PodLimit)
     }
 
-    async fn hbone(
+    async fn open_tunnel(
         &self,
         target: &Target,
         peer: SocketAddr,
         expected: Arc<[Identity]>,
         authority: String,
-    ) -> Result<(), Failure> {
+    ) -> Result<(Tunnel, TunnelInfo), Failure> {
         let carried = self.carried;
         carried.path.set(Path::Hbone);
         let source_ip = self.source_ip(peer)?;
@@ -233,7 +234,11 @@ impl Call<'_> {
         let pool = self.worker.pool(self.pod);
         let mut early = |buffer: &mut [u8]| self.accepted.read_now(buffer);
         let open = pool.open_with(&key, dial, &connect, &mut early);
-        let (tunnel, info) = until_stopped(carried, open).await??;
+        Ok(until_stopped(carried, open).await??)
+    }
+
+    async fn hbone(&self, opened: (Tunnel, TunnelInfo)) -> Result<(), Failure> {
+        let (carried, (tunnel, info)) = (self.carried, opened);
         let app = self.app()?;
         {
             let mut record = carried.record();

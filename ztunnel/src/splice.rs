@@ -113,12 +113,14 @@ impl<'a> Splice<'a> {
         caller: App,
         there: &Arc<Pod>,
         to: SocketAddr,
-    ) -> Option<Self> {
+    ) -> Option<Box<Self>> {
         let splices = shared.pods.splices()?;
         let callee = App { pod: there.clone(), local: to, remote: to };
         let from = Instant::now() + FIRST_LOOK;
         let wake = Box::pin(sleep_until(from));
-        Some(Self { shared, carried, splices, caller, callee, ways: None, wake, from, spliced: false })
+        let splice =
+            Self { shared, carried, splices, caller, callee, ways: None, wake, from, spliced: false };
+        Some(Box::new(splice))
     }
 
     /// Announces the socket that the callee will accept, before it is dialled from `from`.

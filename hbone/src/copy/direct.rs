@@ -35,7 +35,8 @@ pub struct Ends<'a> {
     pub open: bool,
 }
 
-impl<A: Aside> Aside for Option<A> {
+/// Something, or nothing at the price of a pointer.
+impl<A: Aside> Aside for Option<Box<A>> {
     fn poll(&mut self, ends: Ends<'_>, cx: &mut Context<'_>) {
         if let Some(aside) = self {
             aside.poll(ends, cx);
