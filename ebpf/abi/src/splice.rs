@@ -8,19 +8,21 @@
 
 use crate::FlowKey;
 
-/// [`SpliceKey`] → socket of an application. Kernel type `sockhash`; the `sk_msg` program is attached to it.
+/// [`SpliceKey`] with its instance → socket of an application. Kernel type `sockhash`; the `sk_msg` program is attached to it.
 pub const SPLICE_SOCKETS: &str = "SPLICE_SOCKETS";
 /// Cookie of a network namespace (`u64`) → 1: the namespaces whose sockets take part.
 pub const SPLICE_PODS: &str = "SPLICE_PODS";
-/// [`SpliceKey`] → 1: a socket that an application is about to accept from ztunnel, and that takes part.
+/// [`SpliceKey::place`] → 1: a socket that an application is about to accept from ztunnel, and that takes part.
 pub const SPLICE_EXPECTED: &str = "SPLICE_EXPECTED";
-/// [`SpliceKey`] of the sender → [`Grant`]. Written by ztunnel, removed by either side.
+/// [`SpliceKey::place`] of the sender → [`Grant`]. Written by ztunnel, removed by either side.
 pub const SPLICE_GRANTS: &str = "SPLICE_GRANTS";
-/// [`SpliceKey`] of the sender → bytes redirected (`u64`). Made and removed by ztunnel, added to by the
+/// [`SpliceKey::place`] of the sender → bytes redirected (`u64`). Made and removed by ztunnel, added to by the
 /// program.
 pub const SPLICE_TALLY: &str = "SPLICE_TALLY";
 /// [`SpliceState`] on each socket that takes part, and on ztunnel's that face one.
 pub const SPLICE_STATE: &str = "SPLICE_STATE";
+/// [`SpliceKey`] of a place → [`SpliceKey::instance`] of the socket that was put in last there (`u32`).
+pub const SPLICE_INSTANCES: &str = "SPLICE_INSTANCES";
 /// The variable of the programs that holds where `write_seq` lies in the kernel's `struct tcp_sock`, in
 /// bytes (`u32`).
 pub const SPLICE_WRITE_SEQ: &str = "SPLICE_WRITE_SEQ";
@@ -30,6 +32,8 @@ pub const SPLICE_LIMIT: u32 = 65_536;
 pub const SPLICE_POD_LIMIT: u32 = 4_096;
 /// How many sockets may be expected at one time; older expectations are forgotten.
 pub const SPLICE_EXPECTED_LIMIT: u32 = 4_096;
+/// How many instances are kept; the oldest are forgotten.
+pub const SPLICE_INSTANCE_LIMIT: u32 = 16_384;
 /// How many tallies are kept; the ones that were not added to for longest are forgotten.
 pub const SPLICE_TALLY_LIMIT: u32 = 32_768;
 
@@ -41,15 +45,30 @@ pub struct SpliceKey {
     pub netns: u64,
     /// The addresses, IPv4 as `::ffff:a.b.c.d` also for sockets of family IPv4.
     pub flow: FlowKey,
-    /// Zero: a map's key must have no padding.
-    pub zero: u32,
+    /// Which of the sockets that stand there one after another: a part of its cookie, and never 0, which
+    /// stands for the place alone. Without it, what is meant for a connection that has just ended could be
+    /// queued at the next one between the same addresses.
+    pub instance: u32,
 }
 
 impl SpliceKey {
-    /// The end of a connection in a namespace.
+    /// The place of an end of a connection in a namespace.
     #[inline(always)]
     pub const fn new(netns: u64, flow: FlowKey) -> Self {
-        Self { netns, flow, zero: 0 }
+        Self { netns, flow, instance: 0 }
+    }
+
+    /// The socket with this cookie at a place.
+    #[inline(always)]
+    pub const fn with_cookie(self, cookie: u64) -> Self {
+        let part = cookie as u32;
+        Self { instance: if part == 0 { 1 } else { part }, ..self }
+    }
+
+    /// The place, whichever socket stands there.
+    #[inline(always)]
+    pub const fn place(self) -> Self {
+        Self { instance: 0, ..self }
     }
 
     /// As user space writes it into a map.
@@ -57,16 +76,16 @@ impl SpliceKey {
     pub fn to_words(&self) -> [u64; 6] {
         let [a, b, c, d, e, f, g, h, i] = self.flow.to_words();
         let join = crate::maps::join;
-        [self.netns, join(a, b), join(c, d), join(e, f), join(g, h), join(i, self.zero)]
+        [self.netns, join(a, b), join(c, d), join(e, f), join(g, h), join(i, self.instance)]
     }
 
     /// As user space reads it from a map.
     #[inline(always)]
     pub fn from_words([netns, ab, cd, ef, gh, i]: [u64; 6]) -> Self {
         let split = crate::maps::split_word;
-        let ((a, b), (c, d), (e, f), (g, h), (i, zero)) =
+        let ((a, b), (c, d), (e, f), (g, h), (i, instance)) =
             (split(ab), split(cd), split(ef), split(gh), split(i));
-        Self { netns, flow: FlowKey::from_words([a, b, c, d, e, f, g, h, i]), zero }
+        Self { netns, flow: FlowKey::from_words([a, b, c, d, e, f, g, h, i]), instance }
     }
 }
 
@@ -139,7 +158,7 @@ pub fn may_splice(flow: &FlowKey) -> bool {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpliceState {
-    /// On a socket of an application, its own key; on one of ztunnel's, the key of the socket it faces.
+    /// On a socket of an application, its own key; on one of ztunnel's, the place of the socket it faces.
     pub key: SpliceKey,
     /// Bytes redirected. Those that the kernel could not queue at once are counted again.
     pub redirected: u64,
@@ -167,7 +186,7 @@ impl SpliceState {
 const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<SpliceKey>() == 48 && align_of::<SpliceKey>() == 8);
-    assert!(offset_of!(SpliceKey, flow) == 8 && offset_of!(SpliceKey, zero) == 44);
+    assert!(offset_of!(SpliceKey, flow) == 8 && offset_of!(SpliceKey, instance) == 44);
     assert!(size_of::<Grant>() == 72 && offset_of!(Grant, carried) == 48);
     assert!(offset_of!(Grant, limit) == 56 && offset_of!(Grant, seal) == 64);
     assert!(size_of::<SpliceState>() == 64 && offset_of!(SpliceState, redirected) == 48);
@@ -196,6 +215,10 @@ mod tests {
             assert_eq!(bytes[40..42], key.flow.local_port.get().to_be_bytes());
             assert_eq!(bytes[42..44], key.flow.remote_port.get().to_be_bytes());
             assert_eq!(bytes[44..], [0; 4]);
+            let socket = key.with_cookie(0x1_0000_0007);
+            assert_eq!(SpliceKey::from_words(socket.to_words()), socket);
+            assert_eq!((socket.instance, socket.place()), (7, key));
+            assert_ne!(key.with_cookie(1 << 32), key, "a socket is never taken for its place");
         }
     }
 
@@ -217,6 +240,7 @@ mod tests {
         assert!(!grant.allows(&a, 100, u64::MAX, 2), "far over the limit");
         assert!(!grant.allows(&a, 101, 0, 1), "a byte is on its way by TCP");
         assert!(!grant.allows(&b, 100, 0, 1), "another sender");
+        assert!(!grant.allows(&a.with_cookie(9), 100, 0, 1), "a later socket at the same place");
     }
 
     #[test]

@@ -25,11 +25,12 @@ pub(crate) const PER_POD: [(&str, &str); 5] = [
     (abi::REUSE, "reuse"),
 ];
 /// The maps of splicing, shared by all pods.
-pub(crate) const SPLICE: [(&str, &str); 6] = [
+pub(crate) const SPLICE: [(&str, &str); 7] = [
     (abi::SPLICE_SOCKETS, "sockets"),
     (abi::SPLICE_PODS, "pods"),
     (abi::SPLICE_EXPECTED, "expected"),
     (abi::SPLICE_GRANTS, "grants"),
+    (abi::SPLICE_INSTANCES, "instances"),
     (abi::SPLICE_TALLY, "tally"),
     (abi::SPLICE_STATE, "state"),
 ];

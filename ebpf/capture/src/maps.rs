@@ -110,6 +110,11 @@ pub(crate) fn splice_grants(dir: &Path) -> Result<HashMap<MapData, KeyWords, Gra
     typed(dir, abi::SPLICE_GRANTS, Map::HashMap(open(dir, abi::SPLICE_GRANTS)?))
 }
 
+/// Which socket stands at each place.
+pub(crate) fn splice_instances(dir: &Path) -> Result<HashMap<MapData, KeyWords, u32>, Error> {
+    typed(dir, abi::SPLICE_INSTANCES, Map::LruHashMap(open(dir, abi::SPLICE_INSTANCES)?))
+}
+
 /// What was redirected.
 pub(crate) fn splice_tally(dir: &Path) -> Result<HashMap<MapData, KeyWords, u64>, Error> {
     typed(dir, abi::SPLICE_TALLY, Map::LruHashMap(open(dir, abi::SPLICE_TALLY)?))

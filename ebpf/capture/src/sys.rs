@@ -13,6 +13,7 @@ use std::{
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_DETACH: libc::c_int = 34;
 const SO_NETNS_COOKIE: libc::c_int = 71;
+const TCP_ESTABLISHED: u8 = 1;
 
 /// Detaches a pinned link at once. (Without this it goes when its last holder lets go, and the kernel lets
 /// go of a removed pin only after a while.) A link whose device is gone is detached already.
@@ -47,6 +48,23 @@ pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether a TCP socket is in the state `ESTABLISHED`.
+pub(crate) fn is_established(socket: BorrowedFd<'_>) -> bool {
+    let mut state = 0_u8;
+    let mut size = 1 as libc::socklen_t;
+    // SAFETY: the option fills as many bytes as given: the first one, which is the state.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &mut size,
+        )
+    };
+    result == 0 && state == TCP_ESTABLISHED
 }
 
 /// How many bytes wait to be read, by FIONREAD.

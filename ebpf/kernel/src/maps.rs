@@ -54,7 +54,11 @@ pub static SPLICE_EXPECTED: LruHashMap<SpliceKey, u32> =
 pub static SPLICE_GRANTS: HashMap<SpliceKey, Grant> =
     HashMap::with_max_entries(abi::SPLICE_LIMIT, BPF_F_NO_PREALLOC);
 
-/// So is a tally that nobody removed.
+#[map]
+pub static SPLICE_INSTANCES: LruHashMap<SpliceKey, u32> =
+    LruHashMap::with_max_entries(abi::SPLICE_INSTANCE_LIMIT, 0);
+
+/// A tally that nobody removed is pushed out too.
 #[map]
 pub static SPLICE_TALLY: LruHashMap<SpliceKey, u64> =
     LruHashMap::with_max_entries(abi::SPLICE_TALLY_LIMIT, 0);

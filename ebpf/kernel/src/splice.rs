@@ -2,7 +2,10 @@
 //! [`abi::Grant`].
 
 use crate::{
-    maps::{SPLICE_EXPECTED, SPLICE_GRANTS, SPLICE_PODS, SPLICE_SOCKETS, SPLICE_STATE, SPLICE_TALLY},
+    maps::{
+        SPLICE_EXPECTED, SPLICE_GRANTS, SPLICE_INSTANCES, SPLICE_PODS, SPLICE_SOCKETS, SPLICE_STATE,
+        SPLICE_TALLY,
+    },
     socket,
 };
 use abi::{Address, FlowKey, Grant, Port, SpliceKey, SpliceState};
@@ -11,7 +14,7 @@ use aya_ebpf::{
         BPF_ANY, BPF_F_INGRESS, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops,
     },
-    helpers::generated::{bpf_get_netns_cookie, bpf_skc_to_tcp_sock},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_skc_to_tcp_sock},
     macros::{sk_msg, sock_ops},
     programs::{SkMsgContext, SockOpsContext},
 };
@@ -55,11 +58,11 @@ fn established(ctx: &SockOpsContext, sock: *mut bpf_sock, active: bool) {
         watch(ctx, sock, SpliceKey::new(netns, turned(&flow)));
         return;
     }
-    let key = SpliceKey::new(netns, flow);
+    let place = SpliceKey::new(netns, flow);
     // A connecting socket takes part if its packets are captured, until ztunnel takes it out: later it could
     // not be put in, since a reader that waits in the ordinary way would not see what is redirected. An
     // accepted one does if ztunnel is about to splice it.
-    let wanted = if active { abi::may_splice(&flow) } else { SPLICE_EXPECTED.remove(key).is_ok() };
+    let wanted = if active { abi::may_splice(&flow) } else { SPLICE_EXPECTED.remove(place).is_ok() };
     if !wanted {
         return;
     }
@@ -75,11 +78,16 @@ fn established(ctx: &SockOpsContext, sock: *mut bpf_sock, active: bool) {
     if state.is_null() {
         return;
     }
+    // SAFETY: the context.
+    let key = place.with_cookie(unsafe { bpf_get_socket_cookie(ctx.ops.cast()) });
     // SAFETY: a value of the map, and nobody else's before the socket is in SPLICE_SOCKETS.
     unsafe { state.write(SpliceState { key, redirected: 0, base, kind: SpliceState::APP }) };
     // Left by a ztunnel that was killed, for an earlier connection between the same addresses.
-    let _ = SPLICE_GRANTS.remove(key);
-    let _ = SPLICE_TALLY.remove(key);
+    let _ = SPLICE_GRANTS.remove(place);
+    let _ = SPLICE_TALLY.remove(place);
+    if SPLICE_INSTANCES.insert(place, key.instance, BPF_ANY as u64).is_err() {
+        return;
+    }
     // SAFETY: the context is that of a callback which may add its socket.
     let ops = unsafe { &mut *ctx.ops };
     // Refused, the socket is an ordinary one.
@@ -137,7 +145,8 @@ fn redirect(ctx: &SkMsgContext, sock: *mut bpf_sock, state: *mut SpliceState) {
     // SAFETY: a value of the map.
     let (key, redirected, base, kind) =
         unsafe { ((*state).key, (*state).redirected, (*state).base, (*state).kind) };
-    let Some(grant) = SPLICE_GRANTS.get_ptr(key) else { return };
+    let place = key.place();
+    let Some(grant) = SPLICE_GRANTS.get_ptr(place) else { return };
     // Read once, word by word: the memory may be another grant's a moment later.
     let words = grant.cast::<u64>();
     // SAFETY: a value of the map.
@@ -160,7 +169,7 @@ fn redirect(ctx: &SkMsgContext, sock: *mut bpf_sock, state: *mut SpliceState) {
     let size = u64::from(size);
     // SAFETY: a value of the map, which only this program changes, under the socket's lock.
     unsafe { (*state).redirected = redirected + size };
-    if let Some(tally) = SPLICE_TALLY.get_ptr_mut(key) {
+    if let Some(tally) = SPLICE_TALLY.get_ptr_mut(place) {
         // SAFETY: a value of the map, which only this program adds to, under the socket's lock. (Were the
         // memory another socket's tally by now, that one's statistics would be off.)
         unsafe { *tally += size };

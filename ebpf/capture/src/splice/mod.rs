@@ -2,7 +2,7 @@
 //! and what it does to the applications is in `docs/splice.md`.
 //!
 //! The order, for a connection of two enrolled pods: [`Splices::expect`] the socket of the pod that is
-//! dialled, dial it, copy. Whenever everything that was copied in one direction was consumed (nothing
+//! dialled, dial it, [`Splices::meet`] both, copy. Whenever everything that was copied in one direction was consumed (nothing
 //! unread in the front socket, the onward socket's send queue acknowledged, [`sockdiag::Diag::unread`] of
 //! the application's socket 0), [`Splices::grant`] that direction. [`Splices::release`] at the end, or as
 //! soon as it is clear that the connection is not to be spliced.
@@ -14,7 +14,7 @@ mod btf;
 mod rig;
 mod selftest;
 
-use crate::{Error, layout, maps};
+use crate::{Error, layout, maps, sys};
 use abi::{FlowKey, Grant, SpliceKey, SpliceState};
 use aya::maps::{HashMap, MapData, MapError, SkStorage, SockHash};
 pub use selftest::{Report, cgroup_root, self_test};
@@ -39,10 +39,14 @@ pub(crate) type StateWords = [u64; SpliceState::WORDS];
 pub struct AppSocket(SpliceKey);
 
 impl AppSocket {
-    /// The socket in the namespace with this cookie ([`crate::Netns::cookie`]) that stands at `local` and
+    /// The place of a socket, to [`Splices::expect`] and [`Splices::meet`] it: the one in the namespace with this cookie ([`crate::Netns::cookie`]) that stands at `local` and
     /// is connected to `remote`. IPv4 may be written as such or as IPv6 (`::ffff:…`).
     pub fn new(netns_cookie: u64, local: SocketAddr, remote: SocketAddr) -> Self {
         Self(SpliceKey::new(netns_cookie, FlowKey::new(local, remote)))
+    }
+
+    fn place(&self) -> KeyWords {
+        self.0.place().to_words()
     }
 }
 
@@ -51,6 +55,7 @@ pub struct Splices {
     sockets: Mutex<SockHash<MapData, KeyWords>>,
     expected: Mutex<HashMap<MapData, KeyWords, u32>>,
     grants: Mutex<HashMap<MapData, KeyWords, GrantWords>>,
+    instances: Mutex<HashMap<MapData, KeyWords, u32>>,
     tally: Mutex<HashMap<MapData, KeyWords, u64>>,
     state: SkStorage<MapData, StateWords>,
     /// The sockets at which something may be queued, from their first grant to their release.
@@ -77,6 +82,7 @@ impl Splices {
             maps::splice_sockets(dir)?,
             maps::splice_expected(dir)?,
             maps::splice_grants(dir)?,
+            maps::splice_instances(dir)?,
             maps::splice_tally(dir)?,
             maps::splice_state(dir)?,
         ))
@@ -86,12 +92,13 @@ impl Splices {
         sockets: SockHash<MapData, KeyWords>,
         expected: HashMap<MapData, KeyWords, u32>,
         grants: HashMap<MapData, KeyWords, GrantWords>,
+        instances: HashMap<MapData, KeyWords, u32>,
         tally: HashMap<MapData, KeyWords, u64>,
         state: SkStorage<MapData, StateWords>,
     ) -> Self {
         let (sockets, expected) = (Mutex::new(sockets), Mutex::new(expected));
-        let (grants, tally) = (Mutex::new(grants), Mutex::new(tally));
-        Self { sockets, expected, grants, tally, state, receivers: Mutex::default() }
+        let (grants, tally, instances) = (Mutex::new(grants), Mutex::new(tally), Mutex::new(instances));
+        Self { sockets, expected, grants, instances, tally, state, receivers: Mutex::default() }
     }
 
     /// Announces a socket that an application is about to accept from us: to be called before `connect`,
@@ -99,13 +106,27 @@ impl Splices {
     /// without a word of ours.)
     pub fn expect(&self, app: &AppSocket) -> Result<(), Error> {
         locked(&self.expected)
-            .insert(app.0.to_words(), 1, 0)
+            .insert(app.place(), 1, 0)
             .map_err(|error| Error::kernel("announce a socket to splice", &error))
     }
 
+    /// The very socket at the place of `app`, as long as it faces `own`, an established socket of ours: to be
+    /// asked for both sockets of a connection before its first grant, and used from then on. A later socket
+    /// between the same addresses is another one.
+    ///
+    /// `None` where nothing may be granted: the application's socket takes no part (or not yet: it may be a
+    /// few microseconds behind ours), ours is not established any more, or the kernel would not take the
+    /// grant away when ours ends, since it is outside the cgroup that the agent was given or was established
+    /// before.
+    pub fn meet(&self, app: &AppSocket, own: BorrowedFd<'_>) -> Option<AppSocket> {
+        let instance = locked(&self.instances).get(&app.place(), 0).ok()?;
+        // Asked after: while ours stands, no other connection can be between these addresses.
+        let stands = self.is_watched(own) && sys::is_established(own);
+        stands.then_some(AppSocket(SpliceKey { instance, ..app.0 }))
+    }
+
     /// Whether the kernel takes the grant of the application that this socket of ours faces away when the
-    /// socket ends, however it ends. To be asked of both sockets of a connection before its first grant;
-    /// no for a socket outside the cgroup that the agent was given, and for one that was established before.
+    /// socket ends, however it ends.
     pub fn is_watched(&self, socket: BorrowedFd<'_>) -> bool {
         self.kind(socket) == Some(SpliceState::WATCHED)
     }
@@ -122,9 +143,13 @@ impl Splices {
 
     /// Lets `from` send straight to `to`, as long as it has sent exactly `carried` bytes by TCP and until it
     /// has sent `limit` bytes straight, over its whole life ([`Splices::redirected`]). In place of an earlier
-    /// grant. Every one of the `carried` bytes must have been consumed by `to`.
+    /// grant. Every one of the `carried` bytes must have been consumed by `to`. Both must have been met.
     pub fn grant(&self, from: &AppSocket, to: &AppSocket, carried: u64, limit: u64) -> Result<(), Error> {
-        let words = from.0.to_words();
+        if from.0.instance == 0 || to.0.instance == 0 {
+            let reason = "a socket was not met".to_owned();
+            return Err(Error::Kernel { what: "grant a splice".to_owned(), reason });
+        }
+        let words = from.place();
         locked(&self.receivers).insert(*to);
         match locked(&self.tally).insert(words, 0, NOEXIST) {
             Ok(()) => {}
@@ -140,29 +165,36 @@ impl Splices {
     /// a message that is being sent right now may still go straight.
     pub fn revoke(&self, from: &AppSocket) {
         // Gone already: its connection's end was quicker.
-        let _ = locked(&self.grants).remove(&from.0.to_words());
+        let _ = locked(&self.grants).remove(&from.place());
     }
 
     /// Whether `from` has a grant, be it used up or not.
     pub fn is_granted(&self, from: &AppSocket) -> bool {
-        locked(&self.grants).get(&from.0.to_words(), 0).is_ok()
+        locked(&self.grants).get(&from.place(), 0).is_ok()
     }
 
     /// How many bytes of `from` went straight to its peer; 0 for one that was never granted anything. A
     /// message that the kernel could not queue in one piece, for want of memory, counts more than once.
     pub fn redirected(&self, from: &AppSocket) -> u64 {
-        locked(&self.tally).get(&from.0.to_words(), 0).unwrap_or(0)
+        locked(&self.tally).get(&from.place(), 0).unwrap_or(0)
     }
 
     /// Takes a socket out of everything; that it is gone already is fine. One at which bytes may be queued
     /// stays what it is until it is closed: they would be lost.
     pub fn release(&self, app: &AppSocket) {
-        let words = app.0.to_words();
+        let place = app.place();
         self.revoke(app);
-        let _ = locked(&self.expected).remove(&words);
-        let _ = locked(&self.tally).remove(&words);
-        if !locked(&self.receivers).remove(app) {
-            let _ = locked(&self.sockets).remove(&words);
+        let _ = locked(&self.expected).remove(&place);
+        let _ = locked(&self.tally).remove(&place);
+        let met = app.0.instance != 0;
+        let instance = if met { Ok(app.0.instance) } else { locked(&self.instances).get(&place, 0) };
+        let Ok(instance) = instance else { return };
+        let socket = AppSocket(SpliceKey { instance, ..app.0 });
+        // One that was never met may be taken for a later one, which is in somebody else's hands.
+        let mut receivers = locked(&self.receivers);
+        let receives = if met { receivers.remove(&socket) } else { receivers.contains(&socket) };
+        if !receives {
+            let _ = locked(&self.sockets).remove(&socket.0.to_words());
         }
     }
 }

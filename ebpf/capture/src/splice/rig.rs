@@ -26,7 +26,7 @@ use std::{
     fmt,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -91,6 +91,7 @@ impl Rig {
             take(&mut programs, abi::SPLICE_SOCKETS)?,
             take(&mut programs, abi::SPLICE_EXPECTED)?,
             take(&mut programs, abi::SPLICE_GRANTS)?,
+            take(&mut programs, abi::SPLICE_INSTANCES)?,
             take(&mut programs, abi::SPLICE_TALLY)?,
             take::<SkStorage<MapData, StateWords>>(&mut programs, abi::SPLICE_STATE)?,
         );
@@ -140,11 +141,19 @@ impl Rig {
         let (b, _) = server.accept()?;
 
         let a = TcpStream::from(app);
+        let a_socket = AppSocket::new(self.cookie, a.local_addr()?, a.peer_addr()?);
+        let meet = |app, own: &OwnedFd, name: &str| {
+            let met = self.splices.meet(app, own.as_fd());
+            met.ok_or_else(|| {
+                Failure(format!("the socket that faces {name} takes no part; is this process in the cgroup?"))
+            })
+        };
+        let (front, onward) = (OwnedFd::from(front), OwnedFd::from(onward));
         let pair = Pair {
-            a_socket: AppSocket::new(self.cookie, a.local_addr()?, a.peer_addr()?),
-            b_socket,
+            a_socket: meet(&a_socket, &front, "front")?,
+            b_socket: meet(&b_socket, &onward, "onward")?,
             ends: [(a.local_addr()?, a.peer_addr()?), (at(&server)?, bound)],
-            front: Some(front),
+            front: Some(front.into()),
             onward: Some(onward.into()),
             a,
             b,

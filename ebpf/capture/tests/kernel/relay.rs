@@ -61,6 +61,11 @@ impl Mesh {
         })
     }
 
+    /// What the relay's listener of the first pod accepts: who called, and whom.
+    pub(crate) fn accept(&self) -> (TcpStream, SocketAddr, SocketAddr) {
+        accept(&self.outbound)
+    }
+
     /// A in the one pod, B in the other, and the relay between them.
     pub(crate) fn pair(&self, flavour: Flavour) -> (TcpStream, TcpStream, Relay<'_>) {
         let (here, there) = (&self.world.pod, &self.world.far);
@@ -87,8 +92,9 @@ impl Mesh {
         onward.connect_timeout(&at.into(), PATIENCE).unwrap();
         let b = accept(&server).0;
         let sockets = [front, onward.into()];
+        let met = [0, 1].map(|end| self.splices.meet(&apps[end], sockets[end].as_fd()));
+        let apps = met.map(|app| app.unwrap_or_else(|| panic!("{flavour:?}: not met")));
         for socket in &sockets {
-            assert!(self.splices.is_watched(socket.as_fd()), "{flavour:?}");
             socket.set_nodelay(true).unwrap();
             socket.set_nonblocking(true).unwrap();
         }

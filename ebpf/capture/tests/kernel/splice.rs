@@ -2,9 +2,9 @@
 
 use crate::{
     relay::{FLAVOURS, Flavour, Mesh, Relay},
-    world::{PATIENCE, accept, connect, listen, reset, until},
+    world::{PATIENCE, accept, connect, connect_from, listen, reset, until},
 };
-use capture::{Mode, Splices, splice};
+use capture::{AppSocket, Mode, Splices, splice};
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, TcpStream},
@@ -267,6 +267,29 @@ fn a_killed_relay_leaves_no_grant() {
         thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(mesh.splices.redirected(&apps[0]), 8);
+}
+
+/// A second connection between the very same addresses, while the grant of the first one's peer stands.
+#[test]
+fn a_later_connection_between_the_same_addresses_gets_nothing_of_an_earlier_one() {
+    let mesh = Mesh::new();
+    let (a, mut b, mut relay) = mesh.pair(Flavour::V4);
+    let (from, to) = relay.ends[0];
+    relay.splice(1, MIB);
+    // The application resets its end. The relay, slow to notice, leaves the grant of the other one.
+    reset(a);
+    let later = connect_from(&mesh.world.pod, from, to).unwrap();
+    let (_front, caller, _) = mesh.accept();
+    assert_eq!(caller, from);
+    assert!(mesh.splices.takes_part(later.as_fd()));
+    assert!(mesh.splices.is_granted(&relay.apps[1]));
+    b.write_all(b"for the first").unwrap();
+    assert_eq!(relay.redirected(1), 0);
+    later.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    assert!((&later).read(&mut [0; 16]).is_err(), "bytes of another connection");
+    // The relay's own socket is gone: the later one cannot be met by it.
+    let place = AppSocket::new(mesh.world.pod.cookie().unwrap(), from, to);
+    assert!(mesh.splices.meet(&place, relay.sockets[0].as_fd()).is_none());
 }
 
 #[test]
