@@ -75,6 +75,8 @@ pub(crate) struct Splice<'a> {
     wake: Pin<Box<Sleep>>,
     /// A connection that ends before this is not worth a splice.
     from: Instant,
+    /// The ways are of the apps' very sockets, and not only of their addresses.
+    met: bool,
     spliced: bool,
 }
 
@@ -118,8 +120,18 @@ impl<'a> Splice<'a> {
         let callee = App { pod: there.clone(), local: to, remote: to };
         let from = Instant::now() + FIRST_LOOK;
         let wake = Box::pin(sleep_until(from));
-        let splice =
-            Self { shared, carried, splices, caller, callee, ways: None, wake, from, spliced: false };
+        let splice = Self {
+            shared,
+            carried,
+            splices,
+            caller,
+            callee,
+            ways: None,
+            wake,
+            from,
+            met: false,
+            spliced: false,
+        };
         Some(Box::new(splice))
     }
 
@@ -157,9 +169,17 @@ impl<'a> Splice<'a> {
         }
     }
 
-    /// Whether both of our sockets take the grants with them when they end, however they end.
-    fn is_watched(&self, ends: Ends<'_>) -> bool {
-        [ends.first, ends.second].iter().flatten().all(|socket| self.splices.is_watched(*socket))
+    /// Finds the two apps' very sockets; `false` where nothing may be granted, or not yet.
+    fn meet(&mut self, ways: &mut [Way; 2], ends: Ends<'_>) -> bool {
+        let [there, back] = ways;
+        let meet = |app: &AppSocket, own: Option<BorrowedFd<'_>>| self.splices.meet(app, own?);
+        let met = meet(&there.sender, ends.first).zip(meet(&back.sender, ends.second));
+        if let Some((caller, callee)) = met {
+            (there.sender, there.receiver) = (caller, callee);
+            (back.sender, back.receiver) = (callee, caller);
+            self.met = true;
+        }
+        self.met
     }
 
     /// Lets the way's bytes past from now on, if the receiver has read all that were copied.
@@ -182,21 +202,22 @@ impl<'a> Splice<'a> {
             // tell the kernel of ztunnel's death.
             ways.iter_mut().for_each(|way| way.look = None);
         }
+        // An answer says that the question was read: no need to wait for the time to look.
+        let answered = |index: usize| moved[1 - index] && !moved[index] && now >= self.from;
+        let due = [0, 1].map(|index| ways[index].look.is_some_and(|(at, _)| at <= now || answered(index)));
+        let met = self.met || (due.contains(&true) && self.meet(&mut ways, ends));
         let sinks = [(ends.second, &self.callee), (ends.first, &self.caller)];
         let mut failed = false;
         for (index, way) in ways.iter_mut().enumerate() {
-            // An answer says that the question was read: no need to wait for the time to look.
-            let answered = moved[1 - index] && !moved[index] && now >= self.from;
-            let (Some((at, wait)), (Some(sink), receiver)) = (way.look, sinks[index]) else { continue };
-            if at > now && !answered {
+            let (Some((_, wait)), (Some(sink), receiver)) = (way.look, sinks[index]) else { continue };
+            if !due[index] {
                 continue;
             }
-            if !self.spliced && !self.is_watched(ends) {
-                tracing::debug!(
-                    "a connection is not spliced: ztunnel is not in the agent's cgroup for splicing"
-                );
-                failed = true;
-                break;
+            if !met {
+                way.look = Some((now + wait, (wait * 2).min(LAST_LOOK)));
+                // The agent's cgroup for splicing is not ztunnel's or the app's, say.
+                failed |= wait == LAST_LOOK;
+                continue;
             }
             match self.try_grant(way, sink, receiver) {
                 Ok(true) => {

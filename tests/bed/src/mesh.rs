@@ -43,11 +43,16 @@ pub struct NodePrograms {
 impl Mesh {
     /// Starts control, then an agent and a ztunnel on each node, and waits until all are ready.
     pub fn start(world: &World) -> Result<Self> {
+        Self::start_with(world, &[])
+    }
+
+    /// The same, with options for each agent.
+    pub fn start_with(world: &World, agent_options: &[&str]) -> Result<Self> {
         let control = world.start_control()?;
         let mut nodes = Vec::new();
         for node in world.nodes() {
             // Side by side: the agent is ready once ztunnel has taken its place beside it.
-            let agent = node.spawn_agent("agent", &[])?;
+            let agent = node.spawn_agent("agent", agent_options)?;
             let ztunnel = node.spawn_ztunnel("ztunnel", &[])?;
             nodes.push(NodePrograms { node: node.clone(), agent, ztunnel });
         }

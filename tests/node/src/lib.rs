@@ -46,6 +46,19 @@ impl Scene {
 
     /// As [`Scene::start`], with manifests or whatever else is to be there before the mesh.
     pub fn start_with(pods: &[(&str, &str, &str)], more: impl FnOnce(&World) -> Result<()>) -> Result<Self> {
+        Self::begin(pods, &[], more)
+    }
+
+    /// As [`Scene::start`], with options for each agent.
+    pub fn start_agents(pods: &[(&str, &str, &str)], agent_options: &[&str]) -> Result<Self> {
+        Self::begin(pods, agent_options, |_| Ok(()))
+    }
+
+    fn begin(
+        pods: &[(&str, &str, &str)],
+        agent_options: &[&str],
+        more: impl FnOnce(&World) -> Result<()>,
+    ) -> Result<Self> {
         let world = World::new(&["a", "b"])?;
         world.manifests().namespace("mesh", true)?;
         world.manifests().namespace("plain", false)?;
@@ -55,7 +68,7 @@ impl Scene {
         let pods: Vec<Pod> = pods.iter().map(make).collect::<Result<_>>()?;
         more(&world)?;
         let servers = pods.iter().map(serve).collect::<Result<_>>()?;
-        let mesh = Mesh::start(&world)?;
+        let mesh = Mesh::start_with(&world, agent_options)?;
         let scene = Self { mesh, _servers: servers, pods, world };
         scene.wait_enrolled(true)?;
         Ok(scene)
