@@ -34,6 +34,10 @@ const GRANT: u64 = 1 << 20;
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
+/// Looks in a row, with nothing but the other tasks in between: an app reads within microseconds, and then
+/// talks on, so that whoever looks once a millisecond finds it busy each time.
+const LOOKS: u32 = 16;
+
 /// How often the bytes that went past are counted while nothing else happens.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 
@@ -88,11 +92,13 @@ struct Way {
     copied: u64,
     /// When to look whether the receiver has read them all, and how long to wait after that.
     look: Option<(Instant, Duration)>,
+    /// How often that was looked at in a row.
+    looks: u32,
 }
 
 impl Way {
     fn new(sender: AppSocket, receiver: AppSocket, look: Instant) -> Self {
-        Self { sender, receiver, copied: 0, look: Some((look, FIRST_LOOK)) }
+        Self { sender, receiver, copied: 0, look: Some((look, FIRST_LOOK)), looks: 0 }
     }
 
     /// Takes note of what was copied; says whether that was more than before.
@@ -101,9 +107,22 @@ impl Way {
         if moved {
             // The grant that there may have been is void: the sender has sent more than it speaks of.
             self.copied = copied;
-            self.look = Some((now + FIRST_LOOK, FIRST_LOOK));
+            self.look.get_or_insert((now + FIRST_LOOK, FIRST_LOOK));
         }
         moved
+    }
+
+    /// The receiver has not read everything; says whether to look again at once.
+    fn look_later(&mut self, now: Instant, wait: Duration) -> bool {
+        self.looks += 1;
+        let again = self.looks < LOOKS;
+        if again {
+            self.look = Some((now, wait));
+        } else {
+            self.looks = 0;
+            self.look = Some((now + wait, (wait * 2).min(LAST_LOOK)));
+        }
+        again
     }
 }
 
@@ -193,8 +212,9 @@ impl<'a> Splice<'a> {
         Ok(true)
     }
 
-    fn look(&mut self, ends: Ends<'_>, now: Instant) {
-        let Some(mut ways) = self.ways.take() else { return };
+    /// Notes what was copied and gives what grants it can; says whether to look again at once.
+    fn look(&mut self, ends: Ends<'_>, now: Instant) -> bool {
+        let Some(mut ways) = self.ways.take() else { return false };
         let (sent, received) = self.carried.meter.copied();
         let moved = [ways[0].note(sent, now), ways[1].note(received, now)];
         if !ends.open {
@@ -207,7 +227,7 @@ impl<'a> Splice<'a> {
         let due = [0, 1].map(|index| ways[index].look.is_some_and(|(at, _)| at <= now || answered(index)));
         let met = self.met || (due.contains(&true) && self.meet(&mut ways, ends));
         let sinks = [(ends.second, &self.callee), (ends.first, &self.caller)];
-        let mut failed = false;
+        let (mut failed, mut again) = (false, false);
         for (index, way) in ways.iter_mut().enumerate() {
             let (Some((_, wait)), (Some(sink), receiver)) = (way.look, sinks[index]) else { continue };
             if !due[index] {
@@ -221,14 +241,14 @@ impl<'a> Splice<'a> {
             }
             match self.try_grant(way, sink, receiver) {
                 Ok(true) => {
-                    way.look = None;
+                    (way.look, way.looks) = (None, 0);
                     if !self.spliced {
                         self.spliced = true;
                         self.carried.path.set(Path::Spliced);
                         self.shared.metrics.spliced.inc();
                     }
                 }
-                Ok(false) => way.look = Some((now + wait, (wait * 2).min(LAST_LOOK))),
+                Ok(false) => again |= way.look_later(now, wait),
                 Err(error) => {
                     tracing::debug!(%error, "a connection is spliced no more");
                     failed = true;
@@ -239,6 +259,7 @@ impl<'a> Splice<'a> {
         if failed {
             self.forget();
         }
+        again && !failed
     }
 
     /// When to wake.
@@ -252,7 +273,10 @@ impl Aside for Splice<'_> {
     fn poll(&mut self, ends: Ends<'_>, cx: &mut Context<'_>) {
         loop {
             let now = Instant::now();
-            self.look(ends, now);
+            if self.look(ends, now) {
+                cx.waker().wake_by_ref();
+                return;
+            }
             let Some(next) = self.next(now) else { return };
             self.wake.as_mut().reset(next);
             match self.wake.as_mut().poll(cx) {
