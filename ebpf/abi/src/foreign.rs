@@ -62,7 +62,8 @@ mod tests {
 
     #[test]
     fn the_ports_are_the_fixed_ones() {
-        let ports = [Slot::Outbound, Slot::Inbound, Slot::Hbone].map(|slot| slot.foreign_port().map(Port::get));
+        let ports =
+            [Slot::Outbound, Slot::Inbound, Slot::Hbone].map(|slot| slot.foreign_port().map(Port::get));
         assert_eq!(ports, [Some(15_001), Some(15_006), Some(15_008)]);
         assert_eq!(Slot::Dns.foreign_port(), None);
     }

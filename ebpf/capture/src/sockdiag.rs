@@ -384,7 +384,10 @@ mod tests {
         let (here, there) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
         let listed = list().unwrap();
         let mark = |local, remote| {
-            listed.iter().find(|socket| socket.local == local && socket.remote == remote).map(|found| found.mark)
+            listed
+                .iter()
+                .find(|socket| socket.local == local && socket.remote == remote)
+                .map(|found| found.mark)
         };
         assert_eq!(mark(there, here), Some(abi::FOREIGN_MARK));
         assert_eq!(mark(here, there), Some(0));

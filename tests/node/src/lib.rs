@@ -46,6 +46,19 @@ impl Scene {
 
     /// As [`Scene::start`], with manifests or whatever else is to be there before the mesh.
     pub fn start_with(pods: &[(&str, &str, &str)], more: impl FnOnce(&World) -> Result<()>) -> Result<Self> {
+        Self::start_by(pods, more, Mesh::start)
+    }
+
+    /// As [`Scene::start`], with ztunnels that know nothing of our capture.
+    pub fn start_foreign(pods: &[(&str, &str, &str)]) -> Result<Self> {
+        Self::start_by(pods, |_| Ok(()), Mesh::start_foreign)
+    }
+
+    fn start_by(
+        pods: &[(&str, &str, &str)],
+        more: impl FnOnce(&World) -> Result<()>,
+        mesh: impl FnOnce(&World) -> Result<Mesh>,
+    ) -> Result<Self> {
         let world = World::new(&["a", "b"])?;
         world.manifests().namespace("mesh", true)?;
         world.manifests().namespace("plain", false)?;
@@ -55,7 +68,7 @@ impl Scene {
         let pods: Vec<Pod> = pods.iter().map(make).collect::<Result<_>>()?;
         more(&world)?;
         let servers = pods.iter().map(serve).collect::<Result<_>>()?;
-        let mesh = Mesh::start(&world)?;
+        let mesh = mesh(&world)?;
         let scene = Self { mesh, _servers: servers, pods, world };
         scene.wait_enrolled(true)?;
         Ok(scene)
