@@ -95,6 +95,22 @@ fn neighbours_and_strangers_are_served_by_a_foreign_ztunnel() -> Result<()> {
     well(app(&client, "echo", neighbour.at(port::ECHO))?).map(drop)
 }
 
+/// The price of the option: what `evasion.rs` shows to be no way out without it is one with it.
+#[test]
+fn a_forged_mark_passes_by_and_no_other_does() -> Result<()> {
+    let scene = Scene::start_foreign(&PODS)?;
+    let (client, server) = (scene.pod("client"), scene.pod("server"));
+    let wire = scene.world.sniff(&[("secret", SECRET.as_bytes())])?;
+    let echo = |mark: &str| {
+        well(app(client, "echo", server.at(port::ECHO))?.args(["--say", SECRET, "--mark", mark]))
+    };
+    echo("1336")?;
+    wire.so_far()?.only_tunnels()?;
+    echo("1337")?;
+    let leaked = || Ok((!wire.so_far()?.showed("secret").is_empty()).then_some(()));
+    bed::eventually(PATIENCE, "the secret on the wire", leaked).map(drop)
+}
+
 #[test]
 fn nothing_leaks_when_a_foreign_ztunnel_is_killed() -> Result<()> {
     let mut scene = Scene::start_foreign(&PODS)?;
