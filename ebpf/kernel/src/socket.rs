@@ -49,11 +49,9 @@ pub struct Settings {
 #[inline(always)]
 pub fn config() -> Settings {
     match CONFIG.get(0) {
-        Some(config @ Config { mode, guard, .. }) => Settings {
-            mode: Mode::from_word(*mode),
-            guard: *guard != 0,
-            foreign: config.is_foreign(),
-        },
+        Some(config @ Config { mode, guard, .. }) => {
+            Settings { mode: Mode::from_word(*mode), guard: *guard != 0, foreign: config.is_foreign() }
+        }
         None => Settings { mode: Mode::Enforce, guard: true, foreign: false },
     }
 }
