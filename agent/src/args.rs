@@ -93,6 +93,13 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "DIR", help_heading = "Capture")]
     pub(crate) splice_cgroup: Option<PathBuf>,
 
+    /// Capture for a foreign ztunnel too, one that speaks ZDS and knows nothing of our eBPF: its listeners are
+    /// found in each pod on the ports 15001, 15006 and 15008, and its sockets by the packet mark 0x539. That
+    /// mark can be forged: a pod with NET_ADMIN sets it and passes ztunnel by, in plaintext and past every
+    /// policy. Our own ztunnel does not need this option, and without it no mark counts
+    #[arg(long, conflicts_with = "splice", help_heading = "Capture")]
+    pub(crate) foreign_ztunnel: bool,
+
     /// How often each captured pod's capture is measured by a probe connection
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration, help_heading = "Capture")]
     pub(crate) probe_every: Duration,

@@ -89,6 +89,7 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
             pins: args.pins.clone(),
             cgroup: args.cgroup.clone(),
             kernel_log: args.kernel_log,
+            foreign: args.foreign_ztunnel,
         },
         splice: args.splice.then(|| splice::Options { cgroup: args.splice_cgroup.clone() }),
         probe_every: args.probe_every,
@@ -99,6 +100,11 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
         anyhow::anyhow!("the capture of this node cannot be set up: {}", enroll::told(&error))
     })?;
     kernel.ready();
+    if args.foreign_ztunnel {
+        tracing::warn!(
+            "captured for a foreign ztunnel: a pod with NET_ADMIN can forge its mark and pass by, see --help"
+        );
+    }
     register(&handlers, &args, &inputs);
 
     tokio::spawn(broker.serve(zds));
@@ -144,6 +150,7 @@ fn register(handlers: &Handlers, args: &Serve, inputs: &mpsc::UnboundedSender<In
         "cgroup": args.cgroup,
         "splice": args.splice,
         "splice_cgroup": args.splice_cgroup,
+        "foreign_ztunnel": args.foreign_ztunnel,
         "probe_every_ms": u64::try_from(args.probe_every.as_millis()).unwrap_or(u64::MAX),
         "earlier_connections_s": args.earlier_connections.map(|limit| limit.as_secs()),
         "kernel_log": args.kernel_log,
@@ -197,7 +204,7 @@ async fn uninstall(args: &Uninstall) -> anyhow::Result<()> {
         anyhow::bail!("{shown} is not in a bpffs: nothing there is touched");
     }
     let zds = Listener::bind(&args.zds_socket)?;
-    let options = NodeOptions { pins: args.pins.clone(), cgroup: None, kernel_log: false };
+    let options = NodeOptions { pins: args.pins.clone(), cgroup: None, kernel_log: false, foreign: false };
     let removed = enroll::uninstall(options, &state, zds).await;
     let removed = removed.map_err(|error| anyhow::anyhow!(enroll::told(&error)))?;
     if removed.untold {

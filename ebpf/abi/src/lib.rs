@@ -18,6 +18,7 @@
 
 mod address;
 mod facts;
+mod foreign;
 mod maps;
 mod probe;
 mod splice;
@@ -25,6 +26,7 @@ mod verdicts;
 
 pub use address::{Address, Port};
 pub use facts::{Found, Lookups, Packet, Segment, Sender, TcpFlags};
+pub use foreign::{FOREIGN_MARK, is_foreign_listener};
 pub use maps::{
     CONFIG, COUNTER_SLOTS, COUNTERS, Config, FLOW_LIMIT, FLOWS, FlowKey, Mode, OWN, OWN_MARK, REUSE,
     REUSE_LIMIT, REUSE_VALID_NS, ReuseNote, SLOT_COUNT, SLOTS, STATS, Slot, TcpStats,

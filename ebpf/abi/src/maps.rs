@@ -90,20 +90,26 @@ pub struct Config {
     pub build: u64,
     /// What `accept_local` of `lo` was before. The programs do not read it.
     pub accept_local: u32,
-    /// Zero: a map's value must have no padding.
-    pub zero: u32,
+    /// 1 if the pod's ztunnel is a foreign one, see [`crate::FOREIGN_MARK`]; whatever else, it is ours.
+    pub foreign: u32,
 }
 
 impl Config {
+    /// Whether the pod's ztunnel is known by its fixed ports and its mark.
+    #[inline(always)]
+    pub const fn is_foreign(&self) -> bool {
+        self.foreign == 1
+    }
+
     /// As user space writes it into the map.
     pub fn to_words(&self) -> [u64; 4] {
-        [join(self.mode, self.guard), self.netns, self.build, join(self.accept_local, self.zero)]
+        [join(self.mode, self.guard), self.netns, self.build, join(self.accept_local, self.foreign)]
     }
 
     /// As user space reads it from the map.
     pub fn from_words([first, netns, build, last]: [u64; 4]) -> Self {
-        let ((mode, guard), (accept_local, zero)) = (split_word(first), split_word(last));
-        Self { mode, guard, netns, build, accept_local, zero }
+        let ((mode, guard), (accept_local, foreign)) = (split_word(first), split_word(last));
+        Self { mode, guard, netns, build, accept_local, foreign }
     }
 }
 
@@ -206,7 +212,7 @@ const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<Config>() == 32 && offset_of!(Config, guard) == 4);
     assert!(offset_of!(Config, netns) == 8 && offset_of!(Config, build) == 16);
-    assert!(offset_of!(Config, accept_local) == 24);
+    assert!(offset_of!(Config, accept_local) == 24 && offset_of!(Config, foreign) == 28);
     assert!(size_of::<FlowKey>() == 36 && align_of::<FlowKey>() == 4);
     assert!(offset_of!(FlowKey, remote) == 16);
     assert!(offset_of!(FlowKey, local_port) == 32 && offset_of!(FlowKey, remote_port) == 34);
@@ -233,12 +239,13 @@ mod tests {
     #[test]
     fn words_are_the_bytes_of_the_structure() {
         let config =
-            Config { mode: 2, guard: 1, netns: 0x1234_5678_9abc, build: 9, accept_local: 7, zero: 0 };
+            Config { mode: 2, guard: 1, netns: 0x1234_5678_9abc, build: 9, accept_local: 7, foreign: 1 };
         assert_eq!(Config::from_words(config.to_words()), config);
         let bytes: std::vec::Vec<u8> = config.to_words().iter().flat_map(|word| word.to_ne_bytes()).collect();
         assert_eq!(bytes[..4], 2_u32.to_ne_bytes());
         assert_eq!(bytes[4..8], 1_u32.to_ne_bytes());
         assert_eq!(bytes[24..28], 7_u32.to_ne_bytes());
+        assert_eq!(bytes[28..], 1_u32.to_ne_bytes());
     }
 
     #[test]

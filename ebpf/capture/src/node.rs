@@ -22,6 +22,9 @@ pub struct NodeOptions {
     pub cgroup: Option<PathBuf>,
     /// Whether the kernel programs log each verdict (slow; for debugging).
     pub kernel_log: bool,
+    /// Whether pods are captured for a foreign ztunnel too, told by its fixed ports and a packet mark, which
+    /// a pod with NET_ADMIN can forge. See [`abi::FOREIGN_MARK`].
+    pub foreign: bool,
 }
 
 /// The capture of one node.
@@ -107,7 +110,8 @@ impl Node {
             let mut ebpf = programs::load(&place, self.options.kernel_log)?;
             if !adopted {
                 let (mode, netns) = (Mode::Learn as u32, target.netns.inode());
-                let config = Config { mode, guard: 1, netns, build: 0, accept_local, zero: 0 };
+                let foreign = u32::from(self.options.foreign);
+                let config = Config { mode, guard: 1, netns, build: 0, accept_local, foreign };
                 maps::write_config(dir, &config)?;
             }
             programs::attach_reuse(&mut ebpf, dir, target.netns)?;
@@ -119,6 +123,11 @@ impl Node {
             if self.options.kernel_log {
                 log = Some(klog::Reader::start(&mut ebpf, target.uid)?);
             }
+        }
+        if adopted {
+            // The agent before may have been told otherwise.
+            let foreign = u32::from(self.options.foreign);
+            maps::write_config(dir, &Config { foreign, ..maps::read_config(dir)? })?;
         }
         let pod = Pod::new(&self.options.pins, target, dir, host_end.is_some(), log)?;
         pod.take_part(pod.mode());

@@ -223,7 +223,11 @@ impl Pod {
         let failed = |source| Error::system(format!("pod {}: list its TCP sockets", self.uid), source);
         let diag = self.netns.enter(Diag::open)?.map_err(failed)?;
         let marks = maps::own_data(&self.pins)?;
-        diag.list_marked(std::os::fd::AsFd::as_fd(marks.fd())).map_err(failed)
+        let mut sockets = diag.list_marked(std::os::fd::AsFd::as_fd(marks.fd())).map_err(failed)?;
+        if maps::read_config(&self.dir)?.is_foreign() {
+            sockets.iter_mut().for_each(|socket| socket.own |= socket.mark == abi::FOREIGN_MARK);
+        }
+        Ok(sockets)
     }
 }
 

@@ -28,6 +28,8 @@ const INET_DIAG_SKMEMINFO: u16 = 7;
 const SK_MEMINFO_RMEM_ALLOC: usize = 0;
 /// Which counts what has not been looked at yet, since somebody holds the socket's lock.
 const SK_MEMINFO_BACKLOG: usize = 7;
+/// An answer's attribute: the socket's packet mark. The kernel tells it to who has NET_ADMIN.
+const INET_DIAG_MARK: u16 = 15;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 const HEADER: usize = 16;
 /// Where a message bears its number.
@@ -55,6 +57,8 @@ pub struct TcpSocket {
     pub state: u8,
     /// Whether it bears ztunnel's mark; known only where the marks were asked for.
     pub own: bool,
+    /// The packet mark (`SO_MARK`); 0 where there is none, or where the kernel would not tell.
+    pub mark: u32,
 }
 
 impl TcpSocket {
@@ -271,11 +275,13 @@ fn socket(message: &[u8]) -> io::Result<TcpSocket> {
             _ => Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into(),
         })
     };
+    let attributes = message.get(MESSAGE..).unwrap_or(&[]);
     Ok(TcpSocket {
         local: SocketAddr::new(address(8)?, port(4)?),
         remote: SocketAddr::new(address(24)?, port(6)?),
         state,
-        own: is_own(message.get(MESSAGE..).unwrap_or(&[])),
+        own: is_own(attributes),
+        mark: attribute(attributes, INET_DIAG_MARK).and_then(|mark| u32_at(mark, 0).ok()).unwrap_or(0),
     })
 }
 
@@ -366,6 +372,29 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_mark_is_told() {
+        let listener = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
+        // As a foreign ztunnel does: what is accepted inherits it.
+        listener.set_mark(abi::FOREIGN_MARK).unwrap();
+        listener.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(1).unwrap();
+        let port = listener.local_addr().unwrap().as_socket().unwrap().port();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let (here, there) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        let listed = list().unwrap();
+        let mark = |local, remote| {
+            listed
+                .iter()
+                .find(|socket| socket.local == local && socket.remote == remote)
+                .map(|found| found.mark)
+        };
+        assert_eq!(mark(there, here), Some(abi::FOREIGN_MARK));
+        assert_eq!(mark(here, there), Some(0));
+        drop(accepted);
+    }
+
+    #[test]
     fn unread_bytes_are_counted_until_they_are_read() {
         let listener = TcpListener::bind("[::]:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -430,6 +459,7 @@ mod tests {
             remote: remote.parse().unwrap(),
             state,
             own: false,
+            mark: 0,
         };
         let pod: IpAddr = "10.0.0.1".parse().unwrap();
         let mut sockets = vec![

@@ -3,7 +3,7 @@
 use crate::{
     log,
     packet::Frame,
-    socket::{self, DROP, Kernel, NEXT},
+    socket::{self, DROP, Kernel, NEXT, Settings},
 };
 use abi::{Egress, EgressFacts};
 use aya_ebpf::{
@@ -17,16 +17,16 @@ const LO: u32 = 1;
 #[classifier]
 pub fn pod_egress(ctx: TcContext) -> i32 {
     let frame = Frame::read(&ctx);
-    let (mode, _) = socket::config();
+    let Settings { mode, foreign, .. } = socket::config();
     let facts = EgressFacts {
         mode,
-        sender: socket::sender(&ctx),
+        sender: socket::sender(&ctx, foreign),
         packet: frame.packet(),
         local_scope: frame.destination.is_local_scope(),
         probe: abi::is_probe(&frame.destination, frame.destination_port),
     };
     let flow = frame.outgoing();
-    let mut kernel = Kernel { ctx: &ctx, frame: &frame, flow: &flow, tell_own: false };
+    let mut kernel = Kernel { ctx: &ctx, frame: &frame, flow: &flow, tell_own: false, foreign };
     let verdict = abi::egress(&facts, &mut kernel);
     socket::count(verdict.counter());
     log::verdict(&ctx, verdict.counter(), &frame);

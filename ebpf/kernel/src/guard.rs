@@ -4,7 +4,7 @@ use crate::{
     log,
     maps::FLOWS,
     packet::Frame,
-    socket::{self, DROP, NEXT},
+    socket::{self, DROP, NEXT, Settings},
 };
 use abi::GuardFacts;
 use aya_ebpf::{macros::classifier, programs::TcContext};
@@ -13,11 +13,11 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 #[classifier]
 pub fn pod_guard(ctx: TcContext) -> i32 {
     let frame = Frame::read(&ctx);
-    let (mode, on) = socket::config();
+    let Settings { mode, guard: on, foreign } = socket::config();
     let facts = GuardFacts {
         mode,
         on,
-        sender: socket::sender(&ctx),
+        sender: socket::sender(&ctx, foreign),
         packet: frame.packet(),
         local_scope: frame.destination.is_local_scope(),
         probe: abi::is_probe(&frame.destination, frame.destination_port),

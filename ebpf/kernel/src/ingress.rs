@@ -3,7 +3,7 @@
 use crate::{
     log,
     packet::Frame,
-    socket::{self, DROP, Handed, Kernel, NEXT},
+    socket::{self, DROP, Handed, Kernel, NEXT, Settings},
 };
 use abi::{Ingress, IngressFacts, Mode, Slot};
 use aya_ebpf::{macros::classifier, programs::TcContext};
@@ -12,16 +12,16 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
     let frame = Frame::read(&ctx);
-    let (mode, _) = socket::config();
+    let Settings { mode, foreign, .. } = socket::config();
     let enforced = matches!(mode, Mode::Enforce);
     let hbone = frame.destination_port.get() == abi::HBONE_PORT;
     let slot = if hbone { Slot::Hbone } else { Slot::Inbound };
-    let listener = !enforced && socket::is_held(slot);
+    let listener = !enforced && socket::is_held(&ctx, slot, frame.v6);
     let facts = IngressFacts { mode, packet: frame.packet(), hbone, listener };
     let flow = frame.incoming();
-    let mut kernel = Kernel { ctx: &ctx, frame: &frame, flow: &flow, tell_own: !enforced };
+    let mut kernel = Kernel { ctx: &ctx, frame: &frame, flow: &flow, tell_own: !enforced, foreign };
     let verdict = abi::ingress(&facts, &mut kernel);
-    let outcome = carry_out(&ctx, verdict, &flow, slot);
+    let outcome = carry_out(&ctx, verdict, &flow, (slot, frame.v6));
     socket::count(outcome.counter());
     log::verdict(&ctx, outcome.counter(), &frame);
     match outcome {
@@ -31,12 +31,12 @@ pub fn pod_ingress(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn carry_out(ctx: &TcContext, verdict: Ingress, flow: &abi::FlowKey, slot: Slot) -> Ingress {
+fn carry_out(ctx: &TcContext, verdict: Ingress, flow: &abi::FlowKey, (slot, v6): (Slot, bool)) -> Ingress {
     match verdict {
         Ingress::ToInbound | Ingress::ToHbone => socket::forget(flow),
         Ingress::ToInboundUnknown | Ingress::ToHboneUnknown => {}
         Ingress::Opening => {
-            socket::note(flow, slot);
+            socket::note(ctx, flow, slot, v6);
             return verdict;
         }
         Ingress::Learned => {
@@ -45,7 +45,7 @@ fn carry_out(ctx: &TcContext, verdict: Ingress, flow: &abi::FlowKey, slot: Slot)
         }
         _ => return verdict,
     }
-    match socket::hand_to(ctx, slot) {
+    match socket::hand_to(ctx, slot, v6) {
         Handed::Assigned => verdict,
         Handed::Refused => Ingress::NotAssigned,
         Handed::NoListener => Ingress::NoListener,

@@ -30,12 +30,12 @@ pub fn pod_loopback(ctx: TcContext) -> i32 {
     let verdict = abi::loopback(&facts, &mut holder);
     let socket = holder.socket;
     if matches!(verdict, Loopback::HeldOpening) {
-        socket::note(&frame.incoming(), Slot::Outbound);
+        socket::note(&ctx, &frame.incoming(), Slot::Outbound, frame.v6);
     }
     let outcome = if !socket.is_null() {
         if socket::assign(&ctx, socket) { verdict } else { Loopback::NotAssigned }
     } else if matches!(verdict, Loopback::Listener) {
-        match socket::hand_to(&ctx, Slot::Outbound) {
+        match socket::hand_to(&ctx, Slot::Outbound, frame.v6) {
             Handed::Assigned => verdict,
             Handed::Refused => Loopback::NotAssigned,
             Handed::NoListener => Loopback::NoListener,

@@ -18,6 +18,7 @@
 #![no_main]
 
 mod egress;
+mod foreign;
 mod guard;
 mod ingress;
 mod log;

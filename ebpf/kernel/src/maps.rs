@@ -9,7 +9,7 @@ use aya_ebpf::{
         BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
         bpf_sock,
     },
-    helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_get},
+    helpers::generated::{bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get},
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash},
 };
@@ -133,5 +133,13 @@ impl<const SLOTS: usize> SocketSlots<SLOTS> {
         let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
         // SAFETY: the verifier knows that a lookup in a sockmap yields a referenced socket or null.
         unsafe { bpf_map_lookup_elem(map, ptr::from_ref(&slot).cast()).cast() }
+    }
+
+    /// Puts a listener into a slot, which holds no reference to it. Should it fail, the slot stays as it is.
+    #[inline(always)]
+    pub fn put(&self, slot: u32, listener: *mut bpf_sock) {
+        let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
+        // SAFETY: the verifier knows that an update of a sockmap takes a referenced socket.
+        let _ = unsafe { bpf_map_update_elem(map, ptr::from_ref(&slot).cast(), listener.cast(), 0) };
     }
 }

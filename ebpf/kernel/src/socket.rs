@@ -2,6 +2,7 @@
 //! decide about them.
 
 use crate::{
+    foreign,
     maps::{CONFIG, COUNTERS, FLOWS, OWN, REUSE, SLOTS},
     packet::Frame,
 };
@@ -34,16 +35,28 @@ pub fn count(counter: Counter) {
     }
 }
 
+/// How the pod is set.
+#[derive(Clone, Copy)]
+pub struct Settings {
+    pub mode: Mode,
+    /// Whether the guard drops.
+    pub guard: bool,
+    /// Whether ztunnel is known by its ports and its mark too.
+    pub foreign: bool,
+}
+
 /// How the pod is set; strict, should the map ever be unreadable.
 #[inline(always)]
-pub fn config() -> (Mode, bool) {
+pub fn config() -> Settings {
     match CONFIG.get(0) {
-        Some(Config { mode, guard, .. }) => (Mode::from_word(*mode), *guard != 0),
-        None => (Mode::Enforce, true),
+        Some(config @ Config { mode, guard, .. }) => {
+            Settings { mode: Mode::from_word(*mode), guard: *guard != 0, foreign: config.is_foreign() }
+        }
+        None => Settings { mode: Mode::Enforce, guard: true, foreign: false },
     }
 }
 
-/// Whether the socket is ztunnel's.
+/// Whether the socket is our ztunnel's.
 #[inline(always)]
 pub fn is_own(socket: *mut bpf_sock) -> bool {
     let mark = OWN.get(socket);
@@ -51,9 +64,20 @@ pub fn is_own(socket: *mut bpf_sock) -> bool {
     !mark.is_null() && unsafe { *mark } == abi::OWN_MARK
 }
 
-/// Who sent the packet.
+/// Whether a full socket is one of TCP.
+///
+/// # Safety
+/// It must be a full socket that is not null.
 #[inline(always)]
-pub fn sender(ctx: &TcContext) -> Sender {
+pub unsafe fn is_tcp(full: *mut bpf_sock) -> bool {
+    // SAFETY: a full socket.
+    let (kind, protocol) = unsafe { ((*full).type_, (*full).protocol) };
+    kind == SOCK_STREAM && protocol == IPPROTO_TCP
+}
+
+/// Who sent the packet; `foreign`: see [`Settings::foreign`].
+#[inline(always)]
+pub fn sender(ctx: &TcContext, foreign: bool) -> Sender {
     // SAFETY: a field of the context, whose access the verifier checks.
     let socket = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     if socket.is_null() {
@@ -68,8 +92,14 @@ pub fn sender(ctx: &TcContext) -> Sender {
         return Sender::Mini;
     }
     // SAFETY: a full socket.
-    let (kind, protocol) = unsafe { ((*full).type_, (*full).protocol) };
-    if kind == SOCK_STREAM && protocol == IPPROTO_TCP { Sender::App } else { Sender::NoStream }
+    if !unsafe { is_tcp(full) } {
+        return Sender::NoStream;
+    }
+    // SAFETY: a full socket.
+    if foreign && unsafe { (*full).mark } == abi::FOREIGN_MARK {
+        return Sender::Own;
+    }
+    Sender::App
 }
 
 /// The socket that would receive the packet, to be released; null instead of a listener.
@@ -120,20 +150,31 @@ pub enum Handed {
     NoListener,
 }
 
-/// Gives the packet to the listener in a slot.
+/// The listener of a slot, to be released, or null. Only for an empty slot it matters whose ztunnel the
+/// pod has; `v6` is the packet's family.
 #[inline(always)]
-pub fn hand_to(ctx: &TcContext, slot: Slot) -> Handed {
-    let listener = SLOTS.get(slot as u32);
+fn listener(ctx: &TcContext, slot: Slot, v6: bool) -> *mut bpf_sock {
+    let held = SLOTS.get(slot as u32);
+    if held.is_null() && config().foreign {
+        return foreign::listener(ctx, slot, v6);
+    }
+    held
+}
+
+/// Gives the packet to the listener of a slot.
+#[inline(always)]
+pub fn hand_to(ctx: &TcContext, slot: Slot, v6: bool) -> Handed {
+    let listener = listener(ctx, slot, v6);
     if listener.is_null() {
         return Handed::NoListener;
     }
     if assign(ctx, listener) { Handed::Assigned } else { Handed::Refused }
 }
 
-/// Whether somebody listens in a slot.
+/// Whether somebody listens for a slot.
 #[inline(always)]
-pub fn is_held(slot: Slot) -> bool {
-    let listener = SLOTS.get(slot as u32);
+pub fn is_held(ctx: &TcContext, slot: Slot, v6: bool) -> bool {
+    let listener = listener(ctx, slot, v6);
     if listener.is_null() {
         return false;
     }
@@ -162,9 +203,13 @@ pub fn forget(key: &FlowKey) {
     }
 }
 
-/// Tells the `sk_lookup` program where a SYN belongs.
+/// Tells the `sk_lookup` program where a SYN belongs. It looks into the slot only, so a foreign listener is
+/// put there.
 #[inline(always)]
-pub fn note(key: &FlowKey, slot: Slot) {
+pub fn note(ctx: &TcContext, key: &FlowKey, slot: Slot, v6: bool) {
+    if config().foreign {
+        is_held(ctx, slot, v6);
+    }
     // SAFETY: takes no argument.
     let note = &ReuseNote { at: unsafe { bpf_ktime_get_ns() }, slot: slot as u32, zero: 0 };
     // Should it fail, the SYN's sender tries again.
@@ -178,6 +223,8 @@ pub struct Kernel<'a> {
     pub flow: &'a FlowKey,
     /// Whether ztunnel's connections are to be told apart.
     pub tell_own: bool,
+    /// See [`Settings::foreign`].
+    pub foreign: bool,
 }
 
 impl Lookups for Kernel<'_> {
@@ -187,7 +234,7 @@ impl Lookups for Kernel<'_> {
         if socket.is_null() {
             return Found::None;
         }
-        let own = self.tell_own && is_own(socket);
+        let own = self.tell_own && (is_own(socket) || self.foreign && foreign::is_own(socket));
         release(socket);
         if own { Found::Own } else { found }
     }

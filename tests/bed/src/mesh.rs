@@ -48,12 +48,25 @@ impl Mesh {
 
     /// The same, with options for each agent.
     pub fn start_with(world: &World, agent_options: &[&str]) -> Result<Self> {
+        Self::start_each(world, |node| {
+            Ok((node.spawn_agent("agent", agent_options)?, node.spawn_ztunnel("ztunnel", &[])?))
+        })
+    }
+
+    /// The same with ztunnels in the role of foreign ones, see [`Node::spawn_foreign_ztunnel`].
+    pub fn start_foreign(world: &World) -> Result<Self> {
+        Self::start_each(world, |node| {
+            let agent = node.spawn_agent("agent", &["--foreign-ztunnel"])?;
+            Ok((agent, node.spawn_foreign_ztunnel("ztunnel")?))
+        })
+    }
+
+    fn start_each(world: &World, spawn: impl Fn(&Node) -> Result<(Process, Process)>) -> Result<Self> {
         let control = world.start_control()?;
         let mut nodes = Vec::new();
         for node in world.nodes() {
             // Side by side: the agent is ready once ztunnel has taken its place beside it.
-            let agent = node.spawn_agent("agent", agent_options)?;
-            let ztunnel = node.spawn_ztunnel("ztunnel", &[])?;
+            let (agent, ztunnel) = spawn(node)?;
             nodes.push(NodePrograms { node: node.clone(), agent, ztunnel });
         }
         for programs in &mut nodes {
@@ -148,7 +161,7 @@ impl Node {
         self.folder().join("handover.sock")
     }
 
-    fn program(&self, name: &str) -> Result<Job> {
+    fn program(&self, name: &str, pins: &Path) -> Result<Job> {
         let folder = self.folder().join("..");
         let state = folder.join("control");
         Ok(self
@@ -160,7 +173,7 @@ impl Node {
             .arg("--token-file")
             .arg(state.join("tokens").join(self.name()))
             .arg("--pins")
-            .arg(self.pins())
+            .arg(pins)
             .arg("--zds-socket")
             .arg(self.zds_socket())
             .arg("--handover-socket")
@@ -169,7 +182,7 @@ impl Node {
 
     /// Starts an agent; `log` names its log. Does not wait.
     pub fn spawn_agent(&self, log: &str, more: &[&str]) -> Result<Process> {
-        self.program("agent")?
+        self.program("agent", &self.pins())?
             .arg("--state")
             .arg(self.folder().join("agent"))
             .arg("--cgroup")
@@ -181,11 +194,19 @@ impl Node {
     /// Starts a ztunnel; `log` names its log. Its access log is JSON (see [`crate::report`]) unless
     /// `more` says otherwise. Does not wait.
     pub fn spawn_ztunnel(&self, log: &str, more: &[&str]) -> Result<Process> {
-        let mut job = self.program("ztunnel")?;
+        let mut job = self.program("ztunnel", &self.pins())?;
         if !more.contains(&"--access-log") {
             job = job.args(["--access-log", "json"]);
         }
         job.args(more).spawn(&format!("{}-{log}", self.name()))
+    }
+
+    /// Starts a ztunnel that sees no pins, and so is to the agent what a foreign one is: it listens on the
+    /// fixed ports and its sockets bear the packet mark 0x539. Does not wait.
+    pub fn spawn_foreign_ztunnel(&self, log: &str) -> Result<Process> {
+        let nothing = self.folder().join("no-pins");
+        let job = self.program("ztunnel", &nothing)?.args(["--access-log", "json"]);
+        job.spawn(&format!("{}-{log}", self.name()))
     }
 
     /// Waits until the node's ztunnel is ready.

@@ -46,18 +46,23 @@ impl Scene {
 
     /// As [`Scene::start`], with manifests or whatever else is to be there before the mesh.
     pub fn start_with(pods: &[(&str, &str, &str)], more: impl FnOnce(&World) -> Result<()>) -> Result<Self> {
-        Self::begin(pods, &[], more)
+        Self::start_by(pods, more, Mesh::start)
     }
 
     /// As [`Scene::start`], with options for each agent.
     pub fn start_agents(pods: &[(&str, &str, &str)], agent_options: &[&str]) -> Result<Self> {
-        Self::begin(pods, agent_options, |_| Ok(()))
+        Self::start_by(pods, |_| Ok(()), |world| Mesh::start_with(world, agent_options))
     }
 
-    fn begin(
+    /// As [`Scene::start`], with ztunnels that know nothing of our capture.
+    pub fn start_foreign(pods: &[(&str, &str, &str)]) -> Result<Self> {
+        Self::start_by(pods, |_| Ok(()), Mesh::start_foreign)
+    }
+
+    fn start_by(
         pods: &[(&str, &str, &str)],
-        agent_options: &[&str],
         more: impl FnOnce(&World) -> Result<()>,
+        mesh: impl FnOnce(&World) -> Result<Mesh>,
     ) -> Result<Self> {
         let world = World::new(&["a", "b"])?;
         world.manifests().namespace("mesh", true)?;
@@ -68,7 +73,7 @@ impl Scene {
         let pods: Vec<Pod> = pods.iter().map(make).collect::<Result<_>>()?;
         more(&world)?;
         let servers = pods.iter().map(serve).collect::<Result<_>>()?;
-        let mesh = Mesh::start_with(&world, agent_options)?;
+        let mesh = mesh(&world)?;
         let scene = Self { mesh, _servers: servers, pods, world };
         scene.wait_enrolled(true)?;
         Ok(scene)

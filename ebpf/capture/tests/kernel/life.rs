@@ -202,7 +202,7 @@ fn adopter() {
     let path = |name: &str| PathBuf::from(std::env::var_os(name).expect("the test below sets it"));
     let pins = path("CV_PINS");
     let (netns, node_netns) = (Netns::open(&path("CV_POD")).unwrap(), Netns::open(&path("CV_NODE")).unwrap());
-    let node = Node::open(NodeOptions { pins, cgroup: None, kernel_log: false }).unwrap();
+    let node = Node::open(NodeOptions { pins, cgroup: None, kernel_log: false, foreign: false }).unwrap();
     let target = Target { uid: UID, netns: &netns, node_netns: &node_netns };
     let pod = node.attach(&target).unwrap();
     assert_eq!(pod.mode(), Mode::Enforce);

@@ -6,6 +6,7 @@
 mod netlink;
 
 mod evasion;
+mod foreign;
 mod inbound;
 mod life;
 mod outbound;

@@ -91,6 +91,7 @@ impl World {
             pins: self.pins.clone(),
             cgroup: None,
             kernel_log: std::env::var_os("CV_LOG").is_some(),
+            foreign: false,
         }
     }
 

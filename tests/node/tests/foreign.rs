@@ -1,0 +1,165 @@
+//! `agent --foreign-ztunnel`: a ztunnel that knows nothing of our slots and of our mark on sockets, on its
+//! fixed ports and with its packet mark. Ours plays it.
+
+use std::{io::Write, thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use bed::sniff::{HBONE, Sniffer};
+use node::{PATIENCE, Scene, app, fails, outcome, port, same, well};
+
+const SECRET: &str = "the-safe-opens-at-7-31-88";
+/// Seconds; the kernel's default is 60.
+const FIN_TIMEOUT: u64 = 1;
+
+const PODS: [(&str, &str, &str); 4] = [
+    ("mesh", "client", "a"),
+    ("mesh", "neighbour", "a"),
+    ("mesh", "server", "b"),
+    ("plain", "stranger", "b"),
+];
+
+/// That the programs under test are what this test is about.
+fn is_foreign(scene: &Scene, pod: &str) -> Result<()> {
+    let listening = scene.pod(pod).job("ss").args(["-Htln"]).check()?.stdout;
+    for port in [15001, 15006, 15008] {
+        ensure!(listening.contains(&format!(":{port} ")), "nobody listens on {port}: {listening}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_foreign_ztunnel_is_fed_and_only_tunnels_are_on_the_wire() -> Result<()> {
+    let mut scene = Scene::start_foreign(&PODS)?;
+    let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
+    is_foreign(&scene, "client")?;
+    is_foreign(&scene, "server")?;
+    let since = scene.log_length("b");
+    let sniffer = scene.world.sniff(&[("secret", SECRET.as_bytes())])?;
+    for at in [|pod: &bed::Pod, port| pod.at(port), |pod: &bed::Pod, port| pod.at6(port)] {
+        let to = |port| at(&server, port);
+        well(app(&client, "echo", to(port::ECHO))?.args(["--say", SECRET, "--count", "50"]))?;
+        well(app(&client, "half-close", to(port::COUNT))?.args(["--bytes", "10000000"]))?;
+        well(app(&client, "stream", to(port::SINK))?.args(["--bytes", "10000000"]))?;
+        well(app(&client, "stream", to(port::SOURCE))?.args(["--bytes", "10000000", "--download"]))?;
+        well(app(&client, "rst", to(port::RESET))?)?;
+        well(app(&client, "rst", to(port::ECHO))?.arg("--send"))?;
+        well(app(&client, "short", to(port::ECHO))?.args(["--count", "300", "--concurrency", "16"]))?;
+    }
+    let seen = sniffer.stop()?;
+    seen.only_tunnels()?;
+    ensure!(seen.port(HBONE).payload > 0, "nothing on 15008: {seen:?}");
+    let peer = well(app(&client, "peer", server.at(port::PEER))?)?;
+    let caller: std::net::SocketAddr = peer["seen_by_server"].as_str().unwrap_or_default().parse()?;
+    same("the caller's address", caller.ip(), client.v4())?;
+    let inbound = |line: &serde_json::Value| {
+        line["direction"] == "inbound" && line["dst.workload"] == "server" && line["security"] == "mutual_tls"
+    };
+    let line = scene.wait_access("b", since, "the call in the access log", inbound)?;
+    same("the caller", line["src.identity"].as_str(), Some("spiffe://cluster.local/ns/mesh/sa/client"))
+}
+
+#[test]
+fn neighbours_and_strangers_are_served_by_a_foreign_ztunnel() -> Result<()> {
+    let mut scene = Scene::start_foreign(&PODS)?;
+    let (client, neighbour) = (scene.pod("client").clone(), scene.pod("neighbour").clone());
+    let stranger = scene.pod("stranger").clone();
+    let since = scene.log_length("a");
+    let sniffer = scene.world.sniff(&[])?;
+    for to in [neighbour.at(port::ECHO), neighbour.at6(port::ECHO)] {
+        well(app(&client, "echo", to)?.args(["--count", "50"]))?;
+    }
+    well(app(&client, "half-close", neighbour.at(port::COUNT))?)?;
+    let seen = sniffer.stop()?;
+    seen.only_tunnels()?;
+    same("tunnels opened over the wire", seen.port(HBONE).opened, 0)?;
+    scene.wait_access("a", since, "the call", |line| {
+        line["dst.workload"] == "neighbour" && line["security"] == "same_node"
+    })?;
+    // In plain both ways, and captured at our end.
+    well(app(&client, "echo", stranger.at(port::ECHO))?)?;
+    for to in [client.at(port::ECHO), client.at6(port::ECHO)] {
+        well(app(&stranger, "echo", to)?)?;
+    }
+    scene.wait_access("a", since, "the stranger's call", |line| {
+        line["direction"] == "inbound" && line["dst.workload"] == "client"
+    })?;
+
+    // Connections from before live on, and the drain ends without a reset.
+    let mut live = client.netns().connect(neighbour.at(port::ECHO), PATIENCE)?;
+    live.write_all(b"x")?;
+    scene.enroll(false)?;
+    live.write_all(b"y")?;
+    well(app(&client, "echo", neighbour.at(port::ECHO))?)?;
+    drop(live);
+    scene.enroll(true)?;
+    well(app(&client, "echo", neighbour.at(port::ECHO))?).map(drop)
+}
+
+/// The price of the option: what `evasion.rs` shows to be no way out without it is one with it.
+#[test]
+fn a_forged_mark_passes_by_and_no_other_does() -> Result<()> {
+    let scene = Scene::start_foreign(&PODS)?;
+    let (client, server) = (scene.pod("client"), scene.pod("server"));
+    let wire = scene.world.sniff(&[("secret", SECRET.as_bytes())])?;
+    let echo = |mark: &str| {
+        well(app(client, "echo", server.at(port::ECHO))?.args(["--say", SECRET, "--mark", mark]))
+    };
+    echo("1336")?;
+    wire.so_far()?.only_tunnels()?;
+    echo("1337")?;
+    let leaked = || Ok((!wire.so_far()?.showed("secret").is_empty()).then_some(()));
+    bed::eventually(PATIENCE, "the secret on the wire", leaked).map(drop)
+}
+
+#[test]
+fn nothing_leaks_when_a_foreign_ztunnel_is_killed() -> Result<()> {
+    let mut scene = Scene::start_foreign(&PODS)?;
+    let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
+    client.netns().sysctl("net/ipv4/tcp_fin_timeout", &FIN_TIMEOUT.to_string())?;
+    let targets = [server.at(port::ECHO), server.at6(port::ECHO), scene.pod("neighbour").at(port::ECHO)];
+    let mut idle = Vec::new();
+    for to in targets {
+        well(app(&client, "echo", to)?)?;
+        idle.push(client.netns().connect(to, PATIENCE)?);
+    }
+    let secrets: &[(&str, &[u8])] = &[("secret", SECRET.as_bytes())];
+    let wire = scene.world.sniff(secrets)?;
+    let link = Sniffer::both_ways(scene.world.node("a").netns(), client.host_device(), secrets)?;
+
+    scene.mesh.on("a").ztunnel.kill();
+    for to in targets {
+        fails(app(&client, "echo", to)?.args(["--patience", "1"]), &["timeout", "reset", "refused"])?;
+    }
+    // Nor does an application that takes the port for itself become a ztunnel: it has no mark.
+    let mut taken = client.job("python3").args(["-m", "http.server", "15001"]).spawn("taken")?;
+    bed::eventually(PATIENCE, "the port to be taken", || {
+        let listening = client.job("ss").args(["-Htln"]).check()?.stdout;
+        Ok(listening.contains(":15001 ").then_some(()))
+    })?;
+    fails(
+        app(&client, "echo", server.at(port::ECHO))?.args(["--patience", "1"]),
+        &["timeout", "reset", "refused"],
+    )?;
+    taken.kill();
+    thread::sleep(Duration::from_secs(2 * FIN_TIMEOUT + 1));
+    for stream in &mut idle {
+        // That the kernel refuses to write at all is as good.
+        let _ = stream.write_all(SECRET.as_bytes());
+    }
+    // Retransmissions come after 200, 400, 800 ms.
+    thread::sleep(Duration::from_millis(1700));
+    wire.so_far()?.only_tunnels()?;
+
+    let programs = scene.mesh.on("a");
+    programs.ztunnel = programs.node.spawn_foreign_ztunnel("ztunnel-2")?;
+    programs.node.wait_ztunnel(&mut programs.ztunnel)?;
+    for to in targets {
+        let served = || Ok(Some(outcome(app(&client, "echo", to)?)?).filter(|value| value["ok"] == true));
+        bed::eventually(PATIENCE, "the new ztunnel to serve", served)?;
+    }
+    wire.stop()?.only_tunnels()?;
+    let seen = link.stop()?;
+    seen.complete()?;
+    ensure!(seen.showed("secret").is_empty(), "it left the pod: {seen:?}");
+    Ok(())
+}
