@@ -75,6 +75,7 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
                 Some(there) => Box::pin(call.same_node(there, &snapshot, target)).await,
                 // The pod is another ztunnel's for now (a takeover, say): go the way strangers go.
                 None => {
+                    splice::release(&worker.shared, &call.caller());
                     let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
                     let expected = Arc::from([target.workload.identity()]);
                     let authority = target.address.to_string();

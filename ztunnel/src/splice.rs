@@ -8,7 +8,7 @@
 //! number of bytes, since the straight way has no back-pressure; and it dies with ztunnel's socket.
 
 use std::{
-    io,
+    io, mem,
     net::SocketAddr,
     os::fd::BorrowedFd,
     pin::Pin,
@@ -27,8 +27,8 @@ use crate::{
     shared::Shared,
 };
 
-/// What one grant lets past: as much as may wait unread at a receiver that does not read.
-const GRANT: u64 = 1 << 20;
+/// What one grant lets past, as the kernel charges it: as much memory as a receiver that does not read may hold.
+const GRANT: u64 = 4 << 20;
 
 /// Between two looks at a receiver that has not read everything yet: doubled from the first to the last.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
@@ -82,6 +82,7 @@ pub(crate) struct Splice<'a> {
     /// The ways are of the apps' very sockets, and not only of their addresses.
     met: bool,
     spliced: bool,
+    released: bool,
 }
 
 /// One direction.
@@ -94,18 +95,18 @@ struct Way {
     look: Option<(Instant, Duration)>,
     /// How often that was looked at in a row.
     looks: u32,
+    granted: bool,
 }
 
 impl Way {
     fn new(sender: AppSocket, receiver: AppSocket, look: Instant) -> Self {
-        Self { sender, receiver, copied: 0, look: Some((look, FIRST_LOOK)), looks: 0 }
+        Self { sender, receiver, copied: 0, look: Some((look, FIRST_LOOK)), looks: 0, granted: false }
     }
 
     /// Takes note of what was copied; says whether that was more than before.
     fn note(&mut self, copied: u64, now: Instant) -> bool {
         let moved = copied != self.copied;
         if moved {
-            // The grant that there may have been is void: the sender has sent more than it speaks of.
             self.copied = copied;
             self.look.get_or_insert((now + FIRST_LOOK, FIRST_LOOK));
         }
@@ -150,6 +151,7 @@ impl<'a> Splice<'a> {
             from,
             met: false,
             spliced: false,
+            released: false,
         };
         Some(Box::new(splice))
     }
@@ -173,8 +175,13 @@ impl<'a> Splice<'a> {
 
     fn forget(&mut self) {
         self.count();
-        for way in self.ways.take().iter().flatten() {
-            self.splices.release(&way.sender);
+        if mem::replace(&mut self.released, true) {
+            return;
+        }
+        match self.ways.take() {
+            Some(ways) => ways.iter().for_each(|way| self.splices.release(&way.sender)),
+            // It never came to that; the caller's socket is in since it was connected.
+            None => self.caller.socket().iter().for_each(|caller| self.splices.release(caller)),
         }
     }
 
@@ -207,7 +214,7 @@ impl<'a> Splice<'a> {
         if capture::unsent(sink)? > 0 || !receiver.has_read_all()? {
             return Ok(false);
         }
-        let limit = self.splices.redirected(&way.sender) + GRANT;
+        let limit = self.splices.charged(&way.sender) + GRANT;
         self.splices.grant(&way.sender, &way.receiver, way.copied, limit).map_err(io::Error::other)?;
         Ok(true)
     }
@@ -217,6 +224,13 @@ impl<'a> Splice<'a> {
         let Some(mut ways) = self.ways.take() else { return false };
         let (sent, received) = self.carried.meter.copied();
         let moved = [ways[0].note(sent, now), ways[1].note(received, now)];
+        for (way, moved) in ways.iter_mut().zip(moved) {
+            // The sender has sent more than its grant speaks of: it is void, and must not lie there until the
+            // count comes round.
+            if moved && mem::take(&mut way.granted) {
+                self.splices.revoke(&way.sender);
+            }
+        }
         if !ends.open {
             // With one direction closed, nothing new is let past: a socket that is half closed does not
             // tell the kernel of ztunnel's death.
@@ -229,10 +243,13 @@ impl<'a> Splice<'a> {
         let sinks = [(ends.second, &self.callee), (ends.first, &self.caller)];
         let (mut failed, mut again) = (false, false);
         for (index, way) in ways.iter_mut().enumerate() {
-            let (Some((_, wait)), (Some(sink), receiver)) = (way.look, sinks[index]) else { continue };
-            if !due[index] {
+            let ((sink, receiver), Some((_, wait)), true) = (sinks[index], way.look, due[index]) else {
                 continue;
-            }
+            };
+            let Some(sink) = sink else {
+                way.look = None;
+                continue;
+            };
             if !met {
                 way.look = Some((now + wait, (wait * 2).min(LAST_LOOK)));
                 // The agent's cgroup for splicing is not ztunnel's or the app's, say.
@@ -241,7 +258,7 @@ impl<'a> Splice<'a> {
             }
             match self.try_grant(way, sink, receiver) {
                 Ok(true) => {
-                    (way.look, way.looks) = (None, 0);
+                    (way.look, way.looks, way.granted) = (None, 0, true);
                     if !self.spliced {
                         self.spliced = true;
                         self.carried.path.set(Path::Spliced);

@@ -33,9 +33,9 @@ pub use maps::{
 };
 pub use probe::{PROBE_PORT, PROBE_V4, PROBE_V6, is_probe};
 pub use splice::{
-    Grant, SPLICE_EXPECTED, SPLICE_EXPECTED_LIMIT, SPLICE_GRANTS, SPLICE_INSTANCE_LIMIT, SPLICE_INSTANCES,
-    SPLICE_LIMIT, SPLICE_POD_LIMIT, SPLICE_PODS, SPLICE_SOCKETS, SPLICE_STATE, SPLICE_TALLY,
-    SPLICE_TALLY_LIMIT, SPLICE_WRITE_SEQ, SpliceKey, SpliceState, may_splice,
+    Grant, SPLICE_EXPECTED, SPLICE_EXPECTED_LIMIT, SPLICE_GRANTS, SPLICE_INSTANCES, SPLICE_LIMIT,
+    SPLICE_MESSAGE, SPLICE_POD_LIMIT, SPLICE_PODS, SPLICE_SOCKETS, SPLICE_STATE, SPLICE_TALLY,
+    SPLICE_WRITE_SEQ, SpliceKey, SpliceState, charge as splice_charge, may_splice,
 };
 pub use verdicts::{
     Counter, Egress, EgressFacts, Flow, Guard, GuardFacts, Ingress, IngressFacts, Loopback, LoopbackFacts,

@@ -16,8 +16,8 @@ pub const SPLICE_PODS: &str = "SPLICE_PODS";
 pub const SPLICE_EXPECTED: &str = "SPLICE_EXPECTED";
 /// [`SpliceKey::place`] of the sender → [`Grant`]. Written by ztunnel, removed by either side.
 pub const SPLICE_GRANTS: &str = "SPLICE_GRANTS";
-/// [`SpliceKey::place`] of the sender → bytes redirected (`u64`). Made and removed by ztunnel, added to by the
-/// program.
+/// [`SpliceKey::place`] of the sender → bytes redirected, and what they were charged (two `u64`). Made and
+/// removed by ztunnel, added to by the program.
 pub const SPLICE_TALLY: &str = "SPLICE_TALLY";
 /// [`SpliceState`] on each socket that takes part, and on ztunnel's that face one.
 pub const SPLICE_STATE: &str = "SPLICE_STATE";
@@ -32,10 +32,9 @@ pub const SPLICE_LIMIT: u32 = 65_536;
 pub const SPLICE_POD_LIMIT: u32 = 4_096;
 /// How many sockets may be expected at one time; older expectations are forgotten.
 pub const SPLICE_EXPECTED_LIMIT: u32 = 4_096;
-/// How many instances are kept; the oldest are forgotten.
-pub const SPLICE_INSTANCE_LIMIT: u32 = 16_384;
-/// How many tallies are kept; the ones that were not added to for longest are forgotten.
-pub const SPLICE_TALLY_LIMIT: u32 = 32_768;
+/// What a redirected message is charged beside its bytes: about what the kernel keeps for each, be it ever so
+/// short. Nobody else limits that.
+pub const SPLICE_MESSAGE: u64 = 1_024;
 
 /// One end of a connection, as the application sees it: `local` is the application's end.
 #[repr(C)]
@@ -97,7 +96,8 @@ pub struct Grant {
     pub peer: SpliceKey,
     /// How many bytes the sender has sent by TCP, all of them consumed by the peer.
     pub carried: u64,
-    /// How many bytes may have been redirected, over the whole life of the sender.
+    /// What may have been charged for redirected messages, over the whole life of the sender: their bytes, and
+    /// [`SPLICE_MESSAGE`] for each.
     pub limit: u64,
     /// [`Grant::new`] computes it. The kernel may use the memory of a replaced value for another key while
     /// a program still reads it; such a reading does not match.
@@ -124,14 +124,20 @@ impl Grant {
     }
 
     /// Whether a message of `size` bytes of `from` may be redirected: `sent` is how many bytes that socket
-    /// has put into its TCP connection (modulo 2³²: more are never on their way), `redirected` how many
-    /// went straight to the peer.
+    /// has put into its TCP connection (modulo 2³²: ztunnel takes a grant back long before so many more have
+    /// gone by TCP), `charged` what was charged so far.
     #[inline(always)]
-    pub fn allows(&self, from: &SpliceKey, sent: u32, redirected: u64, size: u32) -> bool {
+    pub fn allows(&self, from: &SpliceKey, sent: u32, charged: u64, size: u32) -> bool {
         self.carried as u32 == sent
-            && redirected.saturating_add(size as u64) <= self.limit
+            && charged.saturating_add(charge(size)) <= self.limit
             && self.seal == seal(from, &self.peer, self.carried, self.limit)
     }
+}
+
+/// What a message of `size` bytes is charged.
+#[inline(always)]
+pub const fn charge(size: u32) -> u64 {
+    size as u64 + SPLICE_MESSAGE
 }
 
 #[inline(always)]
@@ -160,8 +166,8 @@ pub fn may_splice(flow: &FlowKey) -> bool {
 pub struct SpliceState {
     /// On a socket of an application, its own key; on one of ztunnel's, the place of the socket it faces.
     pub key: SpliceKey,
-    /// Bytes redirected. Those that the kernel could not queue at once are counted again.
-    pub redirected: u64,
+    /// What was charged for redirected messages. One that the kernel could not queue at once is charged again.
+    pub charged: u64,
     /// `write_seq` before the first byte.
     pub base: u32,
     /// [`SpliceState::APP`] or [`SpliceState::WATCHED`].
@@ -177,9 +183,9 @@ impl SpliceState {
     pub const WORDS: usize = size_of::<Self>() / 8;
 
     /// As user space reads it from a map.
-    pub fn from_words([a, b, c, d, e, f, redirected, last]: [u64; 8]) -> Self {
+    pub fn from_words([a, b, c, d, e, f, charged, last]: [u64; 8]) -> Self {
         let (base, kind) = crate::maps::split_word(last);
-        Self { key: SpliceKey::from_words([a, b, c, d, e, f]), redirected, base, kind }
+        Self { key: SpliceKey::from_words([a, b, c, d, e, f]), charged, base, kind }
     }
 }
 
@@ -189,7 +195,7 @@ const _: () = {
     assert!(offset_of!(SpliceKey, flow) == 8 && offset_of!(SpliceKey, instance) == 44);
     assert!(size_of::<Grant>() == 72 && offset_of!(Grant, carried) == 48);
     assert!(offset_of!(Grant, limit) == 56 && offset_of!(Grant, seal) == 64);
-    assert!(size_of::<SpliceState>() == 64 && offset_of!(SpliceState, redirected) == 48);
+    assert!(size_of::<SpliceState>() == 64 && offset_of!(SpliceState, charged) == 48);
     assert!(offset_of!(SpliceState, base) == 56 && offset_of!(SpliceState, kind) == 60);
 };
 
@@ -233,10 +239,12 @@ mod tests {
     #[test]
     fn a_grant_holds_for_its_sender_at_its_place_up_to_its_limit() {
         let (a, b) = (key(1, "10.0.0.1:80", "10.0.0.2:9"), key(2, "10.0.0.2:90", "10.0.0.1:8"));
-        let grant = Grant::from_words(Grant::new(&a, b, (1 << 32) + 100, 1_000).to_words());
+        let limit = 1_000 + SPLICE_MESSAGE;
+        let grant = Grant::from_words(Grant::new(&a, b, (1 << 32) + 100, limit).to_words());
         assert!(grant.allows(&a, 100, 0, 1_000));
         assert!(grant.allows(&a, 100, 999, 1));
         assert!(!grant.allows(&a, 100, 999, 2), "over the limit");
+        assert!(!grant.allows(&a, 100, 2_000, 1), "a message is charged for itself");
         assert!(!grant.allows(&a, 100, u64::MAX, 2), "far over the limit");
         assert!(!grant.allows(&a, 101, 0, 1), "a byte is on its way by TCP");
         assert!(!grant.allows(&b, 100, 0, 1), "another sender");
@@ -255,7 +263,7 @@ mod tests {
     fn a_torn_grant_holds_for_nobody() {
         let (a, b) = (key(1, "10.0.0.1:80", "10.0.0.2:9"), key(2, "10.0.0.2:90", "10.0.0.1:8"));
         let (c, d) = (key(1, "10.0.0.1:81", "10.0.0.3:9"), key(3, "10.0.0.3:90", "10.0.0.1:9"));
-        let (one, other) = (Grant::new(&a, b, 5, 70).to_words(), Grant::new(&c, d, 5, 70).to_words());
+        let (one, other) = (Grant::new(&a, b, 5, 7_000).to_words(), Grant::new(&c, d, 5, 7_000).to_words());
         for torn in 1..one.len() {
             let mut words = one;
             words[torn..].copy_from_slice(&other[torn..]);

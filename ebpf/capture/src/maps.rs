@@ -116,7 +116,7 @@ pub(crate) fn splice_instances(dir: &Path) -> Result<HashMap<MapData, KeyWords, 
 }
 
 /// What was redirected.
-pub(crate) fn splice_tally(dir: &Path) -> Result<HashMap<MapData, KeyWords, u64>, Error> {
+pub(crate) fn splice_tally(dir: &Path) -> Result<HashMap<MapData, KeyWords, [u64; 2]>, Error> {
     typed(dir, abi::SPLICE_TALLY, Map::LruHashMap(open(dir, abi::SPLICE_TALLY)?))
 }
 

@@ -56,12 +56,12 @@ pub static SPLICE_GRANTS: HashMap<SpliceKey, Grant> =
 
 #[map]
 pub static SPLICE_INSTANCES: LruHashMap<SpliceKey, u32> =
-    LruHashMap::with_max_entries(abi::SPLICE_INSTANCE_LIMIT, 0);
+    LruHashMap::with_max_entries(abi::SPLICE_LIMIT, 0);
 
-/// A tally that nobody removed is pushed out too.
+/// One that a killed ztunnel left goes with the next socket at its place.
 #[map]
-pub static SPLICE_TALLY: LruHashMap<SpliceKey, u64> =
-    LruHashMap::with_max_entries(abi::SPLICE_TALLY_LIMIT, 0);
+pub static SPLICE_TALLY: HashMap<SpliceKey, [u64; 2]> =
+    HashMap::with_max_entries(abi::SPLICE_LIMIT, BPF_F_NO_PREALLOC);
 
 #[btf_map]
 pub static SPLICE_STATE: SocketStorage<SpliceState, { BPF_F_NO_PREALLOC as usize }> = SocketStorage::new();

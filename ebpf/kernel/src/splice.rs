@@ -81,7 +81,7 @@ fn established(ctx: &SockOpsContext, sock: *mut bpf_sock, active: bool) {
     // SAFETY: the context.
     let key = place.with_cookie(unsafe { bpf_get_socket_cookie(ctx.ops.cast()) });
     // SAFETY: a value of the map, and nobody else's before the socket is in SPLICE_SOCKETS.
-    unsafe { state.write(SpliceState { key, redirected: 0, base, kind: SpliceState::APP }) };
+    unsafe { state.write(SpliceState { key, charged: 0, base, kind: SpliceState::APP }) };
     // Left by a ztunnel that was killed, for an earlier connection between the same addresses.
     let _ = SPLICE_GRANTS.remove(place);
     let _ = SPLICE_TALLY.remove(place);
@@ -105,7 +105,7 @@ fn watch(ctx: &SockOpsContext, sock: *mut bpf_sock, key: SpliceKey) {
     let state = SPLICE_STATE.get_or_create(sock);
     if !state.is_null() {
         // SAFETY: a value of the map.
-        unsafe { state.write(SpliceState { key, redirected: 0, base: 0, kind: SpliceState::WATCHED }) };
+        unsafe { state.write(SpliceState { key, charged: 0, base: 0, kind: SpliceState::WATCHED }) };
     }
 }
 
@@ -143,8 +143,8 @@ pub fn splice_msg(ctx: SkMsgContext) -> u32 {
 #[inline(always)]
 fn redirect(ctx: &SkMsgContext, sock: *mut bpf_sock, state: *mut SpliceState) {
     // SAFETY: a value of the map.
-    let (key, redirected, base, kind) =
-        unsafe { ((*state).key, (*state).redirected, (*state).base, (*state).kind) };
+    let (key, charged, base, kind) =
+        unsafe { ((*state).key, (*state).charged, (*state).base, (*state).kind) };
     let place = key.place();
     let Some(grant) = SPLICE_GRANTS.get_ptr(place) else { return };
     // Read once, word by word: the memory may be another grant's a moment later.
@@ -155,7 +155,7 @@ fn redirect(ctx: &SkMsgContext, sock: *mut bpf_sock, state: *mut SpliceState) {
         Grant::from_words([word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7), word(8)]);
     let Some(sent) = write_seq(sock) else { return };
     let size = ctx.size();
-    if kind != SpliceState::APP || !grant.allows(&key, sent.wrapping_sub(base), redirected, size) {
+    if kind != SpliceState::APP || !grant.allows(&key, sent.wrapping_sub(base), charged, size) {
         return;
     }
     // Splicing was switched off, or the pod has left.
@@ -166,13 +166,16 @@ fn redirect(ctx: &SkMsgContext, sock: *mut bpf_sock, state: *mut SpliceState) {
     if SPLICE_SOCKETS.redirect_msg(ctx, grant.peer, BPF_F_INGRESS as u64) != i64::from(SK_PASS) {
         return;
     }
-    let size = u64::from(size);
+    let charged = charged + abi::splice_charge(size);
     // SAFETY: a value of the map, which only this program changes, under the socket's lock.
-    unsafe { (*state).redirected = redirected + size };
+    unsafe { (*state).charged = charged };
     if let Some(tally) = SPLICE_TALLY.get_ptr_mut(place) {
         // SAFETY: a value of the map, which only this program adds to, under the socket's lock. (Were the
         // memory another socket's tally by now, that one's statistics would be off.)
-        unsafe { *tally += size };
+        unsafe {
+            (*tally)[0] += u64::from(size);
+            (*tally)[1] = charged;
+        }
     }
 }
 

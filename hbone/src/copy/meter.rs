@@ -50,9 +50,9 @@ impl Meter {
 
     /// Tells how many bytes have gone past the copy so far, each way (see [`super::Aside`]).
     pub fn set_aside(&self, sent: u64, received: u64) {
-        if (sent, received) != (self.sent_aside.load(Relaxed), self.received_aside.load(Relaxed)) {
-            self.sent_aside.store(sent, Relaxed);
-            self.received_aside.store(received, Relaxed);
+        let grown = [(&self.sent_aside, sent), (&self.received_aside, received)]
+            .map(|(counted, now)| counted.fetch_max(now, Relaxed) < now);
+        if grown.contains(&true) {
             self.touch();
         }
     }

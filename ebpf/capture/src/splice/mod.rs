@@ -24,8 +24,11 @@ use std::{
     net::SocketAddr,
     os::fd::BorrowedFd,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
+
+/// What a redirected message is charged beside its bytes.
+pub const MESSAGE: u64 = abi::SPLICE_MESSAGE;
 
 /// A [`SpliceKey`] as its words.
 pub(crate) type KeyWords = [u64; 6];
@@ -56,11 +59,13 @@ pub struct Splices {
     expected: Mutex<HashMap<MapData, KeyWords, u32>>,
     grants: Mutex<HashMap<MapData, KeyWords, GrantWords>>,
     instances: Mutex<HashMap<MapData, KeyWords, u32>>,
-    tally: Mutex<HashMap<MapData, KeyWords, u64>>,
+    tally: Mutex<HashMap<MapData, KeyWords, [u64; 2]>>,
     state: SkStorage<MapData, StateWords>,
-    /// The sockets at which something may be queued, from their first grant to their release.
-    receivers: Mutex<HashSet<AppSocket>>,
 }
+
+/// The sockets at which something may be queued, from their first grant to their release; of the whole process,
+/// since the maps may be opened again while connections go on.
+static RECEIVERS: LazyLock<Mutex<HashSet<AppSocket>>> = LazyLock::new(Mutex::default);
 
 impl fmt::Debug for Splices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,12 +98,12 @@ impl Splices {
         expected: HashMap<MapData, KeyWords, u32>,
         grants: HashMap<MapData, KeyWords, GrantWords>,
         instances: HashMap<MapData, KeyWords, u32>,
-        tally: HashMap<MapData, KeyWords, u64>,
+        tally: HashMap<MapData, KeyWords, [u64; 2]>,
         state: SkStorage<MapData, StateWords>,
     ) -> Self {
         let (sockets, expected) = (Mutex::new(sockets), Mutex::new(expected));
         let (grants, tally, instances) = (Mutex::new(grants), Mutex::new(tally), Mutex::new(instances));
-        Self { sockets, expected, grants, instances, tally, state, receivers: Mutex::default() }
+        Self { sockets, expected, grants, instances, tally, state }
     }
 
     /// Announces a socket that an application is about to accept from us: to be called before `connect`,
@@ -141,17 +146,17 @@ impl Splices {
         Some(SpliceState::from_words(self.state.get(&socket, 0).ok()?).kind)
     }
 
-    /// Lets `from` send straight to `to`, as long as it has sent exactly `carried` bytes by TCP and until it
-    /// has sent `limit` bytes straight, over its whole life ([`Splices::redirected`]). In place of an earlier
-    /// grant. Every one of the `carried` bytes must have been consumed by `to`. Both must have been met.
+    /// Lets `from` send straight to `to`, as long as it has sent exactly `carried` bytes by TCP and until what it
+    /// has sent straight was charged `limit`, over its whole life ([`Splices::charged`]). In place of an earlier
+    /// grant; to be taken back ([`Splices::revoke`]) once more has gone by TCP, or it would hold again 4 GiB on. Every one of the `carried` bytes must have been consumed by `to`. Both must have been met.
     pub fn grant(&self, from: &AppSocket, to: &AppSocket, carried: u64, limit: u64) -> Result<(), Error> {
         if from.0.instance == 0 || to.0.instance == 0 {
             let reason = "a socket was not met".to_owned();
             return Err(Error::Kernel { what: "grant a splice".to_owned(), reason });
         }
         let words = from.place();
-        locked(&self.receivers).insert(*to);
-        match locked(&self.tally).insert(words, 0, NOEXIST) {
+        locked(&RECEIVERS).insert(*to);
+        match locked(&self.tally).insert(words, [0; 2], NOEXIST) {
             Ok(()) => {}
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(Error::kernel("make the tally of a spliced connection", &error)),
@@ -176,7 +181,16 @@ impl Splices {
     /// How many bytes of `from` went straight to its peer; 0 for one that was never granted anything. A
     /// message that the kernel could not queue in one piece, for want of memory, counts more than once.
     pub fn redirected(&self, from: &AppSocket) -> u64 {
-        locked(&self.tally).get(&from.place(), 0).unwrap_or(0)
+        self.tally(from)[0]
+    }
+
+    /// What those bytes were charged: themselves, and [`MESSAGE`] for each message that they came in.
+    pub fn charged(&self, from: &AppSocket) -> u64 {
+        self.tally(from)[1]
+    }
+
+    fn tally(&self, from: &AppSocket) -> [u64; 2] {
+        locked(&self.tally).get(&from.place(), 0).unwrap_or_default()
     }
 
     /// Takes a socket out of everything; that it is gone already is fine. One at which bytes may be queued
@@ -191,7 +205,7 @@ impl Splices {
         let Ok(instance) = instance else { return };
         let socket = AppSocket(SpliceKey { instance, ..app.0 });
         // One that was never met may be taken for a later one, which is in somebody else's hands.
-        let mut receivers = locked(&self.receivers);
+        let mut receivers = locked(&RECEIVERS);
         let receives = if met { receivers.remove(&socket) } else { receivers.contains(&socket) };
         if !receives {
             let _ = locked(&self.sockets).remove(&socket.0.to_words());

@@ -21,7 +21,7 @@ use netlink_packet_route::{
     link::{LinkFlags, LinkMessage},
 };
 use nix::sched::{CloneFlags, unshare};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     fmt,
     io::{self, Read as _, Write as _},
@@ -118,6 +118,30 @@ impl Rig {
         socket.listen(4)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket.into())
+    }
+
+    /// What a listener of MPTCP accepts from the relay, which speaks plain TCP; `None` where the kernel has no
+    /// MPTCP.
+    pub(super) fn accepted_by_mptcp(&mut self) -> Outcome<Option<TcpStream>> {
+        let made = self.netns.enter(|| Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::MPTCP)))?;
+        let unknown = [libc::EPROTONOSUPPORT, libc::ENOPROTOOPT, libc::EINVAL];
+        let server = match made {
+            Err(error) if error.raw_os_error().is_some_and(|code| unknown.contains(&code)) => {
+                return Ok(None);
+            }
+            made => made?,
+        };
+        server.set_only_v6(false)?;
+        server.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into())?;
+        server.listen(4)?;
+        let server = TcpListener::from(server);
+        let at = SocketAddr::new(V4[1].into(), server.local_addr()?.port());
+        let onward = self.socket(Domain::IPV4, true)?;
+        onward.bind(&SocketAddr::new(V4[0].into(), 0).into())?;
+        let bound = plain(onward.local_addr()?.as_socket())?;
+        self.splices.expect(&AppSocket::new(self.cookie, at, bound))?;
+        onward.connect_timeout(&at.into(), PATIENCE)?;
+        Ok(Some(server.accept()?.0))
     }
 
     /// A connects to the relay, and the relay to B.
@@ -245,7 +269,7 @@ impl Pair {
             thread::sleep(BEAT);
         }
         let (from, to) = self.sockets(way);
-        let limit = rig.splices.redirected(from) + more;
+        let limit = rig.splices.charged(from) + more;
         rig.splices.grant(from, to, self.carried[way as usize], limit)?;
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Drives a spliced pair through what has gone wrong with socket maps before, on the running kernel.
 
+use super::MESSAGE;
 use super::rig::{Failure, Outcome, PATIENCE, Pair, Rig, Way, demand};
 use crate::{Error, sys};
 use nix::{
@@ -37,7 +38,7 @@ impl Report {
 type Case = (&'static str, fn(&mut Rig) -> Outcome);
 
 /// Each by a name that an operator can look up.
-const CASES: [Case; 13] = [
+const CASES: [Case; 14] = [
     ("in order, IPv4", |rig| in_order(rig, false)),
     ("in order, IPv6", |rig| in_order(rig, true)),
     ("a grant that came too late", too_late),
@@ -51,6 +52,7 @@ const CASES: [Case; 13] = [
     ("nothing after the end", after_the_end),
     ("the relay is gone", relay_gone),
     ("the peer is gone", peer_gone),
+    ("a listener of MPTCP", mptcp_listener),
 ];
 
 type Limit = (&'static str, fn(&mut Rig) -> Outcome<bool>);
@@ -246,15 +248,23 @@ fn half_close(rig: &mut Rig) -> Outcome {
 fn limit(rig: &mut Rig) -> Outcome {
     let mut pair = spliced(rig)?;
     let carried = pair.carried[Way::Forth as usize];
-    pair.grant(rig, Way::Forth, 10)?;
+    pair.grant(rig, Way::Forth, 10 + MESSAGE)?;
     pair.send(rig, Way::Forth, b"six by", 6)?;
     pair.send(rig, Way::Forth, b" six, ", 0)?;
     pair.send(rig, Way::Forth, b"and", 0)?;
     pair.carry_to(Way::Forth, carried + 9)?;
     pair.expect(Way::Forth, b"six by six, and")?;
-    pair.grant(rig, Way::Forth, 10)?;
+    pair.grant(rig, Way::Forth, 10 + MESSAGE)?;
     pair.send(rig, Way::Forth, b"all of ten", 10)?;
-    pair.expect(Way::Forth, b"all of ten")
+    pair.expect(Way::Forth, b"all of ten")?;
+    // What the kernel keeps for a message counts, be it ever so short.
+    let carried = pair.carried[Way::Forth as usize];
+    pair.grant(rig, Way::Forth, 3 * (MESSAGE + 1))?;
+    for straight in [1, 1, 1, 0, 0] {
+        pair.send(rig, Way::Forth, b"x", straight)?;
+    }
+    pair.carry_to(Way::Forth, carried + 2)?;
+    pair.expect(Way::Forth, b"xxxxx")
 }
 
 /// A full send buffer takes a part of a write. The kernel does not say so to the program, and does not ask
@@ -358,6 +368,20 @@ fn peer_gone(rig: &mut Rig) -> Outcome {
     demand(sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe), || {
         format!("a write to nobody gave {sent:?}")
     })
+}
+
+/// Some kernels take the socket of a plain TCP caller at a listener of MPTCP (Go's servers have such ones) for
+/// one of IPv4 once it is in a socket map, warn, and crash later.
+fn mptcp_listener(rig: &mut Rig) -> Outcome {
+    let panics = fs::read_to_string("/proc/sys/kernel/panic_on_warn").is_ok_and(|value| value.trim() == "1");
+    demand(!panics, || "not tried, since this kernel is set to panic at a warning".to_owned())?;
+    match rig.accepted_by_mptcp()? {
+        None => Ok(()),
+        Some(accepted) => {
+            let at = accepted.local_addr()?;
+            demand(at.is_ipv6(), || format!("a socket of IPv6 says that it stands at {at}"))
+        }
+    }
 }
 
 fn fionread(rig: &mut Rig) -> Outcome<bool> {

@@ -199,7 +199,7 @@ impl Relay<'_> {
         let drained = self.is_drained(way);
         if drained {
             let (from, to) = (&self.apps[way], &self.apps[1 - way]);
-            let limit = self.mesh.splices.redirected(from) + more;
+            let limit = self.mesh.splices.charged(from) + more;
             self.mesh.splices.grant(from, to, self.ways[way].carried, limit).unwrap();
         }
         drained
