@@ -117,6 +117,11 @@ impl Pod {
         self.onward_ports.ask(&self.netns, |diag| diag.unread(local, remote))
     }
 
+    /// Bytes that the socket of an app of this pod has received by TCP, read or not; `None` if there is none.
+    pub(crate) fn received(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u64>> {
+        self.onward_ports.ask(&self.netns, |diag| diag.received(local, remote))
+    }
+
     /// Who holds the slots.
     pub(crate) fn holder(&self) -> Holder {
         let slots = self.slots();

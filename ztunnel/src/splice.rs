@@ -54,9 +54,12 @@ impl App {
         self.pod.cookie.map(|cookie| AppSocket::new(cookie, self.local, self.remote))
     }
 
-    /// Whether the app has read everything that came.
-    fn has_read_all(&self) -> io::Result<bool> {
-        Ok(self.pod.unread(self.local, self.remote)? == Some(0))
+    /// Whether all `copied` bytes that we wrote into `sink` have come to the app, and it has read them.
+    fn has_read_all(&self, copied: u64, sink: BorrowedFd<'_>) -> io::Result<bool> {
+        // In this order: what came is what is asked about. An acknowledgement may wait for the app's next
+        // segment, which a spliced app does not send, so the app's own count decides where there is none.
+        let came = capture::unsent(sink)? == 0 || self.pod.received(self.local, self.remote)? == Some(copied);
+        Ok(came && self.pod.unread(self.local, self.remote)? == Some(0))
     }
 }
 
@@ -210,8 +213,8 @@ impl<'a> Splice<'a> {
 
     /// Lets the way's bytes past from now on, if the receiver has read all that were copied.
     fn try_grant(&self, way: &Way, sink: BorrowedFd<'_>, receiver: &App) -> io::Result<bool> {
-        // In this order: what is copied in the meantime makes the grant void.
-        if capture::unsent(sink)? > 0 || !receiver.has_read_all()? {
+        // What is copied in the meantime makes the grant void.
+        if !receiver.has_read_all(way.copied, sink)? {
             return Ok(false);
         }
         let limit = self.splices.charged(&way.sender) + GRANT;

@@ -24,6 +24,9 @@ const SK_DIAG_BPF_STORAGE: u16 = 1;
 const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
 /// An answer's attribute: the socket's memory, words of four bytes. Asked for by a bit of the request.
 const INET_DIAG_SKMEMINFO: u16 = 7;
+/// …or `struct tcp_info`, and where in it `tcpi_bytes_received` lies (kernel 4.1).
+const INET_DIAG_INFO: u16 = 2;
+const TCPI_BYTES_RECEIVED: usize = 128;
 /// Which of the words counts what waits to be read.
 const SK_MEMINFO_RMEM_ALLOC: usize = 0;
 /// Which counts what has not been looked at yet, since somebody holds the socket's lock.
@@ -131,6 +134,20 @@ impl Diag {
             Ok(Some(word(SK_MEMINFO_RMEM_ALLOC)?.saturating_add(word(SK_MEMINFO_BACKLOG)?)))
         })?;
         Ok(found.and_then(|(_, unread)| unread))
+    }
+
+    /// How many bytes the socket with exactly these two addresses has received by TCP since it was connected,
+    /// read or not; `None` if there is no such socket, or only its remains.
+    pub fn received(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u64>> {
+        let mut question = request(0, local, remote, None);
+        question[WANTED] = 1 << (INET_DIAG_INFO - 1);
+        let found = self.ask(question, |attributes| {
+            let Some(info) = attribute(attributes, INET_DIAG_INFO) else { return Ok(None) };
+            let bytes =
+                info.get(TCPI_BYTES_RECEIVED..TCPI_BYTES_RECEIVED + 8).and_then(|b| b.try_into().ok());
+            bytes.map(|bytes| Some(u64::from_ne_bytes(bytes))).ok_or_else(|| malformed("a short tcp_info"))
+        })?;
+        Ok(found.and_then(|(_, received)| received))
     }
 
     /// Asks about one socket, and reads the attributes of the answer.
@@ -403,14 +420,18 @@ mod tests {
         let (here, there) = (client.peer_addr().unwrap(), client.local_addr().unwrap());
         let diag = Diag::open().unwrap();
         assert_eq!(diag.unread(here, there).unwrap(), Some(0));
+        assert_eq!(diag.received(here, there).unwrap(), Some(0));
         client.write_all(&[1; 100]).unwrap();
         accepted.peek(&mut [0; 1]).unwrap();
         assert!(diag.unread(here, there).unwrap().unwrap() >= 100);
+        assert_eq!(diag.received(here, there).unwrap(), Some(100));
         accepted.read_exact(&mut [0; 100]).unwrap();
         assert_eq!(diag.unread(here, there).unwrap(), Some(0));
+        assert_eq!(diag.received(here, there).unwrap(), Some(100));
         drop(client);
         drop(accepted);
         assert_eq!(diag.unread(there, here).unwrap(), None, "remains have no queue");
+        assert_eq!(diag.received(there, here).unwrap(), None, "nor a count");
         assert_eq!(diag.unread(here, SocketAddr::new(here.ip(), 1)).unwrap(), None);
     }
 
