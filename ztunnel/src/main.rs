@@ -12,6 +12,7 @@ mod fd;
 mod handover;
 mod inbound;
 mod live;
+mod memory;
 mod metrics;
 mod outbound;
 mod pods;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return fail(&error),
     };
+    memory::keep_freed();
     raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

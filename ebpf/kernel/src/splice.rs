@@ -23,6 +23,7 @@ use core::ptr;
 const SK_PASS: u32 = 1;
 const AF_INET: u32 = 2;
 const TCP_ESTABLISHED: u32 = 1;
+const TCP_CLOSE: u32 = 7;
 
 /// Where `write_seq` lies in the kernel's `struct tcp_sock`; written by the loader.
 #[unsafe(no_mangle)]
@@ -39,7 +40,7 @@ pub fn splice_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx, sock, true),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(&ctx, sock, false),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) != TCP_ESTABLISHED => left(sock),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) != TCP_ESTABLISHED => left(sock, ctx.arg(1) == TCP_CLOSE),
         _ => {}
     }
     1
@@ -92,6 +93,8 @@ fn established(ctx: &SockOpsContext, sock: *mut bpf_sock, active: bool) {
     let ops = unsafe { &mut *ctx.ops };
     // Refused, the socket is an ordinary one.
     let _ = SPLICE_SOCKETS.update(key, ops, BPF_ANY as u64);
+    // To clear up when it is closed; the maps would fill up otherwise, and pushing old entries out costs more.
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
 /// Asks to be told when a socket of ztunnel's leaves its state, and notes whose grant goes then.
@@ -110,9 +113,9 @@ fn watch(ctx: &SockOpsContext, sock: *mut bpf_sock, key: SpliceKey) {
 }
 
 /// A socket left its state: closed by ztunnel, or by the kernel because ztunnel was killed; reset; or the
-/// application closed its side.
+/// application closed its side. Or an application's socket is closed for good.
 #[inline(always)]
-fn left(sock: *mut bpf_sock) {
+fn left(sock: *mut bpf_sock, closed: bool) {
     let state = SPLICE_STATE.get(sock);
     if state.is_null() {
         return;
@@ -121,6 +124,10 @@ fn left(sock: *mut bpf_sock) {
     unsafe {
         if (*state).kind == SpliceState::WATCHED {
             let _ = SPLICE_GRANTS.remove((*state).key);
+        } else if closed {
+            let place = (*state).key.place();
+            let _ = SPLICE_GRANTS.remove(place);
+            let _ = SPLICE_INSTANCES.remove(place);
         }
     }
 }

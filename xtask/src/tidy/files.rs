@@ -13,7 +13,7 @@ const CEILING: usize = 600;
 const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("abi", "marks plain structs as readable by the kernel (aya::Pod)"),
     ("capture", "bpf(2), setns and socket options without a safe wrapper"),
-    ("ztunnel", "sockets from received file descriptors, socket options without a safe wrapper"),
+    ("ztunnel", "sockets from received file descriptors, socket options without a safe wrapper, mallopt"),
     ("agent", "descriptors received over a socket"),
     ("hbone", "socket options without a safe wrapper"),
     ("bed", "packet sockets, in one module"),
