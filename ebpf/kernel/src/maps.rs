@@ -55,8 +55,7 @@ pub static SPLICE_GRANTS: HashMap<SpliceKey, Grant> =
     HashMap::with_max_entries(abi::SPLICE_LIMIT, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static SPLICE_INSTANCES: LruHashMap<SpliceKey, u32> =
-    LruHashMap::with_max_entries(abi::SPLICE_LIMIT, 0);
+pub static SPLICE_INSTANCES: LruHashMap<SpliceKey, u32> = LruHashMap::with_max_entries(abi::SPLICE_LIMIT, 0);
 
 /// One that a killed ztunnel left goes with the next socket at its place.
 #[map]
