@@ -60,9 +60,6 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
     let outbound = Outbound { source: &source, destination: accepted.original, seed: rand::random() };
     let plan = snapshot.plan(&worker.shared.settings.node, &outbound)?;
     let call = Call { worker, pod, carried, accepted, source: &source };
-    if !matches!(plan, Plan::SameNode(_)) {
-        splice::release(&worker.shared, &call.caller());
-    }
     match plan {
         Plan::Passthrough { to } => Box::pin(call.plain(Path::Passthrough, to)).await,
         Plan::Plain(target) => {
@@ -75,7 +72,6 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
                 Some(there) => Box::pin(call.same_node(there, &snapshot, target)).await,
                 // The pod is another ztunnel's for now (a takeover, say): go the way strangers go.
                 None => {
-                    splice::release(&worker.shared, &call.caller());
                     let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
                     let expected = Arc::from([target.workload.identity()]);
                     let authority = target.address.to_string();
@@ -139,6 +135,7 @@ impl Call<'_> {
 
     async fn plain(&self, path: Path, to: SocketAddr) -> Result<(), Failure> {
         let carried = self.carried;
+        splice::release(&self.worker.shared, &self.caller());
         carried.path.set(path);
         let from = self.source_ip(to)?;
         let options = &self.worker.shared.settings.sockets;
@@ -211,6 +208,7 @@ impl Call<'_> {
         authority: String,
     ) -> Result<(Tunnel, TunnelInfo), Failure> {
         let carried = self.carried;
+        splice::release(&self.worker.shared, &self.caller());
         carried.path.set(Path::Hbone);
         let source_ip = self.source_ip(peer)?;
         let key = Key { source: self.pod.identity.clone(), source_ip, peer, expected };

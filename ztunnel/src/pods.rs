@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{
@@ -18,7 +18,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use capture::{Netns, Pins, PodSlots, Role, Splices, socket_cookie};
+use capture::{Netns, Pins, PodSlots, Role, Splices, sockdiag::Diag, socket_cookie};
 use mesh::{Identity, Workload};
 use tokio_util::sync::CancellationToken;
 
@@ -112,14 +112,9 @@ impl Pod {
         Inside { netns: &self.netns, own: &self.own, ports: &self.onward_ports }
     }
 
-    /// Bytes of memory that wait unread at the socket of an app of this pod; `None` if there is none.
-    pub(crate) fn unread(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
-        self.onward_ports.ask(&self.netns, |diag| diag.unread(local, remote))
-    }
-
-    /// Bytes that the socket of an app of this pod has received by TCP, read or not; `None` if there is none.
-    pub(crate) fn received(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u64>> {
-        self.onward_ports.ask(&self.netns, |diag| diag.received(local, remote))
+    /// Asks the kernel about the sockets of this pod.
+    pub(crate) fn ask<T>(&self, question: impl FnOnce(&Diag) -> io::Result<T>) -> io::Result<T> {
+        self.onward_ports.ask(&self.netns, question)
     }
 
     /// Who holds the slots.
@@ -298,7 +293,7 @@ impl Manager {
         })
     }
 
-    /// The agent that names pods may be another than before, and have switched the splice on or off.
+    /// The agent whose pins these are may have switched the splice on or off.
     fn renew_splices(&self) {
         match Splices::open(&self.pins_folder) {
             Ok(splices) => self.shared.pods.splices.store(splices.map(Arc::new)),
@@ -310,7 +305,10 @@ impl Manager {
     fn slots(&mut self, uid: &str) -> Result<Option<PodSlots>, capture::Error> {
         if self.pins.is_none() {
             self.pins = match Pins::open(&self.pins_folder) {
-                Ok(pins) => Some(Arc::new(pins)),
+                Ok(pins) => {
+                    self.renew_splices();
+                    Some(Arc::new(pins))
+                }
                 Err(capture::Error::NoPin { .. }) => None,
                 Err(error) => return Err(error),
             };
@@ -380,9 +378,6 @@ impl zds::Pods for Manager {
         let netns = Netns::from_fd(netns).map_err(|error| format!("pod {}: {error}", info.uid))?;
         let error = |error: capture::Error| format!("pod {}: {error}", info.uid);
         let slots = self.slots(&info.uid).map_err(error)?;
-        if slots.is_some() {
-            self.renew_splices();
-        }
         if let Some(known) = self.served.get(&info.uid) {
             let same_names = *known.namespace == *info.namespace
                 && *known.name == *info.name

@@ -222,22 +222,22 @@ pub(crate) async fn onward(
     options: &SocketOptions,
     before: impl FnMut(SocketAddr),
 ) -> io::Result<TcpStream> {
-    let Inside { netns, own, ports } = *inside;
-    let socket = netns.enter(|| start_onward(own, ports, caller, to, before)).map_err(io::Error::other)??;
+    let start = || start_onward(inside, caller, to, before);
+    let socket = inside.netns.enter(start).map_err(io::Error::other)??;
     finish(socket, options.dial_timeout).await
 }
 
 fn start_onward(
-    own: &Own,
-    ports: &OnwardPorts,
+    inside: &Inside<'_>,
     caller: IpAddr,
     to: SocketAddr,
     mut before: impl FnMut(SocketAddr),
 ) -> io::Result<Socket> {
+    let Inside { netns, own, ports } = *inside;
     let mut search = Search::default();
     for _ in 0..ONWARD_ATTEMPTS {
         let from = SocketAddr::new(caller, ports.candidate(&search));
-        let mirror = if from == to { Mirror::Alive } else { ports.mirror(to, from)? };
+        let mirror = if from == to { Mirror::Alive } else { ports.mirror(netns, to, from)? };
         if !search.takes(mirror) {
             continue;
         }
@@ -394,14 +394,8 @@ impl OnwardPorts {
         question(diag)
     }
 
-    /// To be asked inside the pod's namespace.
-    fn mirror(&self, to: SocketAddr, from: SocketAddr) -> io::Result<Mirror> {
-        let mut diag = self.diag.lock().unwrap_or_else(PoisonError::into_inner);
-        let diag = match diag.as_ref() {
-            Some(diag) => diag,
-            None => diag.insert(Diag::open()?),
-        };
-        Ok(match diag.find(to, from)? {
+    fn mirror(&self, netns: &Netns, to: SocketAddr, from: SocketAddr) -> io::Result<Mirror> {
+        Ok(match self.ask(netns, |diag| diag.find(to, from))? {
             None => Mirror::Nothing,
             Some(socket) if socket.is_live() => Mirror::Alive,
             Some(_) => Mirror::Remains,

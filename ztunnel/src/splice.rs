@@ -58,8 +58,11 @@ impl App {
     fn has_read_all(&self, copied: u64, sink: BorrowedFd<'_>) -> io::Result<bool> {
         // In this order: what came is what is asked about. An acknowledgement may wait for the app's next
         // segment, which a spliced app does not send, so the app's own count decides where there is none.
-        let came = capture::unsent(sink)? == 0 || self.pod.received(self.local, self.remote)? == Some(copied);
-        Ok(came && self.pod.unread(self.local, self.remote)? == Some(0))
+        let arrived = capture::unsent(sink)? == 0;
+        self.pod.ask(|diag| {
+            let came = arrived || diag.received(self.local, self.remote)? == Some(copied);
+            Ok(came && diag.unread(self.local, self.remote)? == Some(0))
+        })
     }
 }
 
@@ -90,8 +93,8 @@ pub(crate) struct Splice<'a> {
 
 /// One direction.
 struct Way {
+    /// Who sends; the other way's sender is who receives.
     sender: AppSocket,
-    receiver: AppSocket,
     /// Bytes copied so far, as of the last round.
     copied: u64,
     /// When to look whether the receiver has read them all, and how long to wait after that.
@@ -102,8 +105,8 @@ struct Way {
 }
 
 impl Way {
-    fn new(sender: AppSocket, receiver: AppSocket, look: Instant) -> Self {
-        Self { sender, receiver, copied: 0, look: Some((look, FIRST_LOOK)), looks: 0, granted: false }
+    fn new(sender: AppSocket, look: Instant) -> Self {
+        Self { sender, copied: 0, look: Some((look, FIRST_LOOK)), looks: 0, granted: false }
     }
 
     /// Takes note of what was copied; says whether that was more than before.
@@ -168,10 +171,7 @@ impl<'a> Splice<'a> {
         self.callee.remote = from;
         let (Some(caller), Some(callee)) = (self.caller.socket(), self.callee.socket()) else { return };
         match self.splices.expect(&callee) {
-            Ok(()) => {
-                let way = |sender, receiver| Way::new(sender, receiver, self.from);
-                self.ways = Some([way(caller, callee), way(callee, caller)]);
-            }
+            Ok(()) => self.ways = Some([caller, callee].map(|sender| Way::new(sender, self.from))),
             Err(error) => tracing::debug!(%error, "a connection is not spliced"),
         }
     }
@@ -204,21 +204,25 @@ impl<'a> Splice<'a> {
         let meet = |app: &AppSocket, own: Option<BorrowedFd<'_>>| self.splices.meet(app, own?);
         let met = meet(&there.sender, ends.first).zip(meet(&back.sender, ends.second));
         if let Some((caller, callee)) = met {
-            (there.sender, there.receiver) = (caller, callee);
-            (back.sender, back.receiver) = (callee, caller);
+            (there.sender, back.sender) = (caller, callee);
             self.met = true;
         }
         self.met
     }
 
     /// Lets the way's bytes past from now on, if the receiver has read all that were copied.
-    fn try_grant(&self, way: &Way, sink: BorrowedFd<'_>, receiver: &App) -> io::Result<bool> {
+    fn try_grant(
+        &self,
+        way: &Way,
+        sink: BorrowedFd<'_>,
+        (receiver, socket): (&App, AppSocket),
+    ) -> io::Result<bool> {
         // What is copied in the meantime makes the grant void.
         if !receiver.has_read_all(way.copied, sink)? {
             return Ok(false);
         }
         let limit = self.splices.charged(&way.sender) + GRANT;
-        self.splices.grant(&way.sender, &way.receiver, way.copied, limit).map_err(io::Error::other)?;
+        self.splices.grant(&way.sender, &socket, way.copied, limit).map_err(io::Error::other)?;
         Ok(true)
     }
 
@@ -243,13 +247,12 @@ impl<'a> Splice<'a> {
         let answered = |index: usize| moved[1 - index] && !moved[index] && now >= self.from;
         let due = [0, 1].map(|index| ways[index].look.is_some_and(|(at, _)| at <= now || answered(index)));
         let met = self.met || (due.contains(&true) && self.meet(&mut ways, ends));
-        let sinks = [(ends.second, &self.callee), (ends.first, &self.caller)];
+        let sinks = [ends.second, ends.first];
+        let receivers = [(&self.callee, ways[1].sender), (&self.caller, ways[0].sender)];
         let (mut failed, mut again) = (false, false);
         for (index, way) in ways.iter_mut().enumerate() {
-            let ((sink, receiver), Some((_, wait)), true) = (sinks[index], way.look, due[index]) else {
-                continue;
-            };
-            let Some(sink) = sink else {
+            let (Some((_, wait)), true) = (way.look, due[index]) else { continue };
+            let Some(sink) = sinks[index] else {
                 way.look = None;
                 continue;
             };
@@ -259,7 +262,7 @@ impl<'a> Splice<'a> {
                 failed |= wait == LAST_LOOK;
                 continue;
             }
-            match self.try_grant(way, sink, receiver) {
+            match self.try_grant(way, sink, receivers[index]) {
                 Ok(true) => {
                     (way.look, way.looks, way.granted) = (None, 0, true);
                     if !self.spliced {
@@ -284,7 +287,7 @@ impl<'a> Splice<'a> {
 
     /// When to wake.
     fn next(&self, now: Instant) -> Option<Instant> {
-        let looks = self.ways.iter().flatten().filter_map(|way| way.look.map(|(at, _)| at));
+        let looks = self.ways.as_ref()?.iter().filter_map(|way| way.look.map(|(at, _)| at));
         looks.chain(self.spliced.then_some(now + COUNT_EVERY)).min()
     }
 }

@@ -75,8 +75,8 @@ impl Pool {
     }
 
     /// The same, with bytes that the caller has said already: `early` reads what is there, once, without
-    /// waiting, and gives the count (0: none). They are sent along with the request (RFC 9113, section 8.5,
-    /// lets a client do so); when the open fails they are lost with it.
+    /// waiting, and gives the count (0: none). They are sent along with the request: after its HEADERS,
+    /// DATA is the connection's (RFC 9113, section 8.5). When the open fails they are lost with it.
     pub async fn open_with<D, T>(
         &self,
         key: &Key,

@@ -2,6 +2,10 @@
 
 use super::btf;
 use crate::{Error, Netns, layout, maps, programs};
+use aya::{
+    Pod,
+    maps::{HashMap, MapData},
+};
 use std::path::Path;
 
 /// Where the kernel programs of a load find and leave what is theirs.
@@ -43,11 +47,8 @@ pub(crate) fn switch_on(pins: &Path, cgroup: &Path) -> Result<(), Error> {
     let load = Load::Pinned { dir: &dir, write_seq: write_seq()? };
     let mut ebpf = programs::load_splice(pins, load)?;
     let mut pods = maps::splice_pods(&dir)?;
-    let named: Vec<u64> = pods.keys().filter_map(Result::ok).collect();
-    for cookie in named {
-        // Each pod that is still there is named again when it is attached.
-        let _ = pods.remove(&cookie);
-    }
+    // Each pod that is still there is named again when it is attached.
+    clear(&mut pods);
     // Dropped, it would detach the program. The map holds the program, and its pin holds the map.
     std::mem::forget(programs::attach_splice_msg(&mut ebpf)?);
     let ops = programs::attach_splice_ops(&mut ebpf, cgroup)?;
@@ -60,19 +61,21 @@ pub(crate) fn switch_off(pins: &Path) -> Result<(), Error> {
     let dir = layout::splice(pins);
     if let Ok(mut pods) = maps::splice_pods(&dir) {
         // From here on nothing is redirected, whatever a ztunnel that holds the maps may grant.
-        let named: Vec<u64> = pods.keys().filter_map(Result::ok).collect();
-        for cookie in named {
-            let _ = pods.remove(&cookie);
-        }
+        clear(&mut pods);
     }
     if let Ok(mut grants) = maps::splice_grants(&dir) {
-        let senders: Vec<_> = grants.keys().filter_map(Result::ok).collect();
-        for sender in senders {
-            let _ = grants.remove(&sender);
-        }
+        clear(&mut grants);
     }
     programs::detach(&layout::link(&dir, programs::SPLICE_OPS))?;
     layout::remove(&dir)
+}
+
+/// Removes every entry; one that is gone already is as good.
+fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<K> = map.keys().filter_map(Result::ok).collect();
+    for key in keys {
+        let _ = map.remove(&key);
+    }
 }
 
 /// Lets the sockets of a pod take part from now on, where splicing is switched on.
