@@ -75,6 +75,7 @@ fn ztunnels_connections_are_measured_and_no_others() {
             assert!(stats.delivery_rate > 0, "{stats:?}");
         }
         let unmeasured = ztunnel.unmeasured(to).unwrap();
+        accept(&server);
         assert!(ztunnel.pins.is_own(unmeasured.as_fd()));
         for socket in [&theirs, &app, &unmeasured] {
             assert_eq!(ztunnel.pins.tcp_stats(socket.as_fd()), None);
