@@ -109,4 +109,7 @@ pub trait Lookups {
     fn socket(&mut self) -> Found;
     /// Whether the connection is recorded as one that passes ztunnel by.
     fn known_flow(&mut self) -> bool;
+    /// Whether the packet was sent by a socket of the node's kubelet. Of a packet that was forwarded to the node
+    /// nothing of the kind is known, whatever address it bears.
+    fn is_of_kubelet(&mut self) -> bool;
 }

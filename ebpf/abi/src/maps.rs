@@ -23,6 +23,13 @@ pub const FLOWS: &str = "FLOWS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Per pod: [`FlowKey`] → [`ReuseNote`].
 pub const REUSE: &str = "REUSE";
+/// Shared by all pods: one cgroup id, of the node's kubelet; 0 where it is not known.
+pub const KUBELET: &str = "KUBELET";
+/// Per pod: [`FlowKey`] of each connection of the kubelet, which passes ztunnel by. The value is when it was
+/// opened (nanoseconds since boot).
+pub const PROBES: &str = "PROBES";
+/// How many connections of the kubelet a pod may have at one time; the longest unused is forgotten first.
+pub const PROBE_LIMIT: u32 = 1_024;
 /// The bit of [`OWN`] that tells a socket of ztunnel.
 pub const OWN_MARK: u32 = 1;
 /// The bit of [`OWN`] by which a socket of ztunnel is measured.

@@ -1,7 +1,7 @@
 //! Where things are pinned.
 //!
 //! ```text
-//! <pins>/own  stats  stats_link           shared by the node's pods
+//! <pins>/own  stats  kubelet  stats_link  shared by the node's pods
 //! <pins>/splice/sockets grants link_…     splicing, where it is switched on
 //! <pins>/pods/<uid>/slots flows …         a pod's maps
 //! <pins>/pods/<uid>/link_egress …         a pod's links, which hold its programs
@@ -15,14 +15,16 @@ use std::{
 };
 
 /// The maps that all pods share: their names, and their pins'.
-pub(crate) const SHARED: [(&str, &str); 2] = [(abi::OWN, "own"), (abi::STATS, "stats")];
+pub(crate) const SHARED: [(&str, &str); 3] =
+    [(abi::OWN, "own"), (abi::STATS, "stats"), (abi::KUBELET, "kubelet")];
 /// The maps of one pod.
-pub(crate) const PER_POD: [(&str, &str); 5] = [
+pub(crate) const PER_POD: [(&str, &str); 6] = [
     (abi::CONFIG, "config"),
     (abi::SLOTS, "slots"),
     (abi::FLOWS, "flows"),
     (abi::COUNTERS, "counters"),
     (abi::REUSE, "reuse"),
+    (abi::PROBES, "probes"),
 ];
 /// The maps of splicing, shared by all pods.
 pub(crate) const SPLICE: [(&str, &str); 7] = [

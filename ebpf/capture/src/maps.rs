@@ -48,6 +48,12 @@ pub(crate) fn stats(pins: &Path) -> Result<SkStorage<MapData, [u64; 3]>, Error> 
     typed(pins, abi::STATS, Map::SkStorage(open(pins, abi::STATS)?))
 }
 
+/// Tells the programs which cgroup is the kubelet's; 0 for none.
+pub(crate) fn write_kubelet(pins: &Path, cgroup: u64) -> Result<(), Error> {
+    let mut map: Array<_, u64> = typed(pins, abi::KUBELET, Map::Array(open(pins, abi::KUBELET)?))?;
+    map.set(0, cgroup, 0).map_err(|error| Error::kernel("tell the kubelet's cgroup", &error))
+}
+
 /// A pod's listeners. To user space a sockmap is an array: descriptors go in, and with values of eight
 /// bytes cookies come out. (aya's own type writes four bytes where the kernel would read eight.)
 pub(crate) fn slots(pod: &Path) -> Result<Array<MapData, u64>, Error> {

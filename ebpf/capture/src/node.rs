@@ -55,6 +55,12 @@ impl Node {
         Ok(Self { options })
     }
 
+    /// Lets connections of the node's kubelet, told by its cgroup's id, pass to the pods' applications: health
+    /// probes, which nobody can present a certificate for. `None` ends that.
+    pub fn set_kubelet(&self, cgroup: Option<u64>) -> Result<(), Error> {
+        maps::write_kubelet(&self.options.pins, cgroup.unwrap_or(0))
+    }
+
     /// Lets ztunnel splice the applications of this node: makes what that needs, or adopts what an earlier
     /// agent left. The cgroup2 directory is one that holds the applications and ztunnel. Pods that are
     /// attached from now on take part, in [`Mode::Enforce`]; see [`splice::self_test`] first.

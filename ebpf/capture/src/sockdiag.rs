@@ -31,6 +31,10 @@ const TCPI_BYTES_RECEIVED: usize = 128;
 const SK_MEMINFO_RMEM_ALLOC: usize = 0;
 /// Which counts what has not been looked at yet, since somebody holds the socket's lock.
 const SK_MEMINFO_BACKLOG: usize = 7;
+/// An answer's attribute: the id of the cgroup2 that made the socket.
+const INET_DIAG_CGROUP_ID: u16 = 21;
+/// Where `struct inet_diag_msg` has the socket's inode.
+const INODE: usize = 68;
 /// An answer's attribute: the socket's packet mark. The kernel tells it to who has NET_ADMIN.
 const INET_DIAG_MARK: u16 = 15;
 const NLA_TYPE_MASK: u16 = 0x3fff;
@@ -39,6 +43,8 @@ const HEADER: usize = 16;
 const SEQUENCE: usize = 8;
 /// The kernel sends a dump in datagrams of at most this size, to one who reads as much.
 const DATAGRAM: usize = 32 * 1024;
+/// Where a request says in which states sockets are wanted.
+const STATES: usize = HEADER + 4;
 /// Where a request says which attributes are wanted.
 const WANTED: usize = HEADER + 2;
 /// `struct inet_diag_msg`.
@@ -69,6 +75,15 @@ impl TcpSocket {
     pub fn is_live(&self) -> bool {
         !matches!(self.state, TIME_WAIT | CLOSE | LISTEN)
     }
+}
+
+/// A listening socket, as far as it tells whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// By which `/proc/PID/fd` names it.
+    pub inode: u64,
+    /// The id of the cgroup2 that it was made in; `None` from a kernel before 5.9.
+    pub cgroup: Option<u64>,
 }
 
 /// A socket to ask with. It belongs to the network namespace in which it was opened, for good. Threads that
@@ -182,6 +197,28 @@ impl Diag {
         self.dump(None)
     }
 
+    /// Every listening TCP socket, of both families.
+    pub fn listeners(&self) -> io::Result<Vec<Listening>> {
+        let mut found = Vec::new();
+        let mut asker = self.asker();
+        let mut buffer = vec![0; DATAGRAM];
+        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        for at in any.map(|ip| SocketAddr::new(ip, 0)) {
+            let mut question = request(NLM_F_DUMP, at, at, None);
+            question[STATES..STATES + 4].copy_from_slice(&(1_u32 << LISTEN).to_ne_bytes());
+            asker.ask(question)?;
+            let mut take = |message: &[u8]| {
+                let cgroup = attribute(message.get(MESSAGE..).unwrap_or_default(), INET_DIAG_CGROUP_ID)
+                    .and_then(|id| id.get(..8)?.try_into().ok())
+                    .map(u64::from_ne_bytes);
+                found.push(Listening { inode: u64::from(u32_at(message, INODE)?), cgroup });
+                Ok(())
+            };
+            while each_message(asker.answer(&mut buffer)?, &mut take)? {}
+        }
+        Ok(found)
+    }
+
     /// The same, with ztunnel's told apart by the storage in `marks`.
     pub(crate) fn list_marked(&self, marks: BorrowedFd<'_>) -> io::Result<Vec<TcpSocket>> {
         self.dump(Some(marks))
@@ -206,6 +243,14 @@ impl Diag {
 
 /// Reads one datagram of a dump; whether another follows.
 fn read_dump(datagram: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<bool> {
+    each_message(datagram, &mut |message| {
+        sockets.push(socket(message)?);
+        Ok(())
+    })
+}
+
+/// Shows each `struct inet_diag_msg`, with its attributes, of one datagram of a dump; whether another follows.
+fn each_message(datagram: &[u8], take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
     let mut rest = datagram;
     while rest.len() >= HEADER {
         let length = u32_at(rest, 0)? as usize;
@@ -214,7 +259,7 @@ fn read_dump(datagram: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<bool> 
         match u16_at(message, 4)? {
             NLMSG_DONE => return Ok(false),
             NLMSG_ERROR => return Err(error_of(message)?),
-            SOCK_DIAG_BY_FAMILY => sockets.push(socket(&message[HEADER..])?),
+            SOCK_DIAG_BY_FAMILY => take(&message[HEADER..])?,
             other => return Err(malformed(&format!("message type {other}"))),
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);

@@ -2,7 +2,6 @@
 
 use crate::{
     log,
-    maps::FLOWS,
     packet::Frame,
     socket::{self, DROP, NEXT, Settings},
 };
@@ -23,7 +22,7 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
         probe: abi::is_probe(&frame.destination, frame.destination_port),
     };
     let flow = &frame.outgoing();
-    let verdict = abi::guard(&facts, || FLOWS.get_ptr(flow).is_some());
+    let verdict = abi::guard(&facts, || socket::is_known(flow));
     socket::count(verdict.counter());
     log::verdict(&ctx, verdict.counter(), &frame);
     if verdict.drops() { DROP } else { NEXT }

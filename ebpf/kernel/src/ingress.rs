@@ -43,6 +43,10 @@ fn carry_out(ctx: &TcContext, verdict: Ingress, flow: &abi::FlowKey, (slot, v6):
             socket::record(flow);
             return verdict;
         }
+        Ingress::Kubelet => {
+            socket::record_probe(flow);
+            return verdict;
+        }
         _ => return verdict,
     }
     match socket::hand_to(ctx, slot, v6) {

@@ -75,4 +75,9 @@ impl Lookups for Holder<'_> {
     fn known_flow(&mut self) -> bool {
         false
     }
+
+    #[inline(always)]
+    fn is_of_kubelet(&mut self) -> bool {
+        false
+    }
 }

@@ -25,6 +25,12 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::COUNT
 #[map]
 pub static FLOWS: HashMap<FlowKey, u64> = HashMap::with_max_entries(abi::FLOW_LIMIT, BPF_F_NO_PREALLOC);
 
+#[map]
+pub static KUBELET: Array<u64> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
+
+#[map]
+pub static PROBES: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(abi::PROBE_LIMIT, 0);
+
 /// A note that no lookup consumes (the SYN was answered without one) is pushed out by newer ones.
 #[map]
 pub static REUSE: LruHashMap<FlowKey, ReuseNote> = LruHashMap::with_max_entries(abi::REUSE_LIMIT, 0);

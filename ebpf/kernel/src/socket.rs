@@ -3,7 +3,7 @@
 
 use crate::{
     foreign,
-    maps::{CONFIG, COUNTERS, FLOWS, OWN, REUSE, SLOTS},
+    maps::{CONFIG, COUNTERS, FLOWS, KUBELET, OWN, PROBES, REUSE, SLOTS},
     packet::Frame,
 };
 use abi::{Config, Counter, Flow, FlowKey, Found, Lookups, Mode, ReuseNote, Sender, Slot};
@@ -11,7 +11,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock},
     helpers::generated::{
-        bpf_ktime_get_ns, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_ktime_get_ns, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release, bpf_skb_cgroup_id,
+        bpf_skc_lookup_tcp,
     },
     programs::TcContext,
 };
@@ -206,12 +207,28 @@ pub fn record(key: &FlowKey) {
     }
 }
 
+/// Records a connection of the kubelet.
+#[inline(always)]
+pub fn record_probe(key: &FlowKey) {
+    // SAFETY: takes no argument.
+    let now = &unsafe { bpf_ktime_get_ns() };
+    // Should it fail, the application's answer is reset, and the kubelet tries again.
+    let _ = PROBES.insert(key, now, 0);
+}
+
+/// Whether a connection is recorded as one that passes ztunnel by.
+#[inline(always)]
+pub fn is_known(key: &FlowKey) -> bool {
+    FLOWS.get_ptr(key).is_some() || PROBES.get_ptr(key).is_some()
+}
+
 /// Removes a connection's record, if there is one.
 #[inline(always)]
 pub fn forget(key: &FlowKey) {
     if FLOWS.remove(key).is_ok() {
         count(Flow::Forgotten.counter());
     }
+    let _ = PROBES.remove(key);
 }
 
 /// Tells the `sk_lookup` program where a SYN belongs. It looks into the slot only, so a foreign listener is
@@ -252,6 +269,15 @@ impl Lookups for Kernel<'_> {
 
     #[inline(always)]
     fn known_flow(&mut self) -> bool {
-        FLOWS.get_ptr(self.flow).is_some()
+        is_known(self.flow)
+    }
+
+    #[inline(always)]
+    fn is_of_kubelet(&mut self) -> bool {
+        match KUBELET.get(0) {
+            // SAFETY: asks about the packet that the program was called for.
+            Some(&kubelet) if kubelet != 0 => unsafe { bpf_skb_cgroup_id(self.ctx.skb.skb) == kubelet },
+            _ => false,
+        }
     }
 }

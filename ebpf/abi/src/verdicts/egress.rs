@@ -221,7 +221,7 @@ mod tests {
             // A new connection over the ports of one that ztunnel held until just now.
             let mut reused = World::with(Found::TimeWait);
             assert_eq!(egress(&in_mode(mode, bare(SYN)), &mut reused), Egress::Learned);
-            let mut reused = World { socket: Found::TimeWait, known: true };
+            let mut reused = World { socket: Found::TimeWait, ..World::known() };
             assert_eq!(egress(&in_mode(mode, loaded(PSH_ACK)), &mut reused), Egress::KnownFlow);
         }
     }

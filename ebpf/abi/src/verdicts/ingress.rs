@@ -39,6 +39,9 @@ verdicts! {
         NoListener = "ingress_no_listener",
         /// The kernel would not give the packet to the listener: dropped.
         NotAssigned = "ingress_not_assigned",
+        /// Opens a connection of the node's kubelet, a health probe: passes to the application, and is
+        /// recorded. Nobody but the node's own kernel can say that the kubelet sent it.
+        Kubelet = "ingress_kubelet",
     }
 }
 
@@ -91,7 +94,9 @@ pub fn ingress(facts: &IngressFacts, lookups: &mut impl Lookups) -> Ingress {
         Found::Own => return Ingress::Socket,
         Found::Live if enforced => return Ingress::Socket,
         Found::Live => return if lookups.known_flow() { Ingress::KnownFlow } else { Ingress::Learned },
-        Found::Handshake | Found::TimeWait if opens && captured => return Ingress::Opening,
+        Found::Handshake | Found::TimeWait if opens && captured => {
+            return if !facts.hbone && lookups.is_of_kubelet() { Ingress::Kubelet } else { Ingress::Opening };
+        }
         Found::Handshake | Found::TimeWait if opens => return Ingress::Learned,
         Found::Handshake | Found::TimeWait => return Ingress::Socket,
         Found::None => {}
@@ -99,6 +104,7 @@ pub fn ingress(facts: &IngressFacts, lookups: &mut impl Lookups) -> Ingress {
     if opens {
         return match (captured, facts.hbone) {
             (true, true) => Ingress::ToHbone,
+            (true, false) if lookups.is_of_kubelet() => Ingress::Kubelet,
             (true, false) => Ingress::ToInbound,
             (false, _) => Ingress::Learned,
         };
@@ -145,6 +151,17 @@ mod tests {
             assert_eq!(ingress(&facts(packet), &mut World::known()), Ingress::ToInbound);
             let tunnel = IngressFacts { hbone: true, ..facts(packet) };
             assert_eq!(ingress(&tunnel, &mut World::empty()), Ingress::ToHbone);
+        }
+    }
+
+    #[test]
+    fn a_probe_of_the_kubelet_passes_to_the_application_and_nothing_else_of_it_does() {
+        for found in [Found::None, Found::TimeWait, Found::Handshake] {
+            let mut world = World { socket: found, kubelet: true, ..World::empty() };
+            assert_eq!(ingress(&facts(bare(SYN)), &mut world), Ingress::Kubelet);
+            let tunnel = IngressFacts { hbone: true, ..facts(bare(SYN)) };
+            assert_ne!(ingress(&tunnel, &mut world), Ingress::Kubelet, "a tunnel is a tunnel");
+            assert_ne!(ingress(&facts(bare(ACK)), &mut world), Ingress::Kubelet, "no opening");
         }
     }
 
@@ -213,7 +230,7 @@ mod tests {
             let data = lenient(mode, loaded(PSH_ACK));
             assert_eq!(ingress(&data, &mut World::with(Found::Live)), Ingress::Learned);
             assert_eq!(ingress(&data, &mut World::with(Found::Own)), Ingress::Socket);
-            let known = World { socket: Found::Live, known: true };
+            let known = World { socket: Found::Live, ..World::known() };
             assert_eq!(ingress(&data, &mut { known }), Ingress::KnownFlow);
             assert_eq!(ingress(&lenient(mode, bare(RST)), &mut World::empty()), Ingress::PassStray);
         }

@@ -25,19 +25,20 @@ pub(super) fn loaded(flags: u8) -> Packet {
 pub(super) struct World {
     pub(super) socket: Found,
     pub(super) known: bool,
+    pub(super) kubelet: bool,
 }
 
 impl World {
     pub(super) fn empty() -> Self {
-        Self { socket: Found::None, known: false }
+        Self { socket: Found::None, known: false, kubelet: false }
     }
 
     pub(super) fn known() -> Self {
-        Self { socket: Found::None, known: true }
+        Self { socket: Found::None, known: true, kubelet: false }
     }
 
     pub(super) fn with(socket: Found) -> Self {
-        Self { socket, known: false }
+        Self { socket, known: false, kubelet: false }
     }
 }
 
@@ -47,6 +48,9 @@ impl Lookups for World {
     }
     fn known_flow(&mut self) -> bool {
         self.known
+    }
+    fn is_of_kubelet(&mut self) -> bool {
+        self.kubelet
     }
 }
 
@@ -59,5 +63,8 @@ impl Lookups for Unasked {
     }
     fn known_flow(&mut self) -> bool {
         panic!("looked a flow up for nothing")
+    }
+    fn is_of_kubelet(&mut self) -> bool {
+        panic!("asked for the sender's cgroup for nothing")
     }
 }

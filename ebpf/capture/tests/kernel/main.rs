@@ -8,6 +8,7 @@ mod netlink;
 mod evasion;
 mod foreign;
 mod inbound;
+mod kubelet;
 mod life;
 mod outbound;
 mod packets;

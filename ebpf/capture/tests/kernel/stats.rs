@@ -8,16 +8,22 @@ use std::{
     net::TcpStream,
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
+
+/// Held by a test that minds which cgroup this process is in.
+pub(crate) static CGROUP: Mutex<()> = Mutex::new(());
 
 /// A cgroup for this process; on drop it moves back.
 struct Cgroup {
     dir: PathBuf,
     before: PathBuf,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Cgroup {
     fn enter() -> Self {
+        let _alone = CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let root = mounts
             .lines()
@@ -30,7 +36,7 @@ impl Cgroup {
         let dir = root.join(format!("cv-stats-{}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         join(&dir);
-        Self { dir, before: root.join(path) }
+        Self { dir, before: root.join(path), _alone }
     }
 }
 
