@@ -9,7 +9,7 @@ use std::{
 };
 
 use control::{
-    compile::{Options, compile},
+    compile::{Options, Word, compile},
     manifest::parse,
     metrics::Metrics,
     objects::Objects,
@@ -61,7 +61,8 @@ fn main() -> anyhow::Result<()> {
     let mut objects = Objects::default();
     objects.apply(path, parsed);
     let options = Options::default();
-    let compiled = timed("compile", || compile(&objects.view(), &|_, _| true, &options));
+    let compiled =
+        timed("compile", || compile(&objects.view(), &|_, _| Word::Fresh { measured: true }, &options));
     let store = Store::default();
     let publish = || {
         let (workloads, services) =

@@ -47,10 +47,10 @@ spec:
 ";
 
 fn compiled(texts: &[&str]) -> Compiled {
-    compiled_with(texts, &|_, _| true)
+    compiled_with(texts, &|_, _| Word::Fresh { measured: true })
 }
 
-fn compiled_with(texts: &[&str], captured: &dyn Fn(&str, &str) -> bool) -> Compiled {
+fn compiled_with(texts: &[&str], word: &dyn Fn(&str, &str) -> Word) -> Compiled {
     let mut objects = Objects::default();
     for (index, text) in texts.iter().enumerate() {
         let name = format!("{index}.yaml");
@@ -58,7 +58,7 @@ fn compiled_with(texts: &[&str], captured: &dyn Fn(&str, &str) -> bool) -> Compi
         assert_eq!(parsed.problems, [], "file {index}");
         objects.apply(Path::new(&name), parsed);
     }
-    compile(&objects.view(), captured, &Options::default())
+    compile(&objects.view(), word, &Options::default())
 }
 
 fn web(compiled: &Compiled) -> &Workload {
