@@ -101,7 +101,8 @@ fn a_pod_becomes_a_workload_and_an_endpoint() {
 
 #[test]
 fn hbone_is_advertised_for_what_was_measured_only() {
-    let compiled = compiled_with(&[SHOP], &|node, uid| !node.is_empty() && uid == "u-client");
+    let word = |node: &str, uid: &str| Word::Fresh { measured: node == "a" && uid == "u-client" };
+    let compiled = compiled_with(&[SHOP], &word);
     assert_eq!(web(&compiled).tunnel, Tunnel::None);
     assert_eq!(compiled.workloads["Kubernetes//Pod/shop/client"].tunnel, Tunnel::Hbone);
     assert!(compiled.nodes["a"].iter().all(|pod| pod.enroll), "both are to be enrolled");
