@@ -34,6 +34,15 @@ pub(crate) enum Command {
     /// Takes the capture of every pod of this node away, at once: what is captured breaks. The agent
     /// must not be running; a ztunnel that runs is told, and lets go of the pods
     Uninstall(Uninstall),
+    /// Mounts a bpffs, unless there is one: for nodes whose system does not
+    MountBpffs(MountBpffs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MountBpffs {
+    /// Where to mount it
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub(crate) at: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -49,11 +58,16 @@ pub(crate) struct Uninstall {
     /// Unix socket on which ztunnels are told of the pods, as the agent was given it
     #[arg(long, value_name = "PATH", default_value = ZDS)]
     pub(crate) zds_socket: PathBuf,
+
+    /// The node's procfs, as the agent was given it
+    #[arg(long, value_name = "DIR", default_value = PROC)]
+    pub(crate) host_proc: PathBuf,
 }
 
 const PINS: &str = "/sys/fs/bpf/culvert";
 const STATE: &str = "/var/lib/culvert/agent";
 const ZDS: &str = "/run/culvert/zds.sock";
+const PROC: &str = "/proc";
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
@@ -76,6 +90,11 @@ pub(crate) struct Serve {
     /// Directory in a mounted bpffs for the kernel programs and maps; made if missing
     #[arg(long, value_name = "DIR", default_value = PINS, help_heading = "Capture")]
     pub(crate) pins: PathBuf,
+
+    /// The node's procfs, where the network namespace of a pod that control names none for is found, by the
+    /// pod's uid in the cgroups of its processes. Needs CAP_SYS_PTRACE
+    #[arg(long, value_name = "DIR", default_value = PROC, help_heading = "Capture")]
+    pub(crate) host_proc: PathBuf,
 
     /// cgroup2 directory that ztunnel runs in or below, to measure round-trip times; without one they
     /// are not
@@ -120,6 +139,11 @@ pub(crate) struct Serve {
     /// Unix socket on which a ztunnel leaves its certificates for the next one
     #[arg(long, value_name = "PATH", default_value = "/run/culvert/handover.sock", help_heading = "Node")]
     pub(crate) handover_socket: PathBuf,
+
+    /// At the end, where no pod is captured, remove what all pods shared and the state directory: an agent that is
+    /// taken off a node leaves nothing there. What is captured stays captured
+    #[arg(long, help_heading = "Node")]
+    pub(crate) leave_nothing: bool,
 
     /// Directory for what control wanted last, so that a start without control serves the same pods
     #[arg(long, value_name = "DIR", default_value = STATE, help_heading = "Node")]

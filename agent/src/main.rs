@@ -10,10 +10,12 @@
 //! ```
 
 mod args;
+mod bpffs;
 mod broker;
 mod enroll;
 mod handover;
 mod metrics;
+mod netns;
 mod report;
 mod seqpacket;
 mod splice;
@@ -33,7 +35,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    args::{Arguments, Command, Serve, Uninstall},
+    args::{Arguments, Command, MountBpffs, Serve, Uninstall},
     broker::Broker,
     enroll::{Enroller, Input},
     metrics::Metrics,
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     let arguments: Arguments = runtime::config::resolve_checked(args::check);
     let done = match (arguments.command, arguments.serve) {
         (Some(Command::Uninstall(uninstall)), _) => self::uninstall(&uninstall),
+        (Some(Command::MountBpffs(mount)), _) => mount_bpffs(&mount),
         (None, Some(serve)) => self::serve(serve, arguments.common),
         (None, None) => Err(anyhow::anyhow!("there is nothing to do; see agent --help")),
     };
@@ -94,6 +97,7 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
         splice: args.splice.then(|| splice::Options { cgroup: args.splice_cgroup.clone() }),
         probe_every: args.probe_every,
         earlier: args.earlier_connections,
+        host_proc: args.host_proc.clone(),
     };
     let enroller = Enroller::open(options, state, broker.clone(), metrics.clone(), inputs.clone());
     let enroller = enroller.await.map_err(|error| {
@@ -127,6 +131,20 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
     let _ = inputs.send(Input::Stop(done));
     // The sender is dropped when the last step is over.
     let _ = tokio::time::timeout(STOP_PATIENCE, stopped).await;
+    if args.leave_nothing {
+        match bpffs::leave_nothing(&args.pins, &args.state) {
+            Ok(true) => tracing::info!("no pod is captured: nothing is left on this node"),
+            Ok(false) => tracing::info!("pods are captured: all stays for the next agent"),
+            Err(error) => tracing::warn!(%error, "what is left on this node cannot be removed"),
+        }
+    }
+    Ok(())
+}
+
+fn mount_bpffs(args: &MountBpffs) -> anyhow::Result<()> {
+    let had_to = bpffs::ensure(&args.at)?;
+    let at = args.at.display();
+    println!("{}", if had_to { format!("mounted a bpffs at {at}") } else { format!("{at} is a bpffs") });
     Ok(())
 }
 
@@ -147,6 +165,7 @@ fn register(handlers: &Handlers, args: &Serve, inputs: &mpsc::UnboundedSender<In
         "control_ca": args.control_ca,
         "token_file": args.token_file,
         "pins": args.pins,
+        "host_proc": args.host_proc,
         "cgroup": args.cgroup,
         "splice": args.splice,
         "splice_cgroup": args.splice_cgroup,
@@ -193,19 +212,19 @@ async fn uninstall(args: &Uninstall) -> anyhow::Result<()> {
     let _logging = logging::init(logging::Format::Text, "warn")?;
     let state = State::open(&args.state)?;
     let shown = args.pins.display();
-    let filesystem = match nix::sys::statfs::statfs(&args.pins) {
+    let in_bpffs = match bpffs::is_there(&args.pins) {
         Err(nix::errno::Errno::ENOENT) => {
             println!("nothing is pinned in {shown}");
             return Ok(());
         }
         looked => looked.with_context(|| format!("{shown} cannot be looked at"))?,
     };
-    if filesystem.filesystem_type() != nix::sys::statfs::BPF_FS_MAGIC {
+    if !in_bpffs {
         anyhow::bail!("{shown} is not in a bpffs: nothing there is touched");
     }
     let zds = Listener::bind(&args.zds_socket)?;
     let options = NodeOptions { pins: args.pins.clone(), cgroup: None, kernel_log: false, foreign: false };
-    let removed = enroll::uninstall(options, &state, zds).await;
+    let removed = enroll::uninstall(options, &args.host_proc, &state, zds).await;
     let removed = removed.map_err(|error| anyhow::anyhow!(enroll::told(&error)))?;
     if removed.untold {
         let zds = args.zds_socket.display();

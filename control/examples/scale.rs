@@ -9,11 +9,11 @@ use std::{
 };
 
 use control::{
-    compile::{Options, compile},
+    compile::{Options, Word, compile},
     manifest::parse,
     metrics::Metrics,
     objects::Objects,
-    program::{Control, Settings},
+    program::{Control, Settings, Source},
     publish::Store,
 };
 
@@ -61,7 +61,8 @@ fn main() -> anyhow::Result<()> {
     let mut objects = Objects::default();
     objects.apply(path, parsed);
     let options = Options::default();
-    let compiled = timed("compile", || compile(&objects.view(), &|_, _| true, &options));
+    let compiled =
+        timed("compile", || compile(&objects.view(), &|_, _| Word::Fresh { measured: true }, &options));
     let store = Store::default();
     let publish = || {
         let (workloads, services) =
@@ -77,8 +78,7 @@ fn main() -> anyhow::Result<()> {
     std::fs::create_dir_all(&manifests)?;
     std::fs::write(manifests.join(path), &text)?;
     let settings = Settings {
-        manifests: manifests.clone(),
-        state: state.clone(),
+        source: Source::Folder { manifests: manifests.clone(), state: state.clone() },
         listen: ([127, 0, 0, 1], 0).into(),
         names: Vec::new(),
         mesh: options,
@@ -93,7 +93,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn sync(settings: Settings, manifests: &Path, state: &Path) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let control = Control::start(settings, Arc::new(Metrics::default())).await?;
+    let control = Control::start(settings, Arc::new(Metrics::default()), |_| {}).await?;
     let address = control.address;
     let (ready, is_ready) = tokio::sync::oneshot::channel();
     tokio::spawn(control.run(move || ready.send(()).unwrap_or_default(), std::future::pending()));

@@ -1,4 +1,4 @@
-//! Who calls: every call to control carries a node's token.
+//! Who calls: every call to control carries a token that proves a node.
 
 use std::{
     collections::BTreeSet,
@@ -8,18 +8,26 @@ use std::{
 
 use tonic::{Status, metadata::MetadataMap};
 
-use crate::tokens::Tokens;
+use crate::{kubernetes::Reviews, tokens::Tokens};
+
+/// What a token is, and who can tell.
+pub enum Proof {
+    /// Folder mode: a token that control has made.
+    Ours(Arc<Tokens>),
+    /// A service account's token that is bound to a pod; the API server can tell.
+    Pods(Reviews),
+}
 
 /// Takes callers for the node their token proves, as long as that node is part of the mesh.
 pub struct Authenticator {
-    tokens: Arc<Tokens>,
+    proof: Proof,
     nodes: RwLock<BTreeSet<String>>,
 }
 
 impl Authenticator {
     /// Knows no node yet.
-    pub fn new(tokens: Arc<Tokens>) -> Self {
-        Self { tokens, nodes: RwLock::default() }
+    pub fn new(proof: Proof) -> Self {
+        Self { proof, nodes: RwLock::default() }
     }
 
     /// The nodes of the mesh from now on. A node that is taken out is refused, whatever its token says.
@@ -30,24 +38,29 @@ impl Authenticator {
     /// The calling node.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED`, with what is wrong with the token.
-    pub fn node(&self, metadata: &MetadataMap) -> Result<String, Status> {
-        let header = metadata.get("authorization").ok_or_else(|| {
-            Status::unauthenticated("no authorization header: send Bearer and the node's token")
-        })?;
-        let token = header
-            .to_str()
-            .ok()
-            .and_then(|header| header.strip_prefix("Bearer "))
-            .ok_or_else(|| Status::unauthenticated("the authorization header is not a Bearer token"))?;
-        let node = self
-            .tokens
-            .verify(token.trim(), SystemTime::now())
-            .map_err(|error| Status::unauthenticated(error.to_string()))?;
+    /// `UNAUTHENTICATED`, with what is wrong with the token; `UNAVAILABLE` if that cannot be found out.
+    pub async fn node(&self, metadata: &MetadataMap) -> Result<String, Status> {
+        let token = bearer(metadata)?;
+        let node = match &self.proof {
+            Proof::Ours(tokens) => tokens
+                .verify(token, SystemTime::now())
+                .map_err(|error| Status::unauthenticated(error.to_string()))?,
+            Proof::Pods(reviews) => reviews.node(token).await?,
+        };
         if self.nodes.read().unwrap_or_else(PoisonError::into_inner).contains(&node) {
             Ok(node)
         } else {
             Err(Status::unauthenticated(format!("no Node object is named {node}")))
         }
     }
+}
+
+fn bearer(metadata: &MetadataMap) -> Result<&str, Status> {
+    let header = metadata.get("authorization").ok_or_else(|| {
+        Status::unauthenticated("no authorization header: send Bearer and the node's token")
+    })?;
+    let token = header.to_str().ok().and_then(|header| header.strip_prefix("Bearer "));
+    let token =
+        token.ok_or_else(|| Status::unauthenticated("the authorization header is not a Bearer token"))?;
+    Ok(token.trim())
 }

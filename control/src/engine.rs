@@ -1,4 +1,4 @@
-//! Control's one loop: whenever the folder or a report changes, everything is compiled and what differs
+//! Control's one loop: whenever the objects or a report change, everything is compiled and what differs
 //! is published.
 
 use std::{
@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     auth::Authenticator,
-    compile::{Compiled, Options, compile},
+    compile::{Compiled, LocalPod, Mark, Options, compile},
     manifest::{Kind, Problem, Severity},
     metrics::Metrics,
     nodes::{Capture, Nodes},
@@ -30,33 +30,53 @@ const LOOK_AFTER_TOKENS: Duration = Duration::from_secs(600);
 /// What the loop reads and writes.
 pub struct Engine {
     pub options: Options,
-    /// Where token files are kept.
-    pub state: PathBuf,
     pub objects: Arc<Mutex<Objects>>,
     pub nodes: Arc<Nodes>,
     pub store: Arc<Store>,
     pub clients: Arc<Clients>,
     pub entitled: Arc<Entitled>,
     pub auth: Arc<Authenticator>,
-    pub tokens: Arc<Tokens>,
+    /// The files of nodes' tokens, where control makes these.
+    pub token_files: Option<TokenFiles>,
     pub metrics: Arc<Metrics>,
-    /// The nodes that token files were last written for, and when.
-    pub kept_tokens: Mutex<Option<(BTreeSet<String>, Instant)>>,
     /// The newest compiled state, for status.
     pub compiled: watch::Sender<Arc<Compiled>>,
 }
 
+/// A token file for each node.
+pub struct TokenFiles {
+    pub state: PathBuf,
+    pub tokens: Arc<Tokens>,
+    /// The nodes that they were last written for, and when.
+    pub kept: Mutex<Option<(BTreeSet<String>, Instant)>>,
+}
+
+impl TokenFiles {
+    /// Writes them when nodes came or went, and from time to time.
+    fn keep(&self, nodes: &BTreeSet<String>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if kept.as_ref().is_some_and(|(of, at)| of == nodes && now < *at + LOOK_AFTER_TOKENS) {
+            return;
+        }
+        match self.tokens.keep_files(&self.state, nodes, SystemTime::now()) {
+            Ok(()) => *kept = Some((nodes.clone(), now)),
+            Err(error) => error!("node tokens: {error}"),
+        }
+    }
+}
+
 impl Engine {
-    /// Runs until the folder is followed no more. `known` are the problems that were logged before.
-    pub async fn run(self, mut folder: watch::Receiver<u64>, mut known: BTreeSet<Problem>) {
+    /// Runs until the objects are followed no more. `known` are the problems that were logged before.
+    pub async fn run(self, mut objects: watch::Receiver<u64>, mut known: BTreeSet<Problem>) {
         let mut reports = self.nodes.subscribe();
         loop {
             // Marked before the turn: what changes in its course is for the next.
-            folder.mark_unchanged();
+            objects.mark_unchanged();
             reports.mark_unchanged();
             known = self.turn(known);
             tokio::select! {
-                changed = folder.changed() => if changed.is_err() { return },
+                changed = objects.changed() => if changed.is_err() { return },
                 _ = reports.changed() => {}
                 () = tokio::time::sleep(LOOK_AFTER_TOKENS) => {}
             }
@@ -86,9 +106,9 @@ impl Engine {
     fn compile(&self) -> (Compiled, BTreeSet<String>) {
         let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         let view = objects.view();
-        let captured = |node: &str, uid: &str| self.nodes.is_measured(node, uid);
+        let word = |node: &str, uid: &str| self.nodes.word(node, uid);
         let nodes = view.objects.keys().filter(|key| key.kind == Kind::Node).map(|key| key.name.to_string());
-        (compile(&view, &captured, &self.options), nodes.collect())
+        (compile(&view, &word, &self.options), nodes.collect())
     }
 
     fn tell(&self, compiled: &Compiled, known: &BTreeSet<Problem>) -> BTreeSet<Problem> {
@@ -107,34 +127,25 @@ impl Engine {
         now
     }
 
-    /// Writes token files when nodes came or went, and from time to time.
-    fn keep_tokens(&self, nodes: &BTreeSet<String>) {
-        let mut kept = self.kept_tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if kept.as_ref().is_some_and(|(of, at)| of == nodes && now < *at + LOOK_AFTER_TOKENS) {
-            return;
-        }
-        match self.tokens.keep_files(&self.state, nodes, SystemTime::now()) {
-            Ok(()) => *kept = Some((nodes.clone(), now)),
-            Err(error) => error!("node tokens: {error}"),
-        }
-    }
-
     /// Who may call, and as whom, is settled before anybody is told of anything.
     fn admit(&self, compiled: &Compiled, nodes: BTreeSet<String>) {
         let (proper, improper): (BTreeSet<_>, BTreeSet<_>) =
             nodes.into_iter().partition(|node| crate::tokens::check_node(node).is_ok());
         for node in improper {
-            warn!("{node:?} is not a name a node may have: it gets no token");
+            warn!("{node:?} is not a name a node may have: it is not let in");
         }
-        self.keep_tokens(&proper);
+        if let Some(files) = &self.token_files {
+            files.keep(&proper);
+        }
         self.auth.set_nodes(proper);
         let mut entitled: BTreeMap<String, BTreeSet<Identity>> = BTreeMap::new();
         for (node, pods) in &compiled.nodes {
-            let captured = |uid: &str| {
-                matches!(self.nodes.capture(node, uid), Some(Capture::Measured | Capture::Withdrawing))
+            // By its agent's word or, if that went to another replica of control, by the mark it left.
+            let captured = |pod: &LocalPod| {
+                matches!(self.nodes.capture(node, &pod.uid), Some(Capture::Measured | Capture::Withdrawing))
+                    || matches!(pod.annotated.mark, Some(Mark::Measured | Mark::Withdrawing))
             };
-            let identities = pods.iter().filter(|pod| pod.enroll || captured(&pod.uid)).map(|pod| {
+            let identities = pods.iter().filter(|pod| pod.enroll || captured(pod)).map(|pod| {
                 let trust_domain = self.options.trust_domain.clone();
                 Identity::new(trust_domain, pod.namespace.clone(), pod.service_account.clone())
             });

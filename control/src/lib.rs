@@ -2,9 +2,9 @@
 //! each node.
 //!
 //! ```text
-//! folder ─▶ manifest ─▶ objects ─▶ compile ─▶ publish ─▶ ztunnels (delta xDS)
-//!                                    ▲           │
-//!            agents ─▶ nodes ────────┘           └─▶ serve: certificates, directives
+//! folder or kubernetes ─▶ manifest ─▶ objects ─▶ compile ─▶ publish ─▶ ztunnels (delta xDS)
+//!                                                  ▲           │
+//!                          agents ─▶ nodes ────────┘           └─▶ serve: certificates, directives
 //! ```
 //!
 //! [`engine`] turns the wheel; `manifest`, `objects` and `compile` are pure.
@@ -14,6 +14,7 @@ pub mod auth;
 pub mod compile;
 pub mod engine;
 pub mod folder;
+pub mod kubernetes;
 pub mod manifest;
 pub mod metrics;
 pub mod nodes;

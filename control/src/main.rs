@@ -12,19 +12,20 @@ use std::{
 use clap::{Parser, Subcommand};
 use control::{
     compile::Options,
+    kubernetes::{self, Account},
     metrics::Metrics,
-    program::{Control, Settings},
+    program::{Control, Settings, Source},
     status, tokens,
 };
 use runtime::{
     admin::{Handlers, Servers},
-    config::{Common, values},
+    config::{Common, Problems, values},
     drain, logging,
     readiness::Readiness,
 };
 
-/// The control plane: follows a folder of Kubernetes manifests, tells every node what the mesh looks
-/// like, and signs certificates.
+/// The control plane: follows a Kubernetes cluster or a folder of Kubernetes manifests, tells every node what
+/// the mesh looks like, and signs certificates.
 #[derive(Debug, Parser)]
 #[command(name = "control", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Args {
@@ -34,12 +35,13 @@ struct Args {
     #[command(flatten)]
     common: Common,
 
-    /// Folder of manifests (*.yaml, *.yml, with sub-folders), followed live
-    #[arg(long, value_name = "DIR", required = true)]
+    /// Folder of manifests (*.yaml, *.yml, with sub-folders), followed live. Either this or --kubernetes
+    #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
 
-    /// Folder of control's own state: ca/root.pem (for clients to trust), the keys, and tokens/NODE
-    #[arg(long, value_name = "DIR", required = true)]
+    /// Folder of control's own state: ca/root.pem (for clients to trust), the keys, and tokens/NODE. Needed
+    /// with --manifests; on Kubernetes control's state is in the cluster
+    #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 
     /// Address that nodes connect to
@@ -65,7 +67,41 @@ struct Args {
     ca_key: Option<PathBuf>,
 
     #[command(flatten)]
+    cluster: ClusterArgs,
+
+    #[command(flatten)]
     mesh: MeshArgs,
+}
+
+/// How control works on Kubernetes.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Kubernetes")]
+struct ClusterArgs {
+    /// Follow the Kubernetes API server: the cluster that control runs in, or that of --kubeconfig
+    #[arg(long)]
+    kubernetes: bool,
+
+    /// How to reach the API server from elsewhere; without it KUBECONFIG, else what a pod is told
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    context: Option<String>,
+
+    /// Control's own namespace: its Secrets, ConfigMap and Lease are there. By default that of its pod, else
+    /// culvert-system
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    namespace: Option<String>,
+
+    /// Audience that nodes' tokens must be for; may be repeated. By default istio-ca
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    audience: Vec<String>,
+
+    /// Service account that may speak for the nodes of its pods; may be repeated. By default agent and ztunnel
+    /// of control's own namespace
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "kubernetes")]
+    node_service_account: Vec<Account>,
 }
 
 /// What holds for the whole mesh.
@@ -122,7 +158,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args: Args = runtime::config::resolve();
+    let args: Args = runtime::config::resolve_checked(check_source);
     let outcome = match &args.command {
         Some(Command::Check { manifests, mesh }) => return check(manifests, mesh),
         Some(Command::Token { state, node, lifetime }) => token(state, node, *lifetime),
@@ -134,6 +170,30 @@ fn main() -> ExitCode {
             eprintln!("control: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// There is exactly one source of objects.
+fn check_source(args: &Args, problems: &mut Problems) {
+    if args.command.is_some() {
+        return;
+    }
+    let place = "--manifests, --kubernetes";
+    match (&args.manifests, args.cluster.kubernetes) {
+        (Some(_), false) if args.state.is_none() => {
+            problems.add("--state", None, "needed with --manifests: a folder for control's keys and tokens");
+        }
+        (Some(_), true) => problems.add(
+            place,
+            None,
+            "both are given; give exactly one: --manifests DIR for a folder, --kubernetes for a cluster",
+        ),
+        (None, false) => problems.add(
+            place,
+            None,
+            "neither is given; give exactly one: --manifests DIR for a folder, --kubernetes for a cluster",
+        ),
+        (Some(_), false) | (None, true) => {}
     }
 }
 
@@ -166,9 +226,15 @@ async fn serve(args: Args, logging: &logging::Logging) -> anyhow::Result<()> {
     let registry = runtime::metrics::Metrics::new("control");
     logging.register(&registry);
     let metrics = Arc::new(Metrics::default());
-    registry.under("culvert_control", |registry| metrics.register(registry));
+    registry.under("culvert_control", |registry| {
+        metrics.register(registry);
+        if args.cluster.kubernetes {
+            metrics.register_kubernetes(registry);
+        }
+    });
     let readiness = Readiness::new();
-    let published = readiness.task("mesh", "the first state of the folder");
+    let first = if args.cluster.kubernetes { "the API server" } else { "the first state of the folder" };
+    let published = readiness.task("mesh", first);
     let handlers = Handlers::new();
     let servers = Servers::bind(
         "control",
@@ -182,10 +248,6 @@ async fn serve(args: Args, logging: &logging::Logging) -> anyhow::Result<()> {
     let (ending, watch) = drain::channel();
     servers.spawn(watch);
 
-    let control = Control::start(args.settings()?, metrics.clone()).await?;
-    status::register(&handlers, &control.compiled, &control.nodes, &control.clients, &control.store);
-    tokio::spawn(observe(control.clients.clone(), control.nodes.clone(), metrics));
-    tracing::info!(version = runtime::VERSION, listen = %control.address, "control begins");
     let end = async {
         match drain::termination().await {
             Ok(signal) => tracing::info!(signal, "told to end"),
@@ -193,12 +255,20 @@ async fn serve(args: Args, logging: &logging::Logging) -> anyhow::Result<()> {
         }
         ending.start();
     };
+    let serving = async {
+        let waiting = |what| published.not_ready(what);
+        let control = Control::start(args.settings()?, metrics.clone(), waiting).await?;
+        status::register(&handlers, &control.compiled, &control.nodes, &control.clients, &control.store);
+        tokio::spawn(observe(control.clients.clone(), control.nodes.clone(), metrics));
+        tracing::info!(version = runtime::VERSION, listen = %control.address, "control begins");
+        control.run(|| published.ready(), std::future::pending()).await?;
+        Ok(())
+    };
     tokio::select! {
-        served = control.run(|| published.ready(), std::future::pending()) => served?,
+        served = serving => served,
         // Streams are open for ever: they are cut, and their clients keep what they have.
-        () = end => {}
+        () = end => Ok(()),
     }
-    Ok(())
 }
 
 /// Counts what comes and goes.
@@ -216,17 +286,35 @@ async fn observe(
 
 impl Args {
     fn settings(&self) -> anyhow::Result<Settings> {
-        let required =
-            |path: &Option<PathBuf>| path.clone().ok_or_else(|| anyhow::anyhow!("a folder is missing"));
+        let source = match (&self.manifests, &self.state) {
+            (Some(manifests), Some(state)) => {
+                Source::Folder { manifests: manifests.clone(), state: state.clone() }
+            }
+            (None, _) => Source::Kubernetes(self.cluster.settings()),
+            (Some(_), None) => anyhow::bail!("--state is missing"),
+        };
         Ok(Settings {
-            manifests: required(&self.manifests)?,
-            state: required(&self.state)?,
+            source,
             listen: self.listen,
             names: self.san.clone(),
             mesh: self.mesh.options(),
             certificate_lifetime: self.certificate_lifetime,
             authority: self.ca_cert.clone().zip(self.ca_key.clone()),
         })
+    }
+}
+
+impl ClusterArgs {
+    fn settings(&self) -> kubernetes::Settings {
+        kubernetes::Settings {
+            connection: kubernetes::Connection::Configured {
+                kubeconfig: self.kubeconfig.clone(),
+                context: self.context.clone(),
+            },
+            namespace: self.namespace.clone(),
+            audiences: self.audience.clone(),
+            node_accounts: self.node_service_account.clone(),
+        }
     }
 }
 

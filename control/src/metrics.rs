@@ -6,7 +6,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::publish::Type;
+use crate::{manifest::Kind, publish::Type};
 
 /// The counters and gauges of control.
 #[derive(Debug, Default)]
@@ -18,11 +18,39 @@ pub struct Metrics {
     agents: Gauge,
     refused_objects: Gauge,
     published: Family<OfType, Gauge>,
+    watch_errors: Family<OfKind, Counter>,
+    held: Family<OfKind, Gauge>,
+    reviews: Family<Outcome, Counter>,
+    marks: Family<Outcome, Counter>,
+    leader: Gauge,
+}
+
+/// What became of a token that was to be reviewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Review {
+    /// The API server accepts it.
+    Accepted,
+    Refused,
+    /// The answer was known.
+    Remembered,
+    /// The API server could not be asked.
+    Failed,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfType {
     r#type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    kind: String,
+}
+
+impl From<Kind> for OfKind {
+    fn from(kind: Kind) -> Self {
+        Self { kind: format!("{kind:?}") }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -46,6 +74,43 @@ impl Metrics {
         registry.register("certificates", "Certificate requests answered", self.certificates.clone());
         registry.register("refused_objects", "Objects that are refused now", self.refused_objects.clone());
         registry.register("resources", "Resources published now", self.published.clone());
+    }
+
+    /// Adds what there is to count only on the Kubernetes API server.
+    pub fn register_kubernetes(&self, registry: &mut Registry) {
+        let errors = "Failures to find, list or watch a kind";
+        registry.register("kubernetes_watch_errors", errors, self.watch_errors.clone());
+        registry.register("kubernetes_objects", "Objects held of a kind", self.held.clone());
+        registry.register("kubernetes_token_reviews", "Tokens of nodes reviewed", self.reviews.clone());
+        registry.register("kubernetes_pod_marks", "Annotations written on pods", self.marks.clone());
+        registry.register("kubernetes_leader", "1 while this replica leads", self.leader.clone());
+    }
+
+    pub(crate) fn watch_failed(&self, kind: Kind) {
+        self.watch_errors.get_or_create(&kind.into()).inc();
+    }
+
+    pub(crate) fn set_held(&self, kind: Kind, objects: usize) {
+        self.held.get_or_create(&kind.into()).set(objects as i64);
+    }
+
+    pub(crate) fn reviewed(&self, review: Review) {
+        let outcome = match review {
+            Review::Accepted => "accepted",
+            Review::Refused => "refused",
+            Review::Remembered => "remembered",
+            Review::Failed => "failed",
+        };
+        self.reviews.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn marked(&self, written: bool) {
+        let outcome = if written { "written" } else { "failed" };
+        self.marks.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn set_leader(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
     }
 
     pub(crate) fn pushed(&self, r#type: Type) {

@@ -3,6 +3,10 @@
 //! What a node last said holds until it says something else. An agent that restarts, or a control that
 //! does, must not make peers send plaintext to pods that are captured all the while; so the reports
 //! are also kept in `state/nodes.json`.
+//!
+//! Where several replicas share the nodes, they are kept in marks on the pods instead
+//! ([`crate::compile::Mark`]): a word is fresh as long as the agent that gave it is connected here, and stale
+//! afterwards, since the agent may tell another replica something else.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +20,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::{compile::Compiled, publish::Clients, tokens};
+use crate::{
+    compile::{Compiled, Mark, Word},
+    publish::Clients,
+    tokens,
+};
 
 /// A peer that has not acknowledged a withdrawal by then is not waited for.
 const WITHDRAWAL_PATIENCE: Duration = Duration::from_secs(5);
@@ -46,6 +54,9 @@ pub struct PodStatus {
     pub reason: String,
     #[serde(default, skip_deserializing)]
     pub captured_connections: u64,
+    /// Its agent said so on a stream that is still open.
+    #[serde(default, skip_deserializing)]
+    pub fresh: bool,
     /// How far its withdrawal is; begins anew with a new control.
     #[serde(default, skip_deserializing)]
     withdrawal: Withdrawal,
@@ -85,6 +96,8 @@ pub struct Nodes {
     changes: watch::Sender<()>,
     directives: watch::Sender<Arc<Directives>>,
     file: Option<PathBuf>,
+    /// Other replicas publish too, and learn from marks on the pods.
+    shared: bool,
     started: Instant,
 }
 
@@ -98,13 +111,23 @@ impl Nodes {
                 BTreeMap::new()
             })
         });
-        Arc::new(Self {
+        Arc::new(Self::new(nodes, file, false))
+    }
+
+    /// Beside other replicas of control. Nothing is kept here.
+    pub fn shared() -> Arc<Self> {
+        Arc::new(Self::new(BTreeMap::new(), None, true))
+    }
+
+    fn new(nodes: BTreeMap<String, NodeStatus>, file: Option<PathBuf>, shared: bool) -> Self {
+        Self {
             nodes: Mutex::new(nodes),
             changes: watch::Sender::new(()),
             directives: watch::Sender::new(Arc::default()),
             file,
+            shared,
             started: Instant::now(),
-        })
+        }
     }
 
     /// To be told when a report changes what is to be published.
@@ -112,9 +135,19 @@ impl Nodes {
         self.changes.subscribe()
     }
 
-    /// Whether `node` measured that the pod is captured.
-    pub fn is_measured(&self, node: &str, uid: &str) -> bool {
-        self.capture(node, uid) == Some(Capture::Measured)
+    /// What `node` said of the pod, and what that is worth.
+    pub fn word(&self, node: &str, uid: &str) -> Word {
+        let nodes = self.lock();
+        let Some(pod) = nodes.get(node).and_then(|status| status.pods.get(uid)) else { return Word::None };
+        let measured = pod.capture == Capture::Measured;
+        if pod.fresh { Word::Fresh { measured } } else { Word::Stale { measured } }
+    }
+
+    /// What the agent of `node`, connected here, says of the pod.
+    pub fn fresh_word(&self, node: &str, uid: &str) -> Option<Capture> {
+        let nodes = self.lock();
+        let pod = nodes.get(node)?.pods.get(uid)?;
+        pod.fresh.then_some(pod.capture)
     }
 
     /// What `node` last said of the pod.
@@ -152,11 +185,12 @@ impl Nodes {
                 Some(before) if capture == Capture::Withdrawing => before.withdrawal,
                 Some(_) | None => Withdrawal::None,
             };
+            changed |= self.shared && before.is_some_and(|before| !before.fresh);
             if before.map(|before| before.capture) != Some(capture) {
                 changed = true;
                 info!(node, namespace = pod.namespace, pod = pod.name, ?capture, reason, "pod");
             }
-            let status_of = PodStatus { capture, reason, captured_connections, withdrawal };
+            let status_of = PodStatus { capture, reason, captured_connections, fresh: true, withdrawal };
             status.pods.insert(pod.uid, status_of);
         }
         if changed {
@@ -190,8 +224,14 @@ impl Nodes {
         }
         let mut waiting = Vec::new();
         for (node, status) in nodes.iter_mut() {
+            let local = compiled.nodes.get(node.as_str());
+            // Peers of other replicas are told HBONE as long as the mark says so: it is waited for.
+            let marked = |uid: &str| {
+                let pod = local.and_then(|pods| pods.iter().find(|pod| *pod.uid == *uid));
+                self.shared && pod.is_some_and(|pod| pod.annotated.mark == Some(Mark::Measured))
+            };
             for (uid, pod) in &mut status.pods {
-                if pod.capture == Capture::Withdrawing && pod.withdrawal == Withdrawal::None {
+                if pod.capture == Capture::Withdrawing && pod.withdrawal == Withdrawal::None && !marked(uid) {
                     pod.withdrawal = Withdrawal::Waiting;
                     waiting.push((node.clone(), uid.clone()));
                 }
@@ -207,14 +247,19 @@ impl Nodes {
 
     /// Waits until no peer holds what was published before `generation`, then says so.
     async fn withdraw(&self, pods: Vec<(String, String)>, generation: u64, clients: &Clients) {
-        // Right after a start nobody is connected yet who could acknowledge.
-        let least = WITHDRAWAL_PATIENCE.saturating_sub(self.started.elapsed());
+        // Right after a start nobody is connected yet who could acknowledge; who is connected to another
+        // replica never does so here.
+        let (least, most) = if self.shared {
+            (WITHDRAWAL_PATIENCE, 2 * WITHDRAWAL_PATIENCE)
+        } else {
+            (WITHDRAWAL_PATIENCE.saturating_sub(self.started.elapsed()), WITHDRAWAL_PATIENCE)
+        };
         let told = async {
             tokio::time::sleep(least).await;
             clients.acknowledged(generation).await;
         };
-        if tokio::time::timeout(WITHDRAWAL_PATIENCE, told).await.is_err() {
-            warn!("not every node acknowledged a withdrawal within {WITHDRAWAL_PATIENCE:?}; it goes on");
+        if tokio::time::timeout(most, told).await.is_err() {
+            warn!("not every node acknowledged a withdrawal within {most:?}; it goes on");
         }
         let mut nodes = self.lock();
         for (node, uid) in pods {
@@ -268,8 +313,13 @@ impl Nodes {
 
     pub(crate) fn count_agent(&self, node: &str, more: bool) {
         let mut nodes = self.lock();
-        let agents = &mut nodes.entry(node.to_owned()).or_default().agents;
-        *agents = if more { *agents + 1 } else { agents.saturating_sub(1) };
+        let status = nodes.entry(node.to_owned()).or_default();
+        status.agents = if more { status.agents + 1 } else { status.agents.saturating_sub(1) };
+        if status.agents == 0 {
+            status.pods.values_mut().for_each(|pod| pod.fresh = false);
+            drop(nodes);
+            self.changes.send_replace(());
+        }
     }
 
     fn keep(&self, nodes: &BTreeMap<String, NodeStatus>) {

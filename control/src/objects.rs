@@ -13,24 +13,28 @@ pub struct Objects {
     files: BTreeMap<PathBuf, File>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 struct File {
-    objects: BTreeMap<ObjectKey, Object>,
+    /// In the order of their keys. Not a map: from the API server every object is a file of its own, and a
+    /// map of one costs as much as a map of eleven.
+    objects: Box<[(ObjectKey, Object)]>,
     problems: Vec<Problem>,
 }
 
 impl Objects {
     /// Takes what a file holds now. Objects that it no longer names are gone; those that it names and
     /// got wrong keep their last good version; if a document can't even be told by name, nothing is
-    /// forgotten.
-    pub fn apply(&mut self, path: &Path, parsed: Parsed) {
-        let file = self.files.entry(path.to_owned()).or_default();
+    /// forgotten. Whether anything differs from before.
+    pub fn apply(&mut self, path: &Path, parsed: Parsed) -> bool {
+        let before = self.files.get(path);
+        let mut objects: BTreeMap<ObjectKey, Object> =
+            before.into_iter().flat_map(|file| file.objects.iter().cloned()).collect();
         let named: BTreeSet<&ObjectKey> =
             parsed.objects.iter().map(|(key, _)| key).chain(&parsed.refused).collect();
         if !parsed.unreadable {
-            file.objects.retain(|key, _| named.contains(key));
+            objects.retain(|key, _| named.contains(key));
         }
-        file.problems = parsed.problems;
+        let mut problems = parsed.problems;
         let mut seen = BTreeSet::new();
         for (key, object) in parsed.objects {
             if !seen.insert(key.clone()) {
@@ -41,15 +45,28 @@ impl Objects {
                     "named twice in this file; the last one holds",
                 );
                 problem.file = path.to_owned();
-                file.problems.push(problem);
+                problems.push(problem);
             }
-            file.objects.insert(key, object);
+            objects.insert(key, object);
         }
+        let now = File { objects: objects.into_iter().collect(), problems };
+        if before == Some(&now) {
+            return false;
+        }
+        self.files.insert(path.to_owned(), now);
+        true
     }
 
-    /// The file is gone, and its objects with it.
-    pub fn remove(&mut self, path: &Path) {
-        self.files.remove(path);
+    /// The file is gone, and its objects with it. Whether there was one.
+    pub fn remove(&mut self, path: &Path) -> bool {
+        self.files.remove(path).is_some()
+    }
+
+    /// An object of a file, without looking at the others.
+    pub fn in_file(&self, path: &Path, key: &ObjectKey) -> Option<&Object> {
+        let objects = &self.files.get(path)?.objects;
+        let at = objects.binary_search_by(|(held, _)| held.cmp(key)).ok()?;
+        Some(&objects[at].1)
     }
 
     /// Keeps what a file held and says why it can't be read now.
@@ -77,7 +94,7 @@ impl Objects {
         let mut view = View::default();
         for (path, file) in &self.files {
             view.problems.extend(file.problems.iter().cloned());
-            for (key, object) in &file.objects {
+            for (key, object) in file.objects.iter() {
                 if view.objects.contains_key(key) {
                     let mut problem =
                         Problem::about(key, Severity::Warning, "", "another file names it first, and holds");

@@ -4,8 +4,8 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,12 +13,14 @@ use identity::authority::{Authority, AuthorityError};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    auth::Authenticator,
+    auth::{Authenticator, Proof},
     compile::{Compiled, Options},
-    engine::Engine,
+    engine::{Engine, TokenFiles},
     folder::{FirstLookError, Folder, Kept, watch as follow},
+    kubernetes::{self, Cluster, ConnectError},
     metrics::Metrics,
     nodes::Nodes,
+    objects::Objects,
     publish::{Clients, Discovery, Store},
     serve::{Certificates, Entitled, Identities, NodeReports, Services, serve},
     tokens::{TokenFileError, Tokens},
@@ -27,8 +29,7 @@ use crate::{
 /// What control is told.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    pub manifests: PathBuf,
-    pub state: PathBuf,
+    pub source: Source,
     pub listen: SocketAddr,
     /// DNS names and addresses of control's certificate, besides `control`, `localhost` and the address
     /// that a client has dialled.
@@ -38,6 +39,15 @@ pub struct Settings {
     pub certificate_lifetime: Duration,
     /// A certificate authority from elsewhere: files of its chain and its key.
     pub authority: Option<(PathBuf, PathBuf)>,
+}
+
+/// Where the objects come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A folder of manifests; `state` is control's own.
+    Folder { manifests: PathBuf, state: PathBuf },
+    /// The Kubernetes API server, which holds control's own state, too.
+    Kubernetes(kubernetes::Settings),
 }
 
 /// Why control does not start.
@@ -53,74 +63,94 @@ pub enum StartError {
     Authority(#[from] AuthorityError),
     #[error(transparent)]
     Tokens(#[from] TokenFileError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("cannot listen on {address}: {source}; choose another address with --listen")]
     Listen { address: SocketAddr, source: io::Error },
 }
 
-/// A control plane that is listening and has read its folder.
+/// A control plane that is listening and has seen everything once.
 pub struct Control {
     /// Where it listens.
     pub address: SocketAddr,
     pub nodes: Arc<Nodes>,
     pub clients: Arc<Clients>,
     pub store: Arc<Store>,
-    pub tokens: Arc<Tokens>,
     pub compiled: watch::Sender<Arc<Compiled>>,
     root_pem: String,
     listener: TcpListener,
     identities: Arc<Identities>,
     services: Services,
     engine: Engine,
-    folder: Folder,
+    followed: Followed,
+}
+
+/// What the two sources differ in.
+struct Begun {
+    followed: Followed,
+    objects: Arc<Mutex<Objects>>,
+    nodes: Arc<Nodes>,
+    proof: Proof,
+    token_files: Option<TokenFiles>,
+    authority: Authority,
+    /// Further names of control's certificate.
+    names: Vec<String>,
+}
+
+/// What is followed from now on.
+enum Followed {
+    Folder(Folder),
+    /// With the roots to be published.
+    Cluster(Cluster, String),
 }
 
 impl Control {
-    /// Reads the state directory and the folder, and listens; nobody is answered before [`Self::run`].
+    /// Sees everything once, and listens; nobody is answered before [`Self::run`]. `waiting` is told what is
+    /// waited for.
     ///
     /// # Errors
-    /// Naming what cannot be had.
-    pub async fn start(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, StartError> {
-        let Settings { manifests, state, listen, names, mesh, certificate_lifetime, authority } = settings;
-        let file = |what: &'static str, path: &std::path::Path| {
-            let path = path.to_owned();
-            move |source| StartError::File { what, path, source }
+    /// Naming what cannot be had. Of an API server nothing is an error: it is waited for.
+    pub async fn start(
+        settings: Settings,
+        metrics: Arc<Metrics>,
+        waiting: impl Fn(String),
+    ) -> Result<Self, StartError> {
+        let Settings { source, listen, names, mesh, certificate_lifetime, authority } = settings;
+        let begun = match source {
+            Source::Folder { manifests, state } => {
+                begin_folder(manifests, &state, authority, &mesh.trust_domain).await?
+            }
+            Source::Kubernetes(settings) => {
+                let cluster = Cluster::connect(settings, metrics.clone()).await?;
+                begin_cluster(cluster, authority, &mesh, waiting).await?
+            }
         };
-        let path = manifests.clone();
-        std::fs::read_dir(&manifests).map_err(|source| StartError::Manifests { path, source })?;
-        let tokens = Arc::new(Tokens::load_or_create(&state)?);
-        let authority = Arc::new(self::authority(&state, authority, &mesh.trust_domain)?);
-        let kept = Kept::open(&state).map_err(file("create", &state.join("last-good")))?;
-
-        let mut folder = Folder::new(manifests, Some(kept));
-        folder.first_look().await?;
+        let Begun { followed, objects, nodes, proof, token_files, authority, names: further } = begun;
+        let authority = Arc::new(authority);
         let (store, clients) = (Arc::new(Store::default()), Arc::new(Clients::default()));
-        let nodes = Nodes::open(Some(state.join("nodes.json")));
-        let auth = Arc::new(Authenticator::new(tokens.clone()));
+        let auth = Arc::new(Authenticator::new(proof));
         let entitled = Arc::new(Entitled::default());
         let compiled = watch::Sender::new(Arc::default());
         let engine = Engine {
             options: mesh,
-            state,
-            objects: folder.objects(),
+            objects,
             nodes: nodes.clone(),
             store: store.clone(),
             clients: clients.clone(),
             entitled: entitled.clone(),
             auth: auth.clone(),
-            tokens: tokens.clone(),
+            token_files,
             metrics: metrics.clone(),
-            kept_tokens: Default::default(),
             compiled: compiled.clone(),
         };
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|source| StartError::Listen { address: listen, source })?;
-        let address =
-            listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
+        let cannot = |source| StartError::Listen { address: listen, source };
+        let listener = TcpListener::bind(listen).await.map_err(cannot)?;
+        let address = listener.local_addr().map_err(cannot)?;
         let (addresses, mut dns): (Vec<IpAddr>, Vec<String>) = (
             names.iter().filter_map(|name| name.parse().ok()).collect(),
             names.iter().filter(|name| name.parse::<IpAddr>().is_err()).cloned().collect(),
         );
+        dns.extend(further);
         dns.extend(["control".to_owned(), "localhost".to_owned()]);
         let services = Services {
             discovery: Discovery {
@@ -145,14 +175,13 @@ impl Control {
             nodes,
             clients,
             store,
-            tokens,
             compiled,
             root_pem,
             listener,
             identities,
             services,
             engine,
-            folder,
+            followed,
         })
     }
 
@@ -166,33 +195,103 @@ impl Control {
     /// # Errors
     /// When the folder cannot be followed, or the server breaks.
     pub async fn run(self, ready: impl FnOnce(), end: impl Future<Output = ()>) -> io::Result<()> {
-        let changes = follow(self.folder)?;
+        // What follows a cluster ends when this is dropped.
+        let mut held = None;
+        let changes = match self.followed {
+            Followed::Folder(folder) => follow(folder)?,
+            Followed::Cluster(mut cluster, bundle) => {
+                let changes = cluster.changes();
+                cluster.begin_writing(&self.nodes, &self.compiled, bundle);
+                held = Some(cluster);
+                changes
+            }
+        };
         // Before anybody is let in: an empty answer would be taken for an empty mesh.
         let known = self.engine.turn(Default::default());
         ready();
         let engine = tokio::spawn(self.engine.run(changes, known));
         let served = serve(self.listener, self.identities, self.services, end).await;
         engine.abort();
+        drop(held);
         served
     }
+}
+
+/// Reads the state directory, and the folder for the first time.
+async fn begin_folder(
+    manifests: PathBuf,
+    state: &Path,
+    plugged: Option<(PathBuf, PathBuf)>,
+    trust_domain: &str,
+) -> Result<Begun, StartError> {
+    let path = manifests.clone();
+    std::fs::read_dir(&manifests).map_err(|source| StartError::Manifests { path, source })?;
+    let tokens = Arc::new(Tokens::load_or_create(state)?);
+    let authority = authority(state, plugged, trust_domain)?;
+    let last_good = state.join("last-good");
+    let kept =
+        Kept::open(state).map_err(|source| StartError::File { what: "create", path: last_good, source })?;
+    let mut folder = Folder::new(manifests, Some(kept));
+    folder.first_look().await?;
+    let (state, kept) = (state.to_owned(), Mutex::default());
+    Ok(Begun {
+        objects: folder.objects(),
+        nodes: Nodes::open(Some(state.join("nodes.json"))),
+        proof: Proof::Ours(tokens.clone()),
+        token_files: Some(TokenFiles { state, tokens, kept }),
+        authority,
+        names: Vec::new(),
+        followed: Followed::Folder(folder),
+    })
+}
+
+/// Finds the authority, and looks at the cluster until everything was seen once.
+async fn begin_cluster(
+    mut cluster: Cluster,
+    plugged: Option<(PathBuf, PathBuf)>,
+    mesh: &Options,
+    waiting: impl Fn(String),
+) -> Result<Begun, StartError> {
+    let (authority, bundle) = match plugged {
+        Some((chain, key)) => {
+            let authority = Authority::from_pem(&read(&chain)?, &read(&key)?)?;
+            let bundle = authority.root_pem().to_owned();
+            (authority, bundle)
+        }
+        None => {
+            let found = cluster.authority(&mesh.trust_domain, &waiting).await;
+            (found.authority, found.bundle)
+        }
+    };
+    cluster.first_look(&waiting).await;
+    Ok(Begun {
+        objects: cluster.objects(),
+        nodes: Nodes::shared(),
+        proof: Proof::Pods(cluster.reviews()),
+        token_files: None,
+        authority,
+        names: cluster.names(&mesh.cluster_domain),
+        followed: Followed::Cluster(cluster, bundle),
+    })
+}
+
+fn read(path: &Path) -> Result<String, StartError> {
+    std::fs::read_to_string(path).map_err(|source| StartError::File {
+        what: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The authority of `state/ca`, or the one plugged in; either way nodes find its root in
 /// `state/ca/root.pem`.
 fn authority(
-    state: &std::path::Path,
+    state: &Path,
     plugged: Option<(PathBuf, PathBuf)>,
     trust_domain: &str,
 ) -> Result<Authority, StartError> {
     let folder = state.join("ca");
     let Some((chain, key)) = plugged else { return Ok(Authority::load_or_create(&folder, trust_domain)?) };
-    let read = |path: &PathBuf| {
-        std::fs::read_to_string(path).map_err(|source| StartError::File {
-            what: "read",
-            path: path.clone(),
-            source,
-        })
-    };
     let authority = Authority::from_pem(&read(&chain)?, &read(&key)?)?;
     let root = folder.join("root.pem");
     std::fs::create_dir_all(&folder)

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write, path::Path, sync::Arc};
 use serde_json::{Value, json};
 
 use crate::{
-    compile::{Compiled, Options, compile},
+    compile::{Compiled, Options, Word, compile},
     folder::Folder,
     manifest::{Problem, Severity},
     nodes::Nodes,
@@ -78,7 +78,7 @@ pub fn check(folder: &Path, options: &Options) -> Checked {
     let objects = read.objects();
     let objects = objects.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let view = objects.view();
-    let compiled = compile(&view, &|_, _| false, options);
+    let compiled = compile(&view, &|_, _| Word::None, options);
     let mut text = String::new();
     let mut kinds: BTreeMap<_, Vec<String>> = BTreeMap::new();
     for key in view.objects.keys() {

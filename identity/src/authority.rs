@@ -236,6 +236,14 @@ fn ca_params(name: &str, now: SystemTime, life: Duration) -> Result<CertificateP
     Ok(params)
 }
 
+/// A new root and its key (PKCS#8), both PEM, for whoever keeps them elsewhere than [`Authority::load_or_create`].
+///
+/// # Errors
+/// If there is no randomness for a key.
+pub fn new_root(trust_domain: &str) -> Result<(String, String), AuthorityError> {
+    self_signed(trust_domain, SystemTime::now())
+}
+
 fn self_signed(trust_domain: &str, now: SystemTime) -> Result<(String, String), AuthorityError> {
     let key = new_key()?;
     let root = ca_params(trust_domain, now, ROOT_LIFE)?.self_signed(&key).map_err(sign)?;
@@ -262,7 +270,8 @@ fn check_signer(signer: &CertificateDer<'_>, key: &KeyPair) -> Result<SystemTime
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
-fn pem_of(der: &CertificateDer<'_>) -> String {
+/// A certificate as PEM.
+pub fn pem_of(der: &CertificateDer<'_>) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut pem = String::with_capacity(text.len() + text.len() / 64 + 64);

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{demo, ebpf, fuzz, setup, shell, tidy};
+use crate::{demo, ebpf, fuzz, kind, setup, shell, tidy};
 
 /// Seconds that CI gives each fuzz target.
 const FUZZ_SECONDS: u32 = 5;
@@ -19,6 +19,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     steps.step("set up", setup::everything);
     steps.step("format", || format(root));
     steps.step("tidy", || tidy::run(root));
+    steps.step("chart", || kind::lint_chart(root));
     steps.step("kernel programs", || ebpf::build(root).map(drop));
     steps.step("lints", || lints(root));
     steps.step("tests", || tests(root));

@@ -14,6 +14,8 @@ mod ci;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod image;
+mod kind;
 mod setup;
 mod shell;
 mod test;
@@ -38,6 +40,10 @@ enum Task {
     Build(build::Args),
     /// Tell the story of the mesh on this machine: two nodes, real programs, every step checked.
     Demo(demo::Args),
+    /// Build the images of the programs, each a static binary on nothing, with its bill of materials.
+    Image(image::Args),
+    /// The mesh in a real cluster of kind's, from an empty one to an empty one, under load, every step checked.
+    Kind(kind::Args),
     /// Run every test, or those of one ring.
     Test(test::Args),
     /// Measure against no mesh, side by side; writes target/bench/l4.json.
@@ -65,10 +71,12 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     let root = shell::root()?;
     match task {
-        Task::Setup => setup::everything(),
+        Task::Setup => kind::demand_helm(&root).map(drop).and_then(|()| setup::everything()),
         Task::Ebpf => ebpf::build(&root).map(|object| println!("{}", object.display())),
         Task::Build(args) => build::run(&root, &args),
         Task::Demo(args) => demo::run(&root, &args),
+        Task::Image(args) => image::run(&root, &args),
+        Task::Kind(args) => kind::run(&root, &args),
         Task::Test(args) => test::run(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
         Task::Tidy => tidy::run(&root),

@@ -6,6 +6,7 @@ pub(crate) enum Use {
     Demo,
     Test,
     Bench,
+    Image,
 }
 
 /// A program, and how to get it.
@@ -20,11 +21,17 @@ pub(crate) struct Tool {
 }
 
 const ALL: &[Use] = &[Use::Demo, Use::Test, Use::Bench];
+const BUILD: &[Use] = &[Use::Demo, Use::Test, Use::Bench, Use::Image];
 
 /// Everything beyond Rust that any task needs.
 pub(crate) const TOOLS: &[Tool] = &[
-    Tool { program: "cc", package: "gcc", why: "links Rust programs, compiles aws-lc", uses: ALL },
-    Tool { program: "cmake", package: "cmake", why: "builds aws-lc, the cryptography under TLS", uses: ALL },
+    Tool { program: "cc", package: "gcc", why: "links Rust programs, compiles aws-lc", uses: BUILD },
+    Tool {
+        program: "cmake",
+        package: "cmake",
+        why: "builds aws-lc, the cryptography under TLS",
+        uses: BUILD,
+    },
     Tool {
         program: "ip",
         package: "iproute2",

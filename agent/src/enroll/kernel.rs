@@ -1,19 +1,31 @@
 //! Carries out the steps of enrollment on the kernel, by the `capture` crate. Everything here blocks
 //! and runs on threads made for that.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use capture::{Netns, Node, NodeOptions, Pod, Target};
 use tokio::time::Instant;
 
 use super::machine::{Answer, Mode, Step};
-use crate::splice;
+use crate::{
+    netns::{Finder, Found, NotFound},
+    splice,
+};
 
 /// The node's capture.
 pub(super) struct Kernel {
     node: Node,
     /// Where the hosts' ends of the pods' links are.
     node_netns: Netns,
+    /// Finds the namespaces of pods that none is named for.
+    finder: Finder,
     /// How long connections from before the enrollment may live on.
     earlier: Option<Duration>,
 }
@@ -22,6 +34,8 @@ pub(super) struct Kernel {
 #[derive(Default)]
 pub(super) struct Hand {
     pub(super) netns: Option<Arc<Netns>>,
+    /// How it was found, if it was not named.
+    found: Option<Found>,
     pod: Option<Pod>,
     /// The kernel's counts at the last look.
     pub(super) counters: BTreeMap<&'static str, u64>,
@@ -35,8 +49,14 @@ pub(super) struct Hand {
 
 impl Kernel {
     /// Makes or adopts what all pods of the node share.
-    pub(super) fn open(options: NodeOptions, earlier: Option<Duration>) -> Result<Self, capture::Error> {
-        Ok(Self { node: Node::open(options)?, node_netns: Netns::current()?, earlier })
+    pub(super) fn open(
+        options: NodeOptions,
+        earlier: Option<Duration>,
+        host_proc: PathBuf,
+    ) -> Result<Self, capture::Error> {
+        let node_netns = Netns::current()?;
+        let finder = Finder::new(host_proc, &node_netns);
+        Ok(Self { node: Node::open(options)?, node_netns, finder, earlier })
     }
 
     /// Switches splicing on or off for the node. Whether it is on.
@@ -54,7 +74,7 @@ impl Kernel {
         self.node.discard(uid)
     }
 
-    /// Does one step for the pod whose namespace is at `path`.
+    /// Does one step for the pod whose namespace is at `path`; an empty one means that it is to be found.
     pub(super) fn perform(&self, uid: &str, path: &Path, step: Step, hand: &mut Hand) -> Answer {
         if step == Step::Detach {
             return self.detach(uid, path, hand);
@@ -62,7 +82,7 @@ impl Kernel {
         if step == Step::Attach {
             return self.attach(uid, path, hand);
         }
-        if let Some(gone) = hand.netns.as_deref().and_then(|netns| vanished(path, netns)) {
+        if let Some(gone) = self.vanished(uid, path, hand) {
             return Answer::NamespaceGone(gone);
         }
         let Some(pod) = &hand.pod else {
@@ -88,18 +108,21 @@ impl Kernel {
     fn attach(&self, uid: &str, path: &Path, hand: &mut Hand) -> Answer {
         // A new namespace may have come to be at the path.
         *hand = Hand::default();
+        let mut found = None;
         if path.as_os_str().is_empty() {
-            return Answer::Failed(
-                "control names no network namespace for it; in folder mode the pod needs the annotation \
-                 culvert.dev/netns"
-                    .into(),
-            );
-        }
-        if let Err(error) = fs::metadata(path) {
+            match self.finder.find(uid) {
+                Ok(one) => found = Some(one),
+                Err(reason @ NotFound::NoProcess { .. }) => return Answer::NamespaceGone(reason.to_string()),
+                Err(reason) => return Answer::Failed(reason.to_string()),
+            }
+        } else if let Err(error) = fs::metadata(path) {
             return Answer::NamespaceGone(format!("its network namespace {}: {error}", path.display()));
         }
         let attached = (|| {
-            let netns = Netns::open(path)?;
+            let netns = match &found {
+                Some(found) => found.netns.try_clone()?,
+                None => Netns::open(path)?,
+            };
             if netns.inode() == self.node_netns.inode() {
                 return Ok(Err(format!("{} is the node's own network namespace", path.display())));
             }
@@ -114,7 +137,9 @@ impl Kernel {
                     capture::Mode::Enforce => Mode::Enforce,
                     capture::Mode::Drain => Mode::Drain,
                 };
+                tell_of_more_devices(&pod);
                 hand.netns = Some(Arc::new(netns));
+                hand.found = found;
                 hand.enforced = (mode == Mode::Enforce).then(Instant::now);
                 hand.pod = Some(pod);
                 Answer::Attached { mode, adopted }
@@ -124,6 +149,15 @@ impl Kernel {
                 let error: capture::Error = error;
                 Answer::Failed(told(&error))
             }
+        }
+    }
+
+    /// What became of the pod's namespace, if the pod does not have it any more.
+    fn vanished(&self, uid: &str, path: &Path, hand: &mut Hand) -> Option<String> {
+        match (&mut hand.found, &hand.netns) {
+            (Some(found), _) => self.finder.still(uid, found).err(),
+            (None, Some(netns)) => vanished(path, netns),
+            (None, None) => None,
         }
     }
 
@@ -157,7 +191,7 @@ impl Kernel {
 
     /// Takes the capture away; where the namespace is gone, what is left of it.
     fn detach(&self, uid: &str, path: &Path, hand: &mut Hand) -> Answer {
-        let alive = hand.netns.as_deref().is_some_and(|netns| vanished(path, netns).is_none());
+        let alive = hand.netns.is_some() && self.vanished(uid, path, hand).is_none();
         let detached = match hand.pod.take() {
             // Through its descriptor the namespace can be left in order even where its path is gone.
             Some(pod) => {
@@ -172,6 +206,19 @@ impl Kernel {
             }
             Err(error) => Answer::Failed(told(&error)),
         }
+    }
+}
+
+/// Says which devices of a pod are not captured: a pod may have more than the one of its default route.
+fn tell_of_more_devices(pod: &Pod) {
+    match pod.other_devices() {
+        Ok(devices) if devices.is_empty() => {}
+        Ok(devices) => tracing::warn!(
+            uid = pod.uid(),
+            devices = devices.join(" "),
+            "the pod has more devices than the one of its default route: what goes through them is NOT captured"
+        ),
+        Err(error) => tracing::warn!(uid = pod.uid(), %error, "the pod's other devices cannot be listed"),
     }
 }
 

@@ -23,6 +23,9 @@ use std::time::Duration;
 /// First wait after a failure, doubled with each further one.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
+/// While the pod's namespace is not there: its sandbox may appear any moment, and what it says until it is
+/// captured goes in plaintext.
+const RETRY_GONE_LONGEST: Duration = Duration::from_secs(2);
 /// Between two looks at the captured connections of a pod that drains.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// After a probe that failed.
@@ -315,7 +318,10 @@ impl Machine {
                     Capture::Pinned | Capture::Attached { .. } | Capture::Orphaned => Capture::Orphaned,
                 };
                 // A namespace that went is no failure until an attempt to attach anew meets it.
-                return if self.capture == Capture::Absent { self.failed(reason) } else { self.compare() };
+                return match self.capture {
+                    Capture::Absent => self.failed_for(reason, RETRY_GONE_LONGEST),
+                    Capture::Pinned | Capture::Attached { .. } | Capture::Orphaned => self.compare(),
+                };
             }
             Answer::Failed(reason) => return self.failed(reason),
             Answer::Probed(Err(reason), connections) => {
@@ -369,9 +375,13 @@ impl Machine {
     }
 
     fn failed(&mut self, reason: String) -> Vec<Action> {
+        self.failed_for(reason, RETRY_LONGEST)
+    }
+
+    fn failed_for(&mut self, reason: String, longest: Duration) -> Vec<Action> {
         let times = self.failure.as_ref().map_or(0, |failure| failure.times);
         self.failure = Some(Failure { reason, times: times.saturating_add(1) });
-        let wait = RETRY_FIRST.saturating_mul(1 << times.min(10)).min(RETRY_LONGEST);
+        let wait = RETRY_FIRST.saturating_mul(1 << times.min(10)).min(longest);
         vec![self.wake(wait)]
     }
 

@@ -14,6 +14,7 @@ mod uninstall;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -56,6 +57,8 @@ pub(crate) struct Options {
     pub(crate) probe_every: Duration,
     /// How long connections from before the enrollment may live on.
     pub(crate) earlier: Option<Duration>,
+    /// The node's procfs, where namespaces that control does not name are found.
+    pub(crate) host_proc: PathBuf,
 }
 
 /// What comes in.
@@ -121,7 +124,7 @@ impl Enroller {
         inputs: mpsc::UnboundedSender<Input>,
     ) -> Result<Self, capture::Error> {
         let opened = tokio::task::spawn_blocking(move || {
-            let kernel = Kernel::open(options.capture, options.earlier)?;
+            let kernel = Kernel::open(options.capture, options.earlier, options.host_proc)?;
             // Before the first pod is attached: it takes part only where splicing is switched on by then.
             let spliced = kernel.splice(options.splice.as_ref())?;
             let pinned = kernel.pinned()?;
@@ -242,7 +245,9 @@ impl Enroller {
         let number = rand::random();
         pod.deleted = Some(number);
         pod.wanted_since = None;
-        if fs::metadata(&pod.wanted.netns).is_err() {
+        // Of one that was found, the steps to come tell whether it is gone.
+        let named = !pod.wanted.netns.as_os_str().is_empty();
+        if named && fs::metadata(&pod.wanted.netns).is_err() {
             self.deleted(uid, number);
         } else {
             self.event(uid, Event::Desired(Desire::Withdrawing));
@@ -270,6 +275,7 @@ impl Enroller {
             (true, false) | (true, true) | (false, false) => {}
         }
         (pod.guarded, pod.earlier) = (hand.guarded, hand.earlier);
+        pod.netns = hand.netns.as_ref().map(|netns| netns.inode());
         match &answer {
             Answer::NamespaceGone(reason) => {
                 tracing::info!(uid, pod = pod.name(), reason, "the pod has lost its network namespace");
@@ -337,7 +343,9 @@ impl Enroller {
             // What is pinned stays as it is; the next agent goes on.
             return;
         }
-        let other = step == Step::Attach
+        let named = !self.pods[uid].wanted.netns.as_os_str().is_empty();
+        let other = named
+            && step == Step::Attach
             && self.pods.iter().any(|(other, pod)| {
                 other != uid
                     && pod.wanted.netns == self.pods[uid].wanted.netns

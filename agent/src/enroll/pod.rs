@@ -21,6 +21,7 @@ pub(super) struct Pod {
     /// What the executor has of it; away while a step is under way.
     pub(super) hand: Option<Box<Hand>>,
     /// What the last look found, while the hand is away.
+    pub(super) netns: Option<u64>,
     pub(super) guarded: bool,
     pub(super) earlier: usize,
     /// Since when it is wanted and not measured.
@@ -36,6 +37,7 @@ impl Pod {
             wanted,
             machine: if pinned { Machine::pinned(probe_every) } else { Machine::new(probe_every) },
             hand: Some(Box::default()),
+            netns: None,
             guarded: false,
             earlier: 0,
             wanted_since: None,
@@ -101,6 +103,7 @@ impl Pod {
             "name": self.wanted.name,
             "service_account": self.wanted.service_account,
             "netns": self.wanted.netns,
+            "netns_inode": self.netns,
             "enroll": self.wanted.enroll,
             "withdrawn": self.wanted.withdrawn,
             "deleted": self.deleted.is_some(),

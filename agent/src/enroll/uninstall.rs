@@ -38,6 +38,7 @@ pub(crate) struct Removed {
 /// When nothing could be looked at.
 pub(crate) async fn uninstall(
     options: NodeOptions,
+    host_proc: &Path,
     state: &State,
     zds: Listener,
 ) -> Result<Removed, capture::Error> {
@@ -46,7 +47,8 @@ pub(crate) async fn uninstall(
     let serving = tokio::spawn(broker.clone().serve(zds));
     let wanted = state.load().unwrap_or_default();
     let netns = wanted.into_iter().map(|pod| (pod.uid, pod.netns)).collect();
-    let detached = match tokio::task::spawn_blocking(move || detach_all(options, &netns)).await {
+    let host_proc = host_proc.to_owned();
+    let detached = match tokio::task::spawn_blocking(move || detach_all(options, host_proc, &netns)).await {
         Ok(detached) => detached?,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     };
@@ -73,9 +75,13 @@ struct Detached {
     served: bool,
 }
 
-fn detach_all(options: NodeOptions, netns: &BTreeMap<String, PathBuf>) -> Result<Detached, capture::Error> {
+fn detach_all(
+    options: NodeOptions,
+    host_proc: PathBuf,
+    netns: &BTreeMap<String, PathBuf>,
+) -> Result<Detached, capture::Error> {
     let pins = options.pins.clone();
-    let kernel = Kernel::open(options, None)?;
+    let kernel = Kernel::open(options, None, host_proc)?;
     // First: what is spliced goes through ztunnel again, for as long as that can carry it.
     if let Err(error) = kernel.splice(None) {
         tracing::error!(%error, "splicing stays switched on; the pods are detached all the same");

@@ -2,6 +2,7 @@
 //! that folder and Kubernetes compile alike and an answer can be explained without a cluster.
 
 mod authorization;
+mod capture;
 mod endpoints;
 mod external;
 mod peer_authentication;
@@ -14,7 +15,9 @@ use std::{
     sync::Arc,
 };
 
+pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
+pub(crate) use workloads::NETNS;
 
 use crate::{
     manifest::{
@@ -74,15 +77,17 @@ pub struct LocalPod {
     pub netns: Arc<str>,
     /// Whether its labels and its namespace's ask for it to be in the mesh.
     pub enroll: bool,
+    /// What its annotations say of its capture.
+    pub annotated: Annotated,
 }
 
-/// Compiles everything. `captured` tells of a node and a pod's uid whether that node measured it as captured:
-/// only then are its peers told to use HBONE.
-pub fn compile(view: &View<'_>, captured: &dyn Fn(&str, &str) -> bool, options: &Options) -> Compiled {
+/// Compiles everything. `word` tells of a node and a pod's uid what the node's agent said of its capture: only if
+/// it was measured are its peers told to use HBONE.
+pub fn compile(view: &View<'_>, word: &dyn Fn(&str, &str) -> Word, options: &Options) -> Compiled {
     let mut compiler = Compiler::new(view, options);
     compiler.out.problems = view.problems.clone();
     compiler.nodes();
-    compiler.pods(captured);
+    compiler.pods(word);
     compiler.workload_entries();
     compiler.services();
     compiler.service_entries();

@@ -47,10 +47,10 @@ spec:
 ";
 
 fn compiled(texts: &[&str]) -> Compiled {
-    compiled_with(texts, &|_, _| true)
+    compiled_with(texts, &|_, _| Word::Fresh { measured: true })
 }
 
-fn compiled_with(texts: &[&str], captured: &dyn Fn(&str, &str) -> bool) -> Compiled {
+fn compiled_with(texts: &[&str], word: &dyn Fn(&str, &str) -> Word) -> Compiled {
     let mut objects = Objects::default();
     for (index, text) in texts.iter().enumerate() {
         let name = format!("{index}.yaml");
@@ -58,7 +58,7 @@ fn compiled_with(texts: &[&str], captured: &dyn Fn(&str, &str) -> bool) -> Compi
         assert_eq!(parsed.problems, [], "file {index}");
         objects.apply(Path::new(&name), parsed);
     }
-    compile(&objects.view(), captured, &Options::default())
+    compile(&objects.view(), word, &Options::default())
 }
 
 fn web(compiled: &Compiled) -> &Workload {
@@ -101,7 +101,8 @@ fn a_pod_becomes_a_workload_and_an_endpoint() {
 
 #[test]
 fn hbone_is_advertised_for_what_was_measured_only() {
-    let compiled = compiled_with(&[SHOP], &|node, uid| !node.is_empty() && uid == "u-client");
+    let word = |node: &str, uid: &str| Word::Fresh { measured: node == "a" && uid == "u-client" };
+    let compiled = compiled_with(&[SHOP], &word);
     assert_eq!(web(&compiled).tunnel, Tunnel::None);
     assert_eq!(compiled.workloads["Kubernetes//Pod/shop/client"].tunnel, Tunnel::Hbone);
     assert!(compiled.nodes["a"].iter().all(|pod| pod.enroll), "both are to be enrolled");

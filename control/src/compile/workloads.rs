@@ -4,18 +4,16 @@ use std::sync::Arc;
 
 use mesh::{GatewayAddress, Locality, ServiceKey, Tunnel, Workload, WorkloadKind};
 
-use super::{Compiler, LocalPod};
+use super::{Annotated, Compiler, LocalPod, Word};
 use crate::manifest::{Kind, Metadata, Object, ObjectKey, Pod};
 
 /// The label that brings a namespace or a pod into the mesh.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// In folder mode: the path of the pod's network namespace.
-const NETNS: &str = "culvert.dev/netns";
-/// A node side of another make says here that it captures the pod.
-const REDIRECTION: &str = "ambient.istio.io/redirection";
+pub(crate) const NETNS: &str = "culvert.dev/netns";
 
 impl<'v> Compiler<'v, '_> {
-    pub(super) fn pods(&mut self, captured: &dyn Fn(&str, &str) -> bool) {
+    pub(super) fn pods(&mut self, word: &dyn Fn(&str, &str) -> Word) {
         for (key, pod) in self.all_pods() {
             if pod.ended() {
                 continue;
@@ -33,17 +31,14 @@ impl<'v> Compiler<'v, '_> {
                 addresses: pod.addresses(),
                 netns: pod.metadata.annotation(NETNS).unwrap_or_default().into(),
                 enroll,
+                annotated: Annotated::of(pod),
             };
             if enroll && local.addresses.is_empty() {
                 self.warn(&key, "status.podIP", "the pod is to be enrolled and has no address yet");
             }
             let node = pod.spec.node_name.as_deref().unwrap_or_default();
-            let tunnel =
-                if captured(node, &local.uid) || pod.metadata.annotation(REDIRECTION) == Some("enabled") {
-                    Tunnel::Hbone
-                } else {
-                    Tunnel::None
-                };
+            let captured = local.annotated.captured(word(node, &local.uid));
+            let tunnel = if captured { Tunnel::Hbone } else { Tunnel::None };
             let workload = self.workload(&key, pod, &local, tunnel);
             self.add(workload, pod.metadata.labels.as_ref());
             match &pod.spec.node_name {

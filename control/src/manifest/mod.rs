@@ -64,6 +64,19 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in the order in which objects sort.
+    pub const ALL: [Self; 9] = [
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
+        Self::AuthorizationPolicy,
+        Self::PeerAuthentication,
+    ];
+
     fn of(api_version: &str, kind: &str) -> Option<Self> {
         let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
         match (group, kind) {
@@ -143,13 +156,26 @@ pub fn parse(path: &Path, text: &str) -> Parsed {
             parsed.unreadable = true;
             break;
         }
-        Reader { path, number: number + 1, document, parsed: &mut parsed }.read();
+        Reader { path, number: number + 1, document: Document::Text(document), parsed: &mut parsed }.read();
     }
     parsed
 }
 
+/// Reads one object as the API server has it. Its problems name the object, and no file and no line.
+pub fn parse_json(object: &serde_json::Value) -> Parsed {
+    let mut parsed = Parsed::default();
+    Reader { path: Path::new(""), number: 1, document: Document::Json(object), parsed: &mut parsed }.read();
+    parsed
+}
+
+/// What one object is read from.
+enum Document<'a> {
+    Text(Text<'a>),
+    Json(&'a serde_json::Value),
+}
+
 /// One YAML document and where it begins.
-struct Document<'a> {
+struct Text<'a> {
     /// 1-based line of its first line in the file.
     line: usize,
     text: &'a str,
@@ -157,14 +183,14 @@ struct Document<'a> {
 
 /// Splits at `---` and `...` in the first column, which YAML 1.2 (9.1.2) reserves for this even inside
 /// block scalars, so that a syntax error in one document costs only that document.
-fn documents(text: &str) -> Vec<Document<'_>> {
+fn documents(text: &str) -> Vec<Text<'_>> {
     let mut found = Vec::new();
     let (mut start, mut start_line, mut at, mut line) = (0, 1, 0, 1);
     for piece in text.split_inclusive('\n') {
         let marker = piece.trim_end();
         let ends = marker == "..." || marker == "---" || marker.starts_with("--- ");
         if ends {
-            found.push(Document { line: start_line, text: &text[start..at] });
+            found.push(Text { line: start_line, text: &text[start..at] });
             // What follows the marker on its own line belongs to the next document.
             let kept = if marker.starts_with("--- ") { at + 4 } else { at + piece.len() };
             start = kept;
@@ -173,7 +199,7 @@ fn documents(text: &str) -> Vec<Document<'_>> {
         at += piece.len();
         line += 1;
     }
-    found.push(Document { line: start_line, text: &text[start..] });
+    found.push(Text { line: start_line, text: &text[start..] });
     found.retain(|document| {
         document.text.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'))
     });
@@ -328,24 +354,41 @@ impl Reader<'_, '_> {
     }
 
     fn typed<T: DeserializeOwned>(&self) -> Result<T, Box<Problem>> {
-        let deserializer = serde_yaml_ng::Deserializer::from_str(self.document.text);
+        match &self.document {
+            Document::Text(text) => self.typed_text(text),
+            Document::Json(value) => serde_path_to_error::deserialize(*value).map_err(|error| {
+                let field = field_of(error.path());
+                Box::new(Problem::at(self.path, self.number, None, &field, error.into_inner().to_string()))
+            }),
+        }
+    }
+
+    fn typed_text<T: DeserializeOwned>(&self, text: &Text<'_>) -> Result<T, Box<Problem>> {
+        let deserializer = serde_yaml_ng::Deserializer::from_str(text.text);
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
-            let field = match error.path().to_string() {
-                path if path == "." => String::new(),
-                path => path,
-            };
+            let field = field_of(error.path());
             let inner = error.into_inner();
-            let line =
-                inner.location().map(|location| self.document.line + location.line().saturating_sub(1));
-            let line = line.or(Some(self.document.line));
+            let line = inner.location().map(|location| text.line + location.line().saturating_sub(1));
+            let line = line.or(Some(text.line));
             Box::new(Problem::at(self.path, self.number, line, &field, strip(&inner, &field)))
         })
     }
 
     /// A problem of a field that parsed and is wrong all the same.
     fn problem(&self, field: &str, reason: String) -> Box<Problem> {
-        let line = self.document.line + locate::line_of(self.document.text, field);
-        Box::new(Problem::at(self.path, self.number, Some(line), field, reason))
+        let line = match &self.document {
+            Document::Text(text) => Some(text.line + locate::line_of(text.text, field)),
+            Document::Json(_) => None,
+        };
+        Box::new(Problem::at(self.path, self.number, line, field, reason))
+    }
+}
+
+/// A field's path; empty for the whole document.
+fn field_of(path: &serde_path_to_error::Path) -> String {
+    match path.to_string() {
+        path if path == "." => String::new(),
+        path => path,
     }
 }
 

@@ -30,7 +30,7 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let node = self.auth.node(request.metadata())?;
+        let node = self.auth.node(request.metadata()).await?;
         let address = request.remote_addr();
         let who = match address {
             Some(address) => format!("{node} ({address})"),

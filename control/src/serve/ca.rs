@@ -55,7 +55,7 @@ impl IstioCertificateService for Certificates {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let node = self.auth.node(request.metadata())?;
+        let node = self.auth.node(request.metadata()).await?;
         let answer = self.sign(&node, &request.into_inner());
         self.metrics.certificate(answer.is_ok());
         match answer {

@@ -24,7 +24,7 @@ impl NodeService for NodeReports {
         &self,
         request: Request<Streaming<NodeReport>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
-        let node = self.auth.node(request.metadata())?;
+        let node = self.auth.node(request.metadata()).await?;
         info!(node, "agent connected");
         let (directives, outgoing) = mpsc::channel(1);
         let agent = Agent::new(self.nodes.clone(), node);
@@ -127,6 +127,7 @@ mod tests {
                 addresses: Vec::new(),
                 netns: "".into(),
                 enroll: true,
+                annotated: Default::default(),
             };
             let nodes = nodes.iter().map(|(node, pods)| ((*node).into(), pods.iter().map(pod).collect()));
             let compiled = Arc::new(Compiled { nodes: nodes.collect(), ..Compiled::default() });

@@ -12,7 +12,7 @@ use std::{
 use control::{
     compile::Options,
     metrics::Metrics,
-    program::{Control, Settings},
+    program::{Control, Settings, Source},
     publish::Clients,
 };
 use proto::{
@@ -100,8 +100,7 @@ impl Bed {
 
     async fn on(manifests: TempDir, state: TempDir, listen: SocketAddr) -> Self {
         let settings = Settings {
-            manifests: manifests.path().to_owned(),
-            state: state.path().to_owned(),
+            source: Source::Folder { manifests: manifests.path().to_owned(), state: state.path().to_owned() },
             listen,
             names: Vec::new(),
             mesh: Options::default(),
@@ -111,7 +110,7 @@ impl Bed {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (ready, is_ready) = oneshot::channel();
         runtime.spawn(async move {
-            let control = Control::start(settings, Arc::new(Metrics::default())).await.unwrap();
+            let control = Control::start(settings, Arc::new(Metrics::default()), |_| {}).await.unwrap();
             let (address, clients) = (control.address, control.clients.clone());
             control.run(|| drop(ready.send((address, clients))), std::future::pending()).await.unwrap();
         });

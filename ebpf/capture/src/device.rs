@@ -85,6 +85,16 @@ pub(crate) fn host_end(device: &Device, pod: &Netns, node_netns: &Netns) -> Resu
     })
 }
 
+/// The devices of a pod that are up and not the one that is captured, nor `lo`.
+pub(crate) fn others(uid: &str, netns: &Netns) -> Result<Vec<String>, Error> {
+    let captured = of_pod(uid, netns)?;
+    let look = || links(&Netlink::open()?);
+    let links =
+        netns.enter(look)?.map_err(|source| Error::system(format!("pod {uid}: read its devices"), source))?;
+    let others = links.into_iter().filter(|link| link.up && !link.loopback && link.index != captured.index);
+    Ok(others.map(|link| link.name).collect())
+}
+
 /// Every address that the calling thread's network namespace has as its own.
 pub(crate) fn addresses() -> io::Result<BTreeSet<IpAddr>> {
     let netlink = Netlink::open()?;

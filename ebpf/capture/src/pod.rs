@@ -78,6 +78,11 @@ impl Pod {
         &self.uid
     }
 
+    /// The pod's devices that are up and NOT captured: all but `lo` and the one of its default route.
+    pub fn other_devices(&self) -> Result<Vec<String>, Error> {
+        device::others(&self.uid, &self.netns)
+    }
+
     /// The mode that holds now; the strict one if it cannot be read.
     pub fn mode(&self) -> Mode {
         let word = match maps::read_config(&self.dir) {

@@ -1,7 +1,7 @@
 //! The traffic program: what the node ring runs inside pods, on both ends of a connection.
 //!
 //! `app serve` answers on one port per behaviour; every other subcommand is a client that prints exactly
-//! one line of JSON and exits with 0 when all went as it should, with 1 when not.
+//! one line of JSON (`load`: one each second) and exits with 0 when all went as it should, with 1 when not.
 #![deny(unsafe_code)]
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+mod http;
+mod load;
 mod many;
 mod outcome;
 mod pattern;
@@ -47,6 +49,10 @@ enum Command {
     Short(many::Short),
     /// Many connections alive at once; each is tried at the start and at the end.
     Live(many::Live),
+    /// One service of a shop.
+    Http(http::Http),
+    /// Customers who never try twice.
+    Load(load::Load),
     /// Frames written past the kernel's TCP, as an intruder would.
     Smuggle(smuggle::Smuggle),
 }
@@ -95,6 +101,8 @@ fn run(command: Command) -> Result<bool> {
             Command::Peer(client) => client.run().await,
             Command::Short(client) => client.run().await,
             Command::Live(client) => client.run().await,
+            Command::Http(http) => http.run().await.map(|()| true),
+            Command::Load(load) => load.run().await,
             Command::Smuggle(intruder) => intruder.run(),
         }
     })

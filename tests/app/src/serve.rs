@@ -81,7 +81,7 @@ impl Serve {
 }
 
 /// Listens for IPv4 and IPv6 on one socket.
-fn listen(port: u16, backlog: i32) -> io::Result<TcpListener> {
+pub(crate) fn listen(port: u16, backlog: i32) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;

@@ -1,4 +1,4 @@
-//! Ctrl-C takes the world down before the process ends.
+//! Ctrl-C takes down what was set up before the process ends.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,13 +7,12 @@ use anyhow::{Context, Result};
 /// Set by the first signal, for the rest of the process's life.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Watches for SIGINT, SIGTERM and SIGHUP.
-pub(crate) fn watch(id: &str) -> Result<()> {
-    let id = id.to_owned();
+/// Watches for SIGINT, SIGTERM and SIGHUP; `what` is said, and `remove` is done.
+pub(crate) fn watch(what: &'static str, remove: impl Fn() -> Result<()> + Send + 'static) -> Result<()> {
     let clean_up = move || {
         INTERRUPTED.store(true, Ordering::Release);
-        eprintln!("\ninterrupted: removing the demo's world");
-        let code = match bed::remove_world(&id) {
+        eprintln!("\ninterrupted: {what}");
+        let code = match remove() {
             Ok(()) => 130,
             Err(error) => {
                 eprintln!("{error:#}");
@@ -25,7 +24,7 @@ pub(crate) fn watch(id: &str) -> Result<()> {
     ctrlc::set_handler(clean_up).context("watch for Ctrl-C")
 }
 
-/// Where a step failed because the world is being removed under it: waits for the process's end.
+/// Where a step failed because what it needs is being removed under it: waits for the process's end.
 pub(crate) fn give_way() {
     while INTERRUPTED.load(Ordering::Acquire) {
         std::thread::park();

@@ -10,8 +10,8 @@ use crate::{build, setup, shell, tool_table::Use};
 mod cast;
 mod chapters;
 mod hints;
-mod interrupt;
-mod stage;
+pub(crate) mod interrupt;
+pub(crate) mod stage;
 mod traffic;
 
 use cast::Cast;
@@ -52,7 +52,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 pub(crate) fn play_built() -> Result<Cast> {
     bed::sweep()?;
     let world = World::new(&["a", "b"])?;
-    interrupt::watch(world.id())?;
+    let id = world.id().to_owned();
+    interrupt::watch("removing the demo's world", move || bed::remove_world(&id))?;
     play(world)
 }
 

@@ -1,0 +1,285 @@
+//! What is held of the cluster: every object in the store that folders use too, each as a file of its own,
+//! and of which kinds everything was seen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{sync::watch, time};
+
+use super::kinds::{Place, strip};
+use crate::{
+    manifest::{Kind, Object, ObjectKey, Pod, parse_json},
+    objects::Objects,
+};
+
+/// Changes are passed on when nothing has changed for this long …
+const SETTLED: Duration = Duration::from_millis(20);
+/// … or this long after the first of them.
+const LATEST: Duration = Duration::from_millis(100);
+
+/// Whether everything of a kind was seen once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Look {
+    /// Not yet, for this reason (empty if none is known).
+    Pending(String),
+    Listed,
+    /// The API server does not have the kind.
+    Absent,
+}
+
+/// Shared by all who follow the API server, and by who compiles.
+pub struct Held {
+    objects: Arc<Mutex<Objects>>,
+    looks: watch::Sender<BTreeMap<Kind, Look>>,
+    changes: watch::Sender<u64>,
+}
+
+/// An object's name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Name {
+    /// The name in `object`'s metadata.
+    pub fn of(object: &Value) -> Option<Self> {
+        let metadata = &object["metadata"];
+        let name = metadata["name"].as_str().filter(|name| !name.is_empty())?;
+        let namespace = metadata["namespace"].as_str().unwrap_or_default();
+        Some(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    /// The file that the object is in the store: `kubernetes:Pod/shop/web-1`.
+    fn file(&self, kind: Kind) -> PathBuf {
+        let mut file = folder(kind);
+        if !self.namespace.is_empty() {
+            file.push(&self.namespace);
+        }
+        file.push(&self.name);
+        file
+    }
+}
+
+fn folder(kind: Kind) -> PathBuf {
+    PathBuf::from(format!("kubernetes:{kind:?}"))
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        let looks = Kind::ALL.map(|kind| (kind, Look::Pending(String::new())));
+        Self {
+            objects: Arc::default(),
+            looks: watch::Sender::new(looks.into_iter().collect()),
+            changes: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Held {
+    pub fn objects(&self) -> Arc<Mutex<Objects>> {
+        self.objects.clone()
+    }
+
+    /// Takes a version of an object in. One that is wrong leaves the last good one.
+    pub fn put(&self, kind: Kind, place: &Place, mut object: Value) {
+        let Some(name) = Name::of(&object) else { return };
+        strip(kind, place, &mut object);
+        let parsed = parse_json(&object);
+        if self.lock().apply(&name.file(kind), parsed) {
+            self.changed();
+        }
+    }
+
+    /// The object is gone.
+    pub fn remove(&self, kind: Kind, name: &Name) {
+        if self.lock().remove(&name.file(kind)) {
+            self.changed();
+        }
+    }
+
+    /// Everything of a kind was listed: what is not among `names` is gone.
+    pub fn listed(&self, kind: Kind, names: &HashSet<Name>) {
+        let named: BTreeSet<PathBuf> = names.iter().map(|name| name.file(kind)).collect();
+        self.retain(kind, |file| named.contains(file));
+        self.look(kind, Look::Listed);
+    }
+
+    /// The API server does not have the kind.
+    pub fn absent(&self, kind: Kind) {
+        self.retain(kind, |_| false);
+        self.look(kind, Look::Absent);
+    }
+
+    /// Of a kind that was not seen yet: why not.
+    pub fn failed(&self, kind: Kind, reason: String) {
+        if self.is_pending(kind) {
+            self.look(kind, Look::Pending(reason));
+        }
+    }
+
+    /// Whether nothing is known of the kind yet.
+    pub fn is_pending(&self, kind: Kind) -> bool {
+        matches!(self.looks.borrow().get(&kind), Some(Look::Pending(_)))
+    }
+
+    /// The kinds that were not seen wholly yet, in words; `None` when there is none left.
+    pub fn pending(&self) -> Option<String> {
+        let looks = self.looks.borrow();
+        let pending: Vec<String> = looks
+            .iter()
+            .filter_map(|(kind, look)| match look {
+                Look::Pending(reason) if reason.is_empty() => Some(format!("{kind:?}")),
+                Look::Pending(reason) => Some(format!("{kind:?} ({reason})")),
+                Look::Listed | Look::Absent => None,
+            })
+            .collect();
+        (!pending.is_empty()).then(|| format!("the first list of {}", pending.join(", ")))
+    }
+
+    /// Waits until every kind that the API server has was listed once. An incomplete look would be taken for
+    /// a mesh without what it misses. `waiting` is told what is missing.
+    pub async fn complete(&self, waiting: impl Fn(String)) {
+        let mut looks = self.looks.subscribe();
+        loop {
+            looks.mark_unchanged();
+            match self.pending() {
+                Some(pending) => waiting(pending),
+                None => return,
+            }
+            // The sender lives as long as `self`.
+            let _ = looks.changed().await;
+        }
+    }
+
+    /// Follows the changes, several as one.
+    pub fn follow(self: &Arc<Self>) -> watch::Receiver<u64> {
+        let mut changes = self.changes.subscribe();
+        let (settled, followers) = watch::channel(0);
+        tokio::spawn(async move {
+            while tokio::select! {
+                changed = changes.changed() => changed.is_ok(),
+                () = settled.closed() => false,
+            } {
+                let latest = time::Instant::now() + LATEST;
+                while let Ok(Ok(())) = time::timeout(SETTLED, changes.changed()).await {
+                    if time::Instant::now() >= latest {
+                        break;
+                    }
+                }
+                settled.send_replace(*changes.borrow_and_update());
+            }
+        });
+        followers
+    }
+
+    /// A pod as it is now.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
+        let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: name.into() };
+        let file = Name { namespace: namespace.to_owned(), name: name.to_owned() }.file(Kind::Pod);
+        match self.lock().in_file(&file, &key) {
+            Some(Object::Pod(pod)) => Some(Pod::clone(pod)),
+            _ => None,
+        }
+    }
+
+    /// How many objects of each kind are held.
+    pub fn count(&self) -> BTreeMap<Kind, usize> {
+        let mut counts: BTreeMap<Kind, usize> = Kind::ALL.into_iter().map(|kind| (kind, 0)).collect();
+        let folders = Kind::ALL.map(|kind| (kind, folder(kind)));
+        for file in self.lock().files() {
+            if let Some((kind, _)) = folders.iter().find(|(_, folder)| file.starts_with(folder)) {
+                *counts.entry(*kind).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    fn retain(&self, kind: Kind, keep: impl Fn(&PathBuf) -> bool) {
+        let folder = folder(kind);
+        let mut objects = self.lock();
+        let held = objects.files().filter(|file| file.starts_with(&folder)).map(ToOwned::to_owned);
+        let gone: Vec<PathBuf> = held.filter(|file| !keep(file)).collect();
+        for file in &gone {
+            objects.remove(file);
+        }
+        drop(objects);
+        if !gone.is_empty() {
+            self.changed();
+        }
+    }
+
+    fn look(&self, kind: Kind, look: Look) {
+        self.looks.send_if_modified(|looks| looks.insert(kind, look.clone()).as_ref() != Some(&look));
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|number| *number += 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn place() -> Place {
+        Place::of("v1")
+    }
+
+    fn names(names: &[&str]) -> HashSet<Name> {
+        let name = |name: &&str| Name { namespace: String::new(), name: (*name).to_owned() };
+        names.iter().map(name).collect()
+    }
+
+    #[tokio::test]
+    async fn the_first_look_is_complete_when_every_kind_is() {
+        let held = Held::default();
+        for kind in Kind::ALL {
+            assert!(held.pending().unwrap().contains(&format!("{kind:?}")));
+            if kind == Kind::ServiceEntry {
+                held.absent(kind);
+            } else {
+                held.listed(kind, &HashSet::new());
+            }
+        }
+        assert_eq!(held.pending(), None);
+        // It does not become incomplete again.
+        held.failed(Kind::Pod, "broken".to_owned());
+        held.complete(|pending| panic!("{pending}")).await;
+    }
+
+    #[test]
+    fn why_a_kind_is_missing_is_said() {
+        let held = Held::default();
+        held.failed(Kind::Pod, "403".to_owned());
+        assert!(held.pending().unwrap().contains("Pod (403)"));
+    }
+
+    #[test]
+    fn a_relist_forgets_what_is_gone_and_only_of_its_kind() {
+        let held = Held::default();
+        for name in ["a", "b"] {
+            held.put(Kind::Node, &place(), json!({"metadata": {"name": name}}));
+            held.put(Kind::Namespace, &place(), json!({"metadata": {"name": name}}));
+        }
+        let before = *held.changes.borrow();
+        held.put(Kind::Node, &place(), json!({"metadata": {"name": "a"}, "status": {"heartbeat": 2}}));
+        assert_eq!(*held.changes.borrow(), before, "what is not read is no change");
+        held.listed(Kind::Node, &names(&["b", "new"]));
+        let counts = held.count();
+        assert_eq!((counts[&Kind::Node], counts[&Kind::Namespace]), (1, 2));
+        held.absent(Kind::Namespace);
+        assert_eq!(held.count()[&Kind::Namespace], 0);
+    }
+}

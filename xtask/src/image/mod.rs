@@ -1,0 +1,148 @@
+//! `cargo xtask image`: one image per program, each a static binary and its bill of materials on nothing.
+//!
+//! Only what a program needs is in its image, so there is nothing else to update: no shell, no libc, no roots.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{ebpf, setup, shell, tool_table::Use};
+
+mod sbom;
+
+/// The version of the workspace, which is the tag of its images.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// What a cluster runs.
+pub(crate) const SHIPPED: [&str; 3] = ["control", "agent", "ztunnel"];
+/// The traffic program of the tests.
+pub(crate) const TRAFFIC: &str = "app";
+
+/// How a program is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Profile {
+    /// Optimised, as shipped.
+    Release,
+    /// As tests and the demo use it: built faster.
+    Dev,
+}
+
+/// Which images to build.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How to compile.
+    #[arg(long, value_enum, default_value = "release")]
+    pub(crate) profile: Profile,
+    /// The traffic program of the tests, too.
+    #[arg(long)]
+    pub(crate) with_app: bool,
+}
+
+/// Builds the images, and says how large they are.
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    for (name, bytes) in build(root, args)? {
+        println!("{name:<28} {:>6.1} MB", bytes as f64 / 1e6);
+    }
+    Ok(())
+}
+
+/// Builds the images. Their names and sizes.
+pub(crate) fn build(root: &Path, args: &Args) -> Result<Vec<(String, u64)>> {
+    demand_docker()?;
+    setup::ensure(&[Use::Image])?;
+    ebpf::build(root)?;
+    let mut programs = SHIPPED.to_vec();
+    if args.with_app {
+        programs.push(TRAFFIC);
+    }
+    let target = target(root)?;
+    let binaries = compile(root, &programs, args.profile, &target)?;
+    programs.iter().map(|program| image(root, program, &binaries, &target)).collect()
+}
+
+/// `culvert/agent:0.1.0`
+pub(crate) fn name(program: &str) -> String {
+    format!("culvert/{program}:{VERSION}")
+}
+
+/// Fails unless a docker is there that answers.
+pub(crate) fn demand_docker() -> Result<()> {
+    if shell::which("docker").is_none() {
+        bail!(
+            "no docker in the PATH: install it (Debian: apt-get install docker.io), or any that has `docker build`"
+        );
+    }
+    let mut info = Command::new("docker");
+    let info = info.args(["info", "--format", "{{.ServerVersion}}"]).stdout(Stdio::null());
+    if !info.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        bail!(
+            "docker is installed, and its daemon does not answer: start it (systemctl start docker, or dockerd)"
+        );
+    }
+    Ok(())
+}
+
+/// The gnu target of this machine: its glibc links statically, names by DNS included.
+fn target(root: &Path) -> Result<String> {
+    let version = shell::output(Command::new("rustc").arg("-vV").current_dir(root), "ask rustc")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    if !host.ends_with("-linux-gnu") {
+        bail!("images are built for Linux with glibc; rustc's host is {host}");
+    }
+    Ok(host.to_owned())
+}
+
+/// Links the programs statically; returns the folder they are in.
+fn compile(root: &Path, programs: &[&str], profile: Profile, target: &str) -> Result<PathBuf> {
+    let mut cargo = shell::cargo(root);
+    cargo.args(["build", "--locked", "--target", target]);
+    for program in programs {
+        cargo.args(["--package", program]);
+    }
+    let (folder, variable) = match profile {
+        Profile::Release => ("release", "RELEASE"),
+        Profile::Dev => ("debug", "DEV"),
+    };
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    // With --target these flags are for what is shipped alone, not for build scripts and macros.
+    let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", target.replace('-', "_").to_uppercase());
+    cargo.env(flags, "-Ctarget-feature=+crt-static");
+    cargo.env(format!("CARGO_PROFILE_{variable}_DEBUG"), "false");
+    cargo.env(format!("CARGO_PROFILE_{variable}_STRIP"), "symbols");
+    shell::run(&mut cargo, "build the programs, linked statically")?;
+    let all = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(root.join(all).join(target).join(folder))
+}
+
+/// Puts the parts of an image beside each other, and builds it.
+fn image(root: &Path, program: &str, binaries: &Path, target: &str) -> Result<(String, u64)> {
+    let context = root.join("target/image").join(program);
+    let failed = || format!("fill {}", context.display());
+    fs::create_dir_all(&context).with_context(failed)?;
+    fs::copy(binaries.join(program), context.join(program)).with_context(failed)?;
+    let bill = sbom::of(root, program, VERSION, target)?;
+    fs::write(context.join("sbom.json"), serde_json::to_vec_pretty(&bill)?).with_context(failed)?;
+    let name = name(program);
+    let mut docker = Command::new("docker");
+    docker.args(["build", "--quiet", "--tag", &name]);
+    docker.args(["--build-arg", &format!("VERSION={VERSION}")]);
+    docker.args(["--build-arg", &format!("REVISION={}", revision(root))]);
+    docker.arg("--file").arg(root.join(format!("deploy/images/{program}.Dockerfile"))).arg(&context);
+    shell::output(&mut docker, &format!("build the image {name}"))?;
+    let mut inspect = Command::new("docker");
+    let size = inspect.args(["image", "inspect", "--format", "{{.Size}}", &name]);
+    let size = shell::output(size, &format!("look at the image {name}"))?;
+    Ok((name, size.trim().parse().context("the size of an image")?))
+}
+
+/// The commit, where there is one: a copy of the sources has none.
+fn revision(root: &Path) -> String {
+    let mut git = Command::new("git");
+    git.args(["rev-parse", "--short=12", "HEAD"]).current_dir(root).stderr(Stdio::null());
+    shell::output(&mut git, "ask git").map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}

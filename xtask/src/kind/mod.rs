@@ -1,0 +1,90 @@
+//! `cargo xtask kind`: the mesh in a real cluster of three nodes, from an empty one to an empty one, every step
+//! checked, under a load whose clients never try twice.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    demo::{interrupt, stage::Stage},
+    image, shell,
+};
+
+mod chapters;
+mod cluster;
+mod shop;
+mod tools;
+mod wire;
+
+pub(crate) use tools::demand_helm;
+
+/// Which cluster, and how to end.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Leave the cluster running at the end.
+    #[arg(long)]
+    keep: bool,
+    /// Remove what an earlier `--keep` left.
+    #[arg(long, conflicts_with = "keep")]
+    down: bool,
+    /// Image of the nodes, where kind's own cannot be pulled.
+    #[arg(long, value_name = "IMAGE", env = "CULVERT_NODE_IMAGE")]
+    node_image: Option<String>,
+    /// How to compile what runs in the cluster.
+    #[arg(long, value_enum, default_value = "dev")]
+    profile: image::Profile,
+}
+
+/// Checks the chart: its templates, its values against their schema.
+pub(crate) fn lint_chart(root: &Path) -> Result<()> {
+    let (helm, chart) = (demand_helm(root)?, root.join("deploy/helm/culvert"));
+    shell::run(Command::new(&helm).args(["lint", "--strict", "--quiet"]).arg(&chart), "lint the chart")?;
+    let mut template = Command::new(&helm);
+    template
+        .args(["template", "culvert", "--kube-version", "1.28.0", "--set", "control.replicas=2"])
+        .arg(&chart);
+    shell::output(&mut template, "fill in the chart").map(drop)
+}
+
+/// Builds, makes the cluster, plays, and removes the cluster.
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    shell::demand_root("the cluster")?;
+    let tools = tools::Tools::find(root)?;
+    if args.down {
+        return cluster::delete(&tools);
+    }
+    let images = image::build(root, &image::Args { profile: args.profile, with_app: true })?;
+    let names: Vec<String> = images.iter().map(|(name, _)| name.clone()).collect();
+    let cleaner = tools.clone();
+    interrupt::watch("removing the cluster", move || cluster::delete(&cleaner))?;
+
+    let mut stage = Stage::open();
+    stage.title("CULVERT ON KUBERNETES", "from an empty cluster to an empty cluster, under load");
+    let made = stage.check("a cluster of three nodes, and the images on them", || {
+        let cluster = cluster::Cluster::create(root, tools.clone(), args.node_image.as_deref())?;
+        cluster.load(&names)?;
+        let sizes: Vec<String> =
+            images.iter().map(|(name, bytes)| format!("{name} {:.0} MB", *bytes as f64 / 1e6)).collect();
+        Ok((cluster, sizes.join(", ")))
+    });
+    let played = made.and_then(|cluster| {
+        let shop = root.join("deploy/kind/shop.yaml");
+        let text = fs::read_to_string(&shop).with_context(|| format!("read {}", shop.display()))?;
+        let story =
+            chapters::Story { cluster: &cluster, chart: root.join("deploy/helm/culvert"), shop: text };
+        story.tell(&mut stage, args.keep).inspect_err(|_| eprintln!("\n{}", cluster.look()))
+    });
+    if args.keep && played.is_ok() {
+        stage.curtain();
+        let kubeconfig = root.join("target/kind/kubeconfig");
+        stage.say(
+            "The cluster is left running, the shop in the mesh. Remove it with `cargo xtask kind --down`.",
+        );
+        stage.show(&format!("export KUBECONFIG={}\nkubectl --namespace shop get pods", kubeconfig.display()));
+        return Ok(());
+    }
+    let removed = cluster::delete(&tools);
+    played?;
+    stage.curtain();
+    removed
+}
