@@ -96,6 +96,12 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "DIR", default_value = PROC, help_heading = "Capture")]
     pub(crate) host_proc: PathBuf,
 
+    /// Let the health probes of this node's kubelet pass to the pods' applications, also where mutual TLS is
+    /// STRICT. The kubelet is known by the cgroup of its sockets, so nobody else on the node is taken for it, and
+    /// nothing that is forwarded to the node
+    #[arg(long, help_heading = "Capture")]
+    pub(crate) kubelet_probes: bool,
+
     /// cgroup2 directory that ztunnel runs in or below, to measure round-trip times; without one they
     /// are not
     #[arg(long, value_name = "DIR", help_heading = "Capture")]

@@ -14,6 +14,7 @@ mod bpffs;
 mod broker;
 mod enroll;
 mod handover;
+mod kubelet;
 mod metrics;
 mod netns;
 mod report;
@@ -120,6 +121,13 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
         token: args.token_file.clone(),
     };
     let reports = enroller.reports();
+    if args.kubelet_probes {
+        let known = metrics.kubelet.clone();
+        tokio::spawn(kubelet::follow(args.host_proc.clone(), known, enroller.kubelet()));
+    } else {
+        // An agent before this one may have told.
+        enroller.kubelet()(None).context("the kernel programs cannot be told that no probes pass")?;
+    }
     tokio::spawn(report::run(control, reports, directives(&inputs), metrics.control.clone()));
     tokio::spawn(enroller.run(received, move || wanted.ready()));
     tracing::info!(node = args.node, pins = %args.pins.display(), "the agent runs");
@@ -166,6 +174,7 @@ fn register(handlers: &Handlers, args: &Serve, inputs: &mpsc::UnboundedSender<In
         "token_file": args.token_file,
         "pins": args.pins,
         "host_proc": args.host_proc,
+        "kubelet_probes": args.kubelet_probes,
         "cgroup": args.cgroup,
         "splice": args.splice,
         "splice_cgroup": args.splice_cgroup,

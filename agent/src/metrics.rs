@@ -40,6 +40,7 @@ pub(crate) struct Metrics {
     pub(crate) ztunnels: Gauge,
     pub(crate) control: Gauge,
     pub(crate) splice: Gauge,
+    pub(crate) kubelet: Gauge,
 }
 
 impl Metrics {
@@ -55,6 +56,7 @@ impl Metrics {
             ztunnels: Gauge::default(),
             control: Gauge::default(),
             splice: Gauge::default(),
+            kubelet: Gauge::default(),
         };
         metrics.under("culvert", |registry| {
             let captured = "Whether the pod's capture was measured to work (1) or not (0)";
@@ -72,6 +74,8 @@ impl Metrics {
             registry.register("control_connected", control, own.control.clone());
             let splice = "Whether connections within the node may be spliced (1) or not (0)";
             registry.register("agent_splice", splice, own.splice.clone());
+            let kubelet = "Whether this node's kubelet is known, whose probes pass (1) or not (0)";
+            registry.register("agent_kubelet_known", kubelet, own.kubelet.clone());
         });
         own
     }

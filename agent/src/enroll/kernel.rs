@@ -64,6 +64,11 @@ impl Kernel {
         splice::settle(&self.node, wanted)
     }
 
+    /// Tells whose connections are health probes.
+    pub(super) fn set_kubelet(&self, cgroup: Option<u64>) -> Result<(), capture::Error> {
+        self.node.set_kubelet(cgroup)
+    }
+
     /// The uids of the pods that have pins.
     pub(super) fn pinned(&self) -> Result<Vec<String>, capture::Error> {
         self.node.pinned()

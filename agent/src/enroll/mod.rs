@@ -157,6 +157,14 @@ impl Enroller {
         Ok(enroller)
     }
 
+    /// A way to tell the kernel programs which cgroup is the kubelet's.
+    pub(crate) fn kubelet(
+        &self,
+    ) -> impl Fn(Option<u64>) -> Result<(), capture::Error> + Clone + Send + 'static + use<> {
+        let kernel = self.kernel.clone();
+        move |cgroup| kernel.set_kubelet(cgroup)
+    }
+
     /// The reports for control.
     pub(crate) fn reports(&self) -> watch::Receiver<Option<Vec<PodReport>>> {
         self.reports.subscribe()

@@ -8,6 +8,7 @@ mod authorization;
 mod istio;
 mod kube;
 mod locate;
+mod mistaken;
 mod problem;
 
 use std::{fmt, path::Path, sync::Arc};
@@ -278,6 +279,9 @@ impl Reader<'_, '_> {
         }
         if head.metadata.name.is_empty() {
             return Err(self.problem("metadata.name", "every object needs a name".to_owned()));
+        }
+        if let Some((field, reason)) = mistaken::mistaken(&head.api_version, &head.kind) {
+            return Err(self.problem(field, reason));
         }
         let Some(kind) = Kind::of(&head.api_version, &head.kind) else { return Ok(None) };
         for (field, name) in

@@ -241,3 +241,13 @@ proptest::proptest! {
         let _ = read(&text);
     }
 }
+
+#[test]
+fn a_misspelt_kind_takes_no_policy_away() {
+    let text = "apiVersion: security.istio.io/v1\nkind: AuthorisationPolicy\nmetadata: {name: readers}\n";
+    let parsed = parse(Path::new("policy.yaml"), text);
+    assert!(parsed.unreadable, "whatever the file held holds");
+    assert!(parsed.passed_over.is_empty());
+    let told = parsed.problems[0].to_string();
+    assert!(told.contains("policy.yaml:2") && told.contains("AuthorizationPolicy"), "{told}");
+}
