@@ -79,6 +79,10 @@ fn down() -> Result<()> {
     for id in &kept {
         bed::remove_world(id)?;
     }
-    println!("{} kept world(s) removed", kept.len());
+    match kept.len() {
+        0 => println!("nothing was kept; what a killed demo has left goes with: cargo xtask sweep"),
+        1 => println!("the kept demo was removed"),
+        more => println!("{more} kept demos were removed"),
+    }
     Ok(())
 }

@@ -31,8 +31,8 @@ pub(crate) fn enroll(stage: &mut Stage, cast: &mut Cast, mut early: RedisSession
     stage.fact("six pods enrolled, label to mutual TLS", span(took));
     stage.check("no server was restarted", || {
         Stage::demand(cast.servers_run()?, || "a server has ended".to_owned())?;
-        let pids = cast.server_pids();
-        Ok(((), format!("process ids {pids:?}, as before")))
+        let pids: Vec<String> = cast.server_pids().iter().map(ToString::to_string).collect();
+        Ok(((), format!("process ids {}, as before", pids.join(", "))))
     })?;
     stage.check("the connection from before still works", || {
         let answer = early.ask("INCR visits")?;

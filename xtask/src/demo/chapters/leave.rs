@@ -74,7 +74,7 @@ pub(crate) fn leave_and_return(stage: &mut Stage, cast: &mut Cast) -> Result<()>
         Ok(((), format!("{calls} calls by curl, each served")))
     })?;
     drop(subscriber);
-    stage.check("and the wire is silent again", || {
+    stage.check("and the wire shows nothing but tunnels again", || {
         // What began in plain text (a call just before the label) may end in plain text.
         let silent = || -> Result<Option<String>> {
             let sniffer = wire::sniff(cast)?;

@@ -35,11 +35,20 @@ pub(crate) fn showed_tunnels(seen: &Sniffed) -> Result<String> {
         bail!("nothing was on port {HBONE}: the traffic took another way");
     }
     Ok(format!(
-        "{} frames, every TCP byte on port {HBONE} ({} KB, {} TLS handshakes); 0 frames missed",
+        "{} frames, every TCP byte on port {HBONE} ({}, TLS handshakes: {}); 0 frames missed",
         seen.frames,
-        tunnel.payload / 1000,
+        size(tunnel.payload),
         seen.tls_hellos
     ))
+}
+
+/// Bytes, for people.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{} KB", bytes / 1_000),
+        _ => format!("{} MB", bytes / 1_000_000),
+    }
 }
 
 /// Chapter: no mesh. Returns a Redis session that is open before the mesh knows its pods.
@@ -62,7 +71,7 @@ pub(crate) fn before(stage: &mut Stage, cast: &mut Cast) -> Result<RedisSession>
         let bits = traffic::iperf(&cast.storefront, &cast.depot)?;
         Ok((bits, traffic::rate(bits)))
     })?;
-    stage.fact("bulk stream, no mesh", traffic::rate(bits));
+    stage.fact("bulk stream, no mesh (cores shared with the demo)", traffic::rate(bits));
     stage.check("redis-cli opens a connection, and keeps it", || {
         let mut session = RedisSession::open(&cast.storefront, &cast.cache, "early")?;
         let answer = session.ask("INCR visits")?;
@@ -92,7 +101,7 @@ pub(crate) fn after(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
         let call = traffic::curl(&cast.storefront, to, 5)?;
         Ok((call.took, format!("http://{to}/ → {}", call.expect_served()?)))
     })?;
-    stage.fact("page over the mesh, first and later call", format!("{}, {}", span(first), span(again)));
+    stage.fact("page over the mesh: first call, third call", format!("{}, {}", span(first), span(again)));
     stage.check("redis-cli writes the secret and reads it back", || {
         let mut session = RedisSession::open(&cast.storefront, &cast.cache, "meshed")?;
         session.ask(&format!("SET safe {SECRET}"))?;
@@ -113,6 +122,6 @@ pub(crate) fn after(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
             Ok((seen, evidence))
         },
     )?;
-    stage.fact("frames read on the wire, secret seen", format!("{}, never", seen.frames));
+    stage.fact("secret seen on the wire, enrolled", format!("never, in {} frames", seen.frames));
     Ok(())
 }
