@@ -131,6 +131,10 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
 
 fn strip_metadata(kind: Kind, metadata: &mut Value) {
     remove(metadata, "managedFields");
+    // Of two policies the older holds.
+    if kind != Kind::PeerAuthentication {
+        remove(metadata, "creationTimestamp");
+    }
     let read: &[&str] = match kind {
         Kind::Pod => &[NETNS, REDIRECTION, MARK],
         Kind::AuthorizationPolicy => &["istio.io/dry-run"],
