@@ -15,7 +15,7 @@ pub enum Proof {
     /// Folder mode: a token that control has made.
     Ours(Arc<Tokens>),
     /// A service account's token that is bound to a pod; the API server can tell.
-    Pods(Reviews),
+    Pods(Box<Reviews>),
 }
 
 /// Takes callers for the node their token proves, as long as that node is part of the mesh.

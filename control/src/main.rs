@@ -215,7 +215,9 @@ fn token(state: &std::path::Path, node: &str, lifetime: Duration) -> anyhow::Res
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    let logging = logging::init(args.common.log_format, &args.common.log_level)?;
+    // The client's own complaints are ours over again, and louder. Who names it gets to see them.
+    let levels = format!("kube_client=off,{}", args.common.log_level);
+    let logging = logging::init(args.common.log_format, &levels)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(serve(args, &logging));
     logging.flush();

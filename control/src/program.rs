@@ -267,7 +267,7 @@ async fn begin_cluster(
     Ok(Begun {
         objects: cluster.objects(),
         nodes: Nodes::shared(),
-        proof: Proof::Pods(cluster.reviews()),
+        proof: Proof::Pods(Box::new(cluster.reviews())),
         token_files: None,
         authority,
         names: cluster.names(&mesh.cluster_domain),

@@ -125,7 +125,7 @@ impl<'v> Compiler<'v, '_> {
     }
 
     fn machine(&self, uid: Arc<str>, key: &ObjectKey, name: Arc<str>, spec: &WorkloadEntrySpec) -> Workload {
-        let label = |name: &str| spec.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
+        let label = |name: &str| spec.labels.as_ref().and_then(|labels| labels.get(name));
         let mut locality = spec.locality.as_deref().unwrap_or_default().split('/');
         let mut part = || locality.next().unwrap_or_default().into();
         Workload {

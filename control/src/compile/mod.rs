@@ -21,8 +21,8 @@ pub(crate) use workloads::NETNS;
 
 use crate::{
     manifest::{
-        Authorization, EndpointSlice, Kind, Object, ObjectKey, PeerAuthentication, Pod, Problem, Severity,
-        selects,
+        Authorization, EndpointSlice, Kind, Labels, Object, ObjectKey, PeerAuthentication, Pod, Problem,
+        Severity, selects,
     },
     objects::View,
 };
@@ -104,7 +104,7 @@ struct Compiler<'v, 'o> {
     options: &'o Options,
     out: Compiled,
     /// Labels of each workload, by uid: what selectors see.
-    labels: HashMap<Arc<str>, &'v BTreeMap<String, String>>,
+    labels: HashMap<Arc<str>, &'v Labels>,
     /// Workloads by namespace, and by address the first that holds it: without these every service
     /// would look at every workload.
     by_namespace: HashMap<Arc<str>, Vec<Arc<str>>>,
@@ -117,7 +117,7 @@ struct Compiler<'v, 'o> {
 type Slice<'v> = (&'v ObjectKey, &'v EndpointSlice);
 
 /// For workloads without labels.
-static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+static NO_LABELS: Labels = Labels::NONE;
 
 impl<'v, 'o> Compiler<'v, 'o> {
     fn new(view: &'v View<'v>, options: &'o Options) -> Self {
@@ -126,7 +126,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
             if let Object::EndpointSlice(slice) = object
                 && let Some(service) = slice.service()
             {
-                slices.entry((key.namespace.clone(), service)).or_default().push((key, slice));
+                slices.entry((key.namespace.clone(), service)).or_default().push((key, &**slice));
             }
         }
         Self {
@@ -141,7 +141,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
     }
 
     /// Adds a workload and what selectors see of it.
-    fn add(&mut self, workload: Workload, labels: Option<&'v BTreeMap<String, String>>) {
+    fn add(&mut self, workload: Workload, labels: Option<&'v Labels>) {
         let uid = workload.uid.clone();
         self.labels.insert(uid.clone(), labels.unwrap_or(&NO_LABELS));
         self.by_namespace.entry(workload.namespace.clone()).or_default().push(uid.clone());
@@ -152,7 +152,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
     }
 
     /// The workloads of a namespace that have all these labels, in the order they were added.
-    fn select(&self, namespace: &str, wanted: &BTreeMap<String, String>) -> Vec<Arc<str>> {
+    fn select(&self, namespace: &str, wanted: &Labels) -> Vec<Arc<str>> {
         let uids = self.by_namespace.get(namespace).into_iter().flatten();
         uids.filter(|uid| selects(wanted, Some(self.labels_of(uid)))).cloned().collect()
     }
@@ -167,7 +167,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
         self.out.problems.push(Problem::about(about, Severity::Warning, field, reason));
     }
 
-    fn labels_of(&self, uid: &str) -> &'v BTreeMap<String, String> {
+    fn labels_of(&self, uid: &str) -> &'v Labels {
         self.labels.get(uid).copied().unwrap_or(&NO_LABELS)
     }
 
@@ -186,13 +186,13 @@ impl<'v, 'o> Compiler<'v, 'o> {
 
     fn all_authorizations(&self) -> Vec<(ObjectKey, &'v Authorization)> {
         self.of_kind(Kind::AuthorizationPolicy, |object| {
-            if let Object::AuthorizationPolicy(policy) = object { Some(policy) } else { None }
+            if let Object::AuthorizationPolicy(policy) = object { Some(&**policy) } else { None }
         })
     }
 
     fn all_peer_authentications(&self) -> Vec<(ObjectKey, &'v PeerAuthentication)> {
         self.of_kind(Kind::PeerAuthentication, |object| {
-            if let Object::PeerAuthentication(policy) = object { Some(policy) } else { None }
+            if let Object::PeerAuthentication(policy) = object { Some(&**policy) } else { None }
         })
     }
 }

@@ -51,11 +51,6 @@ impl ApiError {
         self.code() == Some(404)
     }
 
-    /// It is not ours to ask (403).
-    pub fn is_forbidden(&self) -> bool {
-        self.code() == Some(403)
-    }
-
     /// Somebody else was first (409).
     pub fn is_conflict(&self) -> bool {
         self.code() == Some(409)

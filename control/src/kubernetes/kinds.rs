@@ -85,14 +85,15 @@ pub async fn locate(api: &Api, kind: Kind) -> Result<Option<Place>, ApiError> {
             return Ok(Some(place(version)));
         }
     }
-    // An API server that has just started may not serve yet what it knows: silence is not absence.
+    // An API server that has just started may not serve yet what it knows, and may not know yet what we may
+    // ask: neither silence nor refusal is absence.
     let definition = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.{group}");
     match api.get(&definition).await {
         Ok(definition) if will_be_served(&definition, versions) => {
             Err(ApiError::Nonsense(format!("{plural}.{group} is defined, and not served yet")))
         }
         Ok(_) => Ok(None),
-        Err(error) if error.is_absent() || error.is_forbidden() => Ok(None),
+        Err(error) if error.is_absent() => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -130,6 +131,10 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
 
 fn strip_metadata(kind: Kind, metadata: &mut Value) {
     remove(metadata, "managedFields");
+    // Of two policies the older holds.
+    if kind != Kind::PeerAuthentication {
+        remove(metadata, "creationTimestamp");
+    }
     let read: &[&str] = match kind {
         Kind::Pod => &[NETNS, REDIRECTION, MARK],
         Kind::AuthorizationPolicy => &["istio.io/dry-run"],

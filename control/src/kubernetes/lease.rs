@@ -42,6 +42,8 @@ pub struct Election {
     /// The lease as it was when it last differed, and when that was.
     seen: Option<(Value, Instant)>,
     renewed: Option<Instant>,
+    /// The last turn failed, and somebody was told.
+    failing: bool,
 }
 
 /// What is to be done about the lease.
@@ -80,6 +82,7 @@ impl Election {
             metrics,
             seen: None,
             renewed: None,
+            failing: false,
         }
     }
 
@@ -92,19 +95,22 @@ impl Election {
     pub async fn run(mut self) {
         loop {
             let turn = timeout(ANSWER, self.turn()).await.unwrap_or(Err(ApiError::Silent));
-            match turn {
+            match &turn {
                 Ok(true) => {
                     self.renewed = Some(Instant::now());
                     self.lead(true);
                 }
                 Ok(false) => self.lead(false),
                 Err(error) => {
-                    warn!("the lease {NAME}: {error}");
+                    if !self.failing {
+                        warn!("the lease {NAME} (said once until it works again): {error}");
+                    }
                     if self.renewed.is_none_or(|renewed| renewed.elapsed() > GIVE_UP) {
                         self.lead(false);
                     }
                 }
             }
+            self.failing = turn.is_err();
             sleep(jittered(EVERY)).await;
         }
     }

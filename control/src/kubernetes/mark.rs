@@ -64,9 +64,9 @@ impl Write {
 
 /// Keeps the marks of the pods of connected agents.
 pub struct Marks {
-    pub api: Api,
-    pub nodes: Arc<Nodes>,
-    pub metrics: Arc<Metrics>,
+    api: Api,
+    nodes: Arc<Nodes>,
+    metrics: Arc<Metrics>,
     /// What was written or tried last, by uid, and until when it is left alone.
     tried: HashMap<String, (Write, Instant)>,
 }

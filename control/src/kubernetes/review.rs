@@ -35,7 +35,7 @@ const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
 /// Asks and remembers.
 pub struct Reviews {
-    pub api: Api,
+    api: Api,
     held: Arc<Held>,
     audiences: Vec<String>,
     /// Who may speak for the nodes that their pods run on.

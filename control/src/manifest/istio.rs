@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::kube::{LabelSelector, Metadata, parse_ip};
+use super::{
+    kube::{LabelSelector, Metadata, parse_ip},
+    labels::Labels,
+};
 
 type Checked = Result<(), (String, String)>;
 
@@ -29,7 +32,7 @@ pub struct ServiceEntrySpec {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct EntrySelector {
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -110,7 +113,7 @@ pub struct WorkloadEntry {
 pub struct WorkloadEntrySpec {
     pub address: Option<String>,
     pub ports: Option<BTreeMap<String, u16>>,
-    pub labels: Option<BTreeMap<String, String>>,
+    pub labels: Option<Labels>,
     pub network: Option<Arc<str>>,
     pub service_account: Option<Arc<str>>,
     /// `region/zone/subzone`.

@@ -1,8 +1,10 @@
 //! The Kubernetes kinds, with only the fields the mesh reads.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use serde::Deserialize;
+
+use super::labels::Labels;
 
 type Checked = Result<(), (String, String)>;
 
@@ -13,8 +15,8 @@ pub struct Metadata {
     pub name: Arc<str>,
     pub namespace: Option<Arc<str>>,
     pub uid: Option<Arc<str>>,
-    pub labels: Option<BTreeMap<String, String>>,
-    pub annotations: Option<BTreeMap<String, String>>,
+    pub labels: Option<Labels>,
+    pub annotations: Option<Labels>,
     pub owner_references: Option<Vec<OwnerReference>>,
     /// RFC 3339; compared as text, which sorts as time does in UTC.
     pub creation_timestamp: Option<String>,
@@ -36,11 +38,11 @@ impl Metadata {
     }
 
     pub fn label(&self, name: &str) -> Option<&str> {
-        self.labels.as_ref()?.get(name).map(String::as_str)
+        self.labels.as_ref()?.get(name)
     }
 
     pub fn annotation(&self, name: &str) -> Option<&str> {
-        self.annotations.as_ref()?.get(name).map(String::as_str)
+        self.annotations.as_ref()?.get(name)
     }
 }
 
@@ -49,18 +51,18 @@ impl Metadata {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LabelSelector {
     #[serde(default)]
-    pub match_labels: BTreeMap<String, String>,
+    pub match_labels: Labels,
 }
 
 impl LabelSelector {
-    pub fn matches(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
+    pub fn matches(&self, labels: Option<&Labels>) -> bool {
         selects(&self.match_labels, labels)
     }
 }
 
 /// Whether `labels` has every pair of `wanted`.
-pub fn selects(wanted: &BTreeMap<String, String>, labels: Option<&BTreeMap<String, String>>) -> bool {
-    wanted.iter().all(|(name, value)| labels.and_then(|labels| labels.get(name)) == Some(value))
+pub fn selects(wanted: &Labels, labels: Option<&Labels>) -> bool {
+    labels.unwrap_or(&Labels::NONE).have(wanted)
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -202,7 +204,7 @@ pub struct ServiceSpec {
     #[serde(rename = "clusterIPs")]
     pub cluster_ips: Option<Vec<String>>,
     pub ports: Option<Vec<ServicePort>>,
-    pub selector: Option<BTreeMap<String, String>>,
+    pub selector: Option<Labels>,
     pub publish_not_ready_addresses: bool,
     pub internal_traffic_policy: Option<String>,
 }

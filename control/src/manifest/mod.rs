@@ -7,6 +7,7 @@
 mod authorization;
 mod istio;
 mod kube;
+mod labels;
 mod locate;
 mod mistaken;
 mod problem;
@@ -24,6 +25,7 @@ pub use kube::{
     EndpointSlice, IntOrName, LabelSelector, Metadata, Namespace, Node, Pod, Service, ServicePort,
     SliceEndpoint, selects,
 };
+pub use labels::Labels;
 pub use problem::{Problem, Severity};
 
 /// Documents beyond this number in one file are refused: a bound on what a file may cost.
@@ -102,15 +104,15 @@ impl Kind {
 /// One object, typed and valid.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Object {
-    Namespace(Namespace),
-    Node(Node),
+    Namespace(Box<Namespace>),
+    Node(Box<Node>),
     Pod(Box<Pod>),
-    Service(Service),
-    EndpointSlice(EndpointSlice),
+    Service(Box<Service>),
+    EndpointSlice(Box<EndpointSlice>),
     ServiceEntry(Box<ServiceEntry>),
-    WorkloadEntry(WorkloadEntry),
-    AuthorizationPolicy(Authorization),
-    PeerAuthentication(PeerAuthentication),
+    WorkloadEntry(Box<WorkloadEntry>),
+    AuthorizationPolicy(Box<Authorization>),
+    PeerAuthentication(Box<PeerAuthentication>),
 }
 
 /// What one file holds.
@@ -313,22 +315,22 @@ impl Reader<'_, '_> {
         item: Option<(usize, serde_yaml_ng::Value)>,
     ) -> Result<Object, Box<Problem>> {
         let object = match key.kind {
-            Kind::Namespace => Object::Namespace(self.typed_or(item)?),
-            Kind::Node => Object::Node(self.typed_or(item)?),
+            Kind::Namespace => Object::Namespace(Box::new(self.typed_or(item)?)),
+            Kind::Node => Object::Node(Box::new(self.typed_or(item)?)),
             Kind::Pod => Object::Pod(Box::new(self.checked(item, Pod::check)?)),
-            Kind::Service => Object::Service(self.checked(item, Service::check)?),
-            Kind::EndpointSlice => Object::EndpointSlice(self.checked(item, EndpointSlice::check)?),
+            Kind::Service => Object::Service(Box::new(self.checked(item, Service::check)?)),
+            Kind::EndpointSlice => Object::EndpointSlice(Box::new(self.checked(item, EndpointSlice::check)?)),
             Kind::ServiceEntry => Object::ServiceEntry(Box::new(self.checked(item, ServiceEntry::check)?)),
-            Kind::WorkloadEntry => Object::WorkloadEntry(self.checked(item, WorkloadEntry::check)?),
+            Kind::WorkloadEntry => Object::WorkloadEntry(Box::new(self.checked(item, WorkloadEntry::check)?)),
             Kind::PeerAuthentication => {
-                Object::PeerAuthentication(self.checked(item, PeerAuthentication::check)?)
+                Object::PeerAuthentication(Box::new(self.checked(item, PeerAuthentication::check)?))
             }
             Kind::AuthorizationPolicy => {
                 let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
                 let raw: authorization::Manifest = self.typed_or(item)?;
                 let policy = Authorization::from_manifest(raw, &key.namespace)
                     .map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
-                Object::AuthorizationPolicy(policy)
+                Object::AuthorizationPolicy(Box::new(policy))
             }
         };
         Ok(object)

@@ -16,7 +16,7 @@ fn policy(spec: &str) -> Result<Authorization, Box<Problem>> {
     );
     let mut parsed = read(&text);
     match parsed.objects.pop() {
-        Some((_, Object::AuthorizationPolicy(policy))) => Ok(policy),
+        Some((_, Object::AuthorizationPolicy(policy))) => Ok(*policy),
         None => Err(Box::new(parsed.problems.remove(0))),
         other => panic!("not a policy: {other:?}"),
     }
