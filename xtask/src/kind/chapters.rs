@@ -29,8 +29,9 @@ const WATCH: Duration = Duration::from_secs(6);
 pub(crate) struct Story<'a> {
     pub(crate) cluster: &'a Cluster,
     pub(crate) chart: PathBuf,
-    /// The shop's manifests.
+    /// The shop's manifests, and those of its customers.
     pub(crate) shop: String,
+    pub(crate) customers: String,
 }
 
 impl Story<'_> {
@@ -53,9 +54,14 @@ impl Story<'_> {
              new ones, compare every byte, and never try twice. No mesh yet.",
         );
         stage.check("the shop is open", || {
-            self.apply(&shop::manifests(&self.shop, &image::name(image::TRAFFIC)))?;
-            let all = ["catalog", "cart", "checkout", "customers"].map(|name| format!("deployment/{name}"));
-            self.cluster.rolled_out(NAMESPACE, &all.each_ref().map(String::as_str))?;
+            let image = image::name(image::TRAFFIC);
+            self.apply(&shop::manifests(&self.shop, &image))?;
+            let services = ["deployment/catalog", "deployment/cart", "deployment/checkout"];
+            self.cluster.rolled_out(NAMESPACE, &services)?;
+            // Ready is not yet reachable: kube-proxy is told a moment later.
+            std::thread::sleep(Duration::from_secs(3));
+            self.apply(&shop::manifests(&self.customers, &image))?;
+            self.cluster.rolled_out(NAMESPACE, &["deployment/customers"])?;
             Ok(((), "8 pods on 2 nodes".to_owned()))
         })?;
         self.flawless(stage, "the customers are served")?;
