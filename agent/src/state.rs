@@ -26,6 +26,9 @@ pub(crate) struct Wanted {
     pub(crate) service_account: String,
     /// Path of its network namespace; empty where none is named.
     pub(crate) netns: PathBuf,
+    /// Control knows an address of it, and with it the ztunnels.
+    #[serde(default)]
+    pub(crate) addressed: bool,
     pub(crate) enroll: bool,
     /// No peer is told to use HBONE any more.
     pub(crate) withdrawn: bool,
@@ -98,6 +101,12 @@ impl State {
 }
 
 impl Wanted {
+    /// Whether its enrollment can begin. The namespace of a pod may be found before the API server is told of
+    /// its address; a ztunnel that knows the pod without one resets what comes from it.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.addressed || !self.netns.as_os_str().is_empty()
+    }
+
     /// What is wrong with the pod, if anything: its uid becomes the name of a directory.
     fn problem(&self) -> Option<&'static str> {
         let named = |text: &str| !text.is_empty() && text.len() <= MAX_NAME;
@@ -125,6 +134,7 @@ pub(crate) fn wanted(pods: Vec<NodePod>) -> Vec<Wanted> {
         name: pod.name,
         service_account: pod.service_account,
         netns: pod.netns.into(),
+        addressed: !pod.addresses.is_empty(),
         enroll: pod.enroll,
         withdrawn: pod.withdrawn,
     });
@@ -176,6 +186,18 @@ mod tests {
         assert_eq!(state.load(), None);
         state.forget().expect("forgets");
         state.forget().expect("forgets what is forgotten");
+    }
+
+    #[test]
+    fn a_pod_to_be_found_is_ready_when_it_has_an_address() {
+        let unnamed = NodePod { netns: String::new(), ..pod("u1") };
+        let addressed = NodePod { addresses: vec!["10.1.0.2".into()], ..unnamed.clone() };
+        let ready = |pod: NodePod| wanted(vec![pod])[0].is_ready();
+        assert_eq!([ready(pod("u1")), ready(unnamed), ready(addressed)], [true, false, true]);
+        // What an agent before this version kept: adopted by its pins, else when control has spoken.
+        let kept = r#"[{"uid":"u","namespace":"n","name":"p","service_account":"s","netns":"","enroll":true,"withdrawn":false}]"#;
+        let kept: Vec<Wanted> = serde_json::from_str(kept).expect("an earlier version's file");
+        assert!(!kept[0].is_ready());
     }
 
     #[test]

@@ -228,12 +228,15 @@ impl Enroller {
         }
         for wanted in wanted {
             let uid = wanted.uid.clone();
+            let pinned = self.strangers.remove(&uid);
+            // Once begun, an enrollment is not undone by an address that is not named for a while.
+            let begun = self.pods.get(&uid).is_some_and(|pod| pod.machine.desire() == Desire::Enrolled);
             let desire = match (wanted.enroll, wanted.withdrawn) {
-                (true, _) => Desire::Enrolled,
+                (true, _) if pinned || begun || wanted.is_ready() => Desire::Enrolled,
+                (true, _) => Desire::Released,
                 (false, false) => Desire::Withdrawing,
                 (false, true) => Desire::Released,
             };
-            let pinned = self.strangers.remove(&uid);
             let every = self.probe_every;
             let pod = self.pods.entry(uid.clone()).or_insert_with(|| Pod::new(wanted.clone(), pinned, every));
             pod.deleted = None;

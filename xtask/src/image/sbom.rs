@@ -35,7 +35,7 @@ fn parts(root: &Path, which: &[&str], target: &str) -> Result<BTreeSet<Part>> {
     Ok(tree.lines().filter_map(part).collect())
 }
 
-/// `serde v1.0.2 (proc-macro)	MIT OR Apache-2.0`
+/// `serde v1.0.2 (proc-macro)`, a tab, `MIT OR Apache-2.0`.
 fn part(line: &str) -> Option<Part> {
     let (package, licence) = line.split_once('\t')?;
     let mut words = package.split_whitespace();

@@ -122,7 +122,13 @@ pub(crate) fn eventually<T>(
     let start = Instant::now();
     loop {
         match ask()? {
-            Ok(there) => return Ok((there, start.elapsed())),
+            Ok(there) => {
+                let took = start.elapsed();
+                if took > limit {
+                    bail!("{what}: after {took:.1?}, and not within {limit:?}");
+                }
+                return Ok((there, took));
+            }
             Err(instead) if start.elapsed() > limit => bail!("{what}: not within {limit:?}: {instead}"),
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }

@@ -21,7 +21,7 @@ pub(crate) use tools::demand_helm;
 /// Which cluster, and how to end.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Leave the cluster running at the end.
+    /// Leave the cluster running at the end, also after a failure.
     #[arg(long)]
     keep: bool,
     /// Remove what an earlier `--keep` left.
@@ -68,13 +68,17 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         Ok((cluster, sizes.join(", ")))
     });
     let played = made.and_then(|cluster| {
-        let shop = root.join("deploy/kind/shop.yaml");
-        let text = fs::read_to_string(&shop).with_context(|| format!("read {}", shop.display()))?;
-        let story =
-            chapters::Story { cluster: &cluster, chart: root.join("deploy/helm/culvert"), shop: text };
+        let read = |name: &str| {
+            let path = root.join("deploy/kind").join(name);
+            fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+        };
+        let (shop, customers) = (read("shop.yaml")?, read("customers.yaml")?);
+        let chart = root.join("deploy/helm/culvert");
+        let story = chapters::Story { cluster: &cluster, chart, shop, customers };
         story.tell(&mut stage, args.keep).inspect_err(|_| eprintln!("\n{}", cluster.look()))
     });
-    if args.keep && played.is_ok() {
+    if args.keep {
+        played?;
         stage.curtain();
         let kubeconfig = root.join("target/kind/kubeconfig");
         stage.say(
