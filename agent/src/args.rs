@@ -97,8 +97,8 @@ pub(crate) struct Serve {
     pub(crate) host_proc: PathBuf,
 
     /// Let the health probes of this node's kubelet pass to the pods' applications, also where mutual TLS is
-    /// STRICT. The kubelet is known by the cgroup of its sockets, so nobody else on the node is taken for it, and
-    /// nothing that is forwarded to the node
+    /// STRICT. The kubelet is known by the cgroup of its sockets: nothing that is forwarded to the node is taken for
+    /// it. Where that cgroup holds containers, no probe passes
     #[arg(long, help_heading = "Capture")]
     pub(crate) kubelet_probes: bool,
 

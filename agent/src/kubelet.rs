@@ -1,14 +1,14 @@
 //! Finds the node's kubelet, so that its health probes reach the pods: by the cgroup of the sockets on which it
 //! listens, which the kernel programs compare with that of whoever sends a SYN.
 //!
-//! Who poses as the kubelet gets plaintext past every policy, so it has to be root's, in the node's own process
-//! and network namespaces, and in no pod's cgroup. Kubernetes distributions that run the kubelet within a process of
-//! their own (k3s) are known by the names of those.
+//! Who poses as the kubelet gets plaintext past every policy. So it has to be the program of that name, root's in every
+//! respect, in the node's own process and network namespaces, and in a cgroup2 that holds no container. Where the
+//! kubelet shares a process or a cgroup with others (k3s, or a node without a cgroup2 of its own for pods), its
+//! probes cannot be told apart, and are captured.
 
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,8 +16,9 @@ use std::{
 use capture::sockdiag::{Diag, Listening};
 use prometheus_client::metrics::gauge::Gauge;
 
-/// As `/proc/PID/comm` has them.
-const NAMES: [&str; 5] = ["kubelet", "k3s-server", "k3s-agent", "kubelite", "k0s"];
+use crate::netns;
+
+const NAME: &str = "kubelet";
 
 /// Between two looks: a kubelet that was restarted may be in a new cgroup, and its probes are refused until then.
 const EVERY: Duration = Duration::from_secs(5);
@@ -27,57 +28,56 @@ pub(crate) async fn follow<T>(proc: PathBuf, known: Gauge, tell: T)
 where
     T: Fn(Option<u64>) -> Result<(), capture::Error> + Clone + Send + 'static,
 {
-    let mut told: Option<Option<u64>> = None;
+    let mut told: Option<Result<u64, String>> = None;
     loop {
         let looked = {
             let proc = proc.clone();
             tokio::task::spawn_blocking(move || find(&proc)).await
         };
-        let found = match looked {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => {
-                // What was found before still is the best there is.
-                tracing::debug!(%error, "the kubelet cannot be looked for");
-                told.flatten()
-            }
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
-        if told != Some(found) {
-            match tell(found) {
+        match looked {
+            Ok(Ok(found)) if told.as_ref() != Some(&found) => match tell(found.as_ref().ok().copied()) {
                 Ok(()) => {
-                    match found {
-                        Some(cgroup) => tracing::info!(cgroup, "probes of the kubelet pass to the pods"),
-                        None => tracing::warn!(
-                            "no kubelet was found on this node: its probes are captured, and refused where mutual \
-                             TLS is STRICT"
+                    match &found {
+                        Ok(cgroup) => tracing::info!(cgroup, "probes of the kubelet pass to the pods"),
+                        Err(reason) => tracing::warn!(
+                            reason,
+                            "probes of the kubelet are captured like any call, and refused where mutual TLS is STRICT"
                         ),
                     }
+                    known.set(i64::from(found.is_ok()));
                     told = Some(found);
-                    known.set(i64::from(found.is_some()));
                 }
                 Err(error) => tracing::warn!(%error, "the kernel programs are not told who the kubelet is"),
-            }
+            },
+            Ok(Ok(_same)) => {}
+            // What was told before, by an agent before this one perhaps, still is the best there is.
+            Ok(Err(error)) => tracing::debug!(%error, "the kubelet cannot be looked for"),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-/// The id of the cgroup that the kubelet's listening sockets were made in.
-fn find(proc: &Path) -> io::Result<Option<u64>> {
-    let mut inodes = BTreeSet::new();
-    for process in processes(proc)? {
-        if is_kubelet(&process, proc) {
-            inodes.extend(sockets(&process));
-        }
+/// The id of the cgroup that the kubelet's listening sockets were made in, or why there is none to go by.
+fn find(proc: &Path) -> io::Result<Result<u64, String>> {
+    let all = processes(proc)?;
+    let kubelets: Vec<&PathBuf> = all.iter().filter(|process| is_kubelet(process, proc)).collect();
+    let [kubelet] = kubelets[..] else {
+        let count = kubelets.len();
+        return Ok(Err(format!("{count} processes of this node are its kubelet; one is to be")));
+    };
+    if let Err(reason) = has_cgroup_of_its_own(kubelet, &all, proc) {
+        return Ok(Err(reason));
     }
-    if inodes.is_empty() {
-        return Ok(None);
-    }
-    Ok(cgroup_of(&inodes, &Diag::open()?.listeners()?))
+    let found = cgroup_of(&sockets(kubelet), &Diag::open()?.listeners()?);
+    Ok(found.ok_or_else(|| "the kubelet listens nowhere, or in several cgroups".to_owned()))
 }
 
 fn cgroup_of(inodes: &BTreeSet<u64>, listening: &[Listening]) -> Option<u64> {
-    listening.iter().filter(|socket| inodes.contains(&socket.inode)).find_map(|socket| socket.cgroup)
+    // A listener of another user was handed to it.
+    let its_own = listening.iter().filter(|socket| inodes.contains(&socket.inode) && socket.uid == 0);
+    let cgroups: BTreeSet<u64> = its_own.filter_map(|socket| socket.cgroup).collect();
+    cgroups.first().copied().filter(|_| cgroups.len() == 1)
 }
 
 fn processes(proc: &Path) -> io::Result<Vec<PathBuf>> {
@@ -88,25 +88,60 @@ fn processes(proc: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(fs::read_dir(proc)?.flatten().map(|entry| entry.path()).filter(is_process).collect())
 }
 
-/// Whether the process is the node's kubelet, as far as nobody else can make it seem so.
+/// Whether the process is the node's kubelet, as far as nobody but root can make it seem so.
 fn is_kubelet(process: &Path, proc: &Path) -> bool {
-    let named = fs::read_to_string(process.join("comm")).is_ok_and(|name| NAMES.contains(&name.trim()));
+    let named = fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim() == NAME);
     if !named {
         return false;
     }
-    let of_root = fs::metadata(process).is_ok_and(|process| process.uid() == 0);
-    let shares = |namespace: &str| {
+    // The name of a process is that of a link, too; what it runs is not.
+    let runs = fs::read_link(process.join("exe")).is_ok_and(|program| {
+        let program = program.to_string_lossy();
+        program.trim_end_matches(" (deleted)").rsplit('/').next() == Some(NAME)
+    });
+    let of_root = fs::read_to_string(process.join("status")).is_ok_and(|status| {
+        let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+        let mut users = users.split_whitespace().peekable();
+        users.peek().is_some() && users.all(|user| user == "0")
+    });
+    let in_pod = fs::read_to_string(process.join("cgroup")).map_or(true, |cgroup| netns::is_in_pod(&cgroup));
+    runs && of_root && is_of_node(process, proc) && !in_pod
+}
+
+/// Whether the process is in the node's own process and network namespaces.
+fn is_of_node(process: &Path, proc: &Path) -> bool {
+    ["pid", "net"].into_iter().all(|namespace| {
         let of = |process: &Path| fs::read_link(process.join("ns").join(namespace)).ok();
         let theirs = of(process);
         theirs.is_some() && theirs == of(&proc.join("1"))
+    })
+}
+
+/// The cgroup2 of a process, as this process sees it.
+fn cgroup2(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+/// Nobody whose sockets could be taken for the kubelet's is in its cgroup.
+fn has_cgroup_of_its_own(kubelet: &Path, all: &[PathBuf], proc: &Path) -> Result<(), String> {
+    let of = |process: &Path| fs::read_to_string(process.join("cgroup")).unwrap_or_default();
+    let text = of(kubelet);
+    let Some(cgroup) = cgroup2(&text).filter(|path| *path != "/") else {
+        return Err("the kubelet is in no cgroup2 of its own".to_owned());
     };
-    let in_pod = fs::read_to_string(process.join("cgroup")).is_ok_and(|cgroup| cgroup.contains("kubepods"));
-    of_root && shares("pid") && shares("net") && !in_pod
+    for process in all.iter().filter(|process| **process != kubelet) {
+        let text = of(process);
+        if cgroup2(&text) == Some(cgroup) && (netns::is_in_pod(&text) || !is_of_node(process, proc)) {
+            let process = process.file_name().unwrap_or_default().display();
+            return Err(format!("the kubelet shares its cgroup2 with containers (process {process})"));
+        }
+    }
+    Ok(())
 }
 
 /// The inodes of the process's sockets.
-fn sockets(process: &Path) -> Vec<u64> {
-    let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return Vec::new() };
+fn sockets(process: &Path) -> BTreeSet<u64> {
+    let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return BTreeSet::new() };
     let inode = |path: PathBuf| {
         let target = fs::read_link(path).ok()?;
         target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
@@ -120,45 +155,79 @@ mod tests {
 
     use super::*;
 
-    /// A procfs with process 1, and process 7 as told.
-    fn procfs(comm: &str, net: &str, cgroup: &str) -> tempfile::TempDir {
-        let proc = tempfile::tempdir().unwrap();
-        for (id, net) in [("1", "net:[1]"), ("7", net)] {
-            let process = proc.path().join(id);
+    const NODE: &str = "0::/system.slice/kubelet.service\n";
+    const POD: &str = "0::/../../pod0f3e2c1a-1111-2222-3333-444455556666/c1\n";
+
+    /// A procfs with process 1.
+    struct Proc(tempfile::TempDir);
+
+    impl Proc {
+        fn new() -> Self {
+            let proc = Self(tempfile::tempdir().unwrap());
+            proc.process(1, "init", "net:[1]", "0::/init.scope\n");
+            proc
+        }
+
+        fn process(&self, id: u32, name: &str, net: &str, cgroup: &str) -> PathBuf {
+            let process = self.0.path().join(id.to_string());
             fs::create_dir_all(process.join("ns")).unwrap();
+            fs::create_dir(process.join("fd")).unwrap();
             symlink("pid:[1]", process.join("ns/pid")).unwrap();
             symlink(net, process.join("ns/net")).unwrap();
+            symlink(format!("/usr/bin/{name}"), process.join("exe")).unwrap();
+            symlink("socket:[4711]", process.join("fd/5")).unwrap();
+            symlink("/dev/null", process.join("fd/0")).unwrap();
+            fs::write(process.join("comm"), format!("{name}\n")).unwrap();
+            fs::write(process.join("cgroup"), cgroup).unwrap();
+            fs::write(process.join("status"), "Name:\tx\nUid:\t0\t0\t0\t0\n").unwrap();
+            process
         }
-        let process = proc.path().join("7");
-        fs::write(process.join("comm"), format!("{comm}\n")).unwrap();
-        fs::write(process.join("cgroup"), cgroup).unwrap();
-        fs::create_dir(process.join("fd")).unwrap();
-        symlink("socket:[4711]", process.join("fd/5")).unwrap();
-        symlink("/dev/null", process.join("fd/0")).unwrap();
-        proc
     }
 
     #[test]
-    fn only_a_process_of_the_node_is_the_kubelet() {
-        let kubelet = |proc: &tempfile::TempDir| is_kubelet(&proc.path().join("7"), proc.path());
-        let node = "0::/system.slice/kubelet.service\n";
-        let proc = procfs("kubelet", "net:[1]", node);
-        // The files are root's where the tests run as root, as they do.
-        assert!(kubelet(&proc));
-        assert_eq!(sockets(&proc.path().join("7")), [4711]);
-        assert!(!kubelet(&procfs("kubelets", "net:[1]", node)), "another name");
-        assert!(!kubelet(&procfs("kubelet", "net:[2]", node)), "a container with its own network");
-        let pod = "0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-1.scope\n";
-        assert!(!kubelet(&procfs("kubelet", "net:[1]", pod)), "a pod on the node's network");
+    fn only_a_program_of_root_on_the_node_is_the_kubelet() {
+        let proc = Proc::new();
+        let is = |process: &Path| is_kubelet(process, proc.0.path());
+        let kubelet = proc.process(2, "kubelet", "net:[1]", NODE);
+        assert!(is(&kubelet));
+        assert_eq!(sockets(&kubelet), BTreeSet::from([4711]));
+        assert!(!is(&proc.process(3, "kubelets", "net:[1]", NODE)), "another name");
+        assert!(!is(&proc.process(4, "kubelet", "net:[2]", NODE)), "a container with its own network");
+        assert!(!is(&proc.process(5, "kubelet", "net:[1]", POD)), "a pod on the node's network");
+        let linked = proc.process(6, "kubelet", "net:[1]", NODE);
+        fs::remove_file(linked.join("exe")).unwrap();
+        symlink("/usr/bin/su", linked.join("exe")).unwrap();
+        assert!(!is(&linked), "another program under its name");
+        let user = proc.process(7, "kubelet", "net:[1]", NODE);
+        fs::write(user.join("status"), "Uid:\t1000\t0\t0\t0\n").unwrap();
+        assert!(!is(&user), "another user, who runs something as root");
+    }
+
+    #[test]
+    fn a_cgroup_shared_with_containers_tells_nobody_apart() {
+        let proc = Proc::new();
+        let kubelet = proc.process(2, "kubelet", "net:[1]", NODE);
+        let own = || has_cgroup_of_its_own(&kubelet, &processes(proc.0.path()).unwrap(), proc.0.path());
+        proc.process(3, "helper", "net:[1]", NODE);
+        proc.process(4, "app", "net:[2]", POD);
+        own().unwrap();
+        proc.process(5, "app", "net:[2]", NODE);
+        assert!(own().unwrap_err().contains("process 5"));
+        fs::write(kubelet.join("cgroup"), "0::/\n").unwrap();
+        assert!(own().unwrap_err().contains("no cgroup2 of its own"));
+        fs::write(kubelet.join("cgroup"), "4:memory:/kubelet\n").unwrap();
+        assert!(own().is_err());
     }
 
     #[test]
     fn a_listener_of_this_process_tells_its_cgroup() {
         let _listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let own = PathBuf::from(format!("/proc/{}", process::id()));
-        let inodes: BTreeSet<u64> = sockets(&own).into_iter().collect();
+        let inodes = sockets(&PathBuf::from(format!("/proc/{}", process::id())));
         let listening = Diag::open().unwrap().listeners().unwrap();
-        assert!(cgroup_of(&inodes, &listening).is_some(), "{inodes:?} among {listening:?}");
-        assert_eq!(cgroup_of(&BTreeSet::from([0]), &[]), None);
+        let found = cgroup_of(&inodes, &listening);
+        assert!(found.is_some(), "{inodes:?} among {listening:?}");
+        let of_user: Vec<Listening> =
+            listening.iter().map(|socket| Listening { uid: 1000, ..*socket }).collect();
+        assert_eq!(cgroup_of(&inodes, &of_user), None, "handed over by somebody else");
     }
 }

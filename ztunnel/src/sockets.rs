@@ -18,6 +18,7 @@ use std::{
 
 use capture::{Netns, Pins, TcpStats, sockdiag::Diag};
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{setsockopt, sockopt},
 };
@@ -120,7 +121,7 @@ impl Accepted {
         let read = stream.read(buffer);
         match read {
             // The socket tells an error once only; then it seems to have ended in order.
-            Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Err(error) if !is_not_now(&error) => {
                 self.failed.set(Some(error));
                 0
             }
@@ -135,9 +136,16 @@ impl Accepted {
     /// Whether the caller has said something already.
     pub(crate) fn has_bytes(&self) -> bool {
         let Some(stream) = self.stream.take() else { return false };
-        let there = stream.peek(&mut [0]).is_ok_and(|count| count > 0);
-        self.stream.set(Some(stream));
-        there
+        match stream.peek(&mut [0]) {
+            Err(error) if !is_not_now(&error) => {
+                self.failed.set(Some(error));
+                false
+            }
+            looked => {
+                self.stream.set(Some(stream));
+                looked.is_ok_and(|count| count > 0)
+            }
+        }
     }
 
     /// Ends a connection that was not taken by a RST: the caller sees a failure and not an empty answer.
@@ -147,6 +155,10 @@ impl Accepted {
             let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         }
     }
+}
+
+fn is_not_now(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Where an accepted socket's original destination is found.
@@ -421,7 +433,12 @@ fn connected(stream: TcpStream) -> io::Result<TcpStream> {
 /// Whether a connect() has come to its end, well or not.
 fn is_settled(socket: &Socket) -> io::Result<bool> {
     let mut asked = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-    Ok(poll(&mut asked, PollTimeout::ZERO)? > 0)
+    match poll(&mut asked, PollTimeout::ZERO) {
+        Ok(ready) => Ok(ready > 0),
+        // The reactor will tell.
+        Err(Errno::EINTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Turns the coming close of a stream into a RST.
@@ -517,6 +534,15 @@ mod tests {
         SockRef::from(&caller).set_linger(Some(Duration::ZERO)).unwrap();
         drop(caller);
         assert_eq!(accepted.read_now(&mut [0; 16]), 0);
+        assert_eq!(accepted.take().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_reset_that_was_met_while_looking_is_not_taken_for_an_end() {
+        let (caller, accepted) = accepted();
+        SockRef::from(&caller).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(caller);
+        assert!(!accepted.has_bytes());
         assert_eq!(accepted.take().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 

@@ -219,5 +219,10 @@ fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| matches!(Errno::from_raw(code), Errno::ENOENT | Errno::ESRCH))
 }
 
+/// Whether the text of a `/proc/PID/cgroup` is that of a process in a pod.
+pub(crate) fn is_in_pod(cgroup: &str) -> bool {
+    cgroup.contains("kubepods") || !cgroup::memberships(cgroup).is_empty()
+}
+
 #[cfg(test)]
 mod tests;

@@ -33,7 +33,8 @@ const SK_MEMINFO_RMEM_ALLOC: usize = 0;
 const SK_MEMINFO_BACKLOG: usize = 7;
 /// An answer's attribute: the id of the cgroup2 that made the socket.
 const INET_DIAG_CGROUP_ID: u16 = 21;
-/// Where `struct inet_diag_msg` has the socket's inode.
+/// Where `struct inet_diag_msg` has the socket's user and inode.
+const USER: usize = 64;
 const INODE: usize = 68;
 /// An answer's attribute: the socket's packet mark. The kernel tells it to who has NET_ADMIN.
 const INET_DIAG_MARK: u16 = 15;
@@ -82,6 +83,8 @@ impl TcpSocket {
 pub struct Listening {
     /// By which `/proc/PID/fd` names it.
     pub inode: u64,
+    /// The user who made it.
+    pub uid: u32,
     /// The id of the cgroup2 that it was made in; `None` from a kernel before 5.9.
     pub cgroup: Option<u64>,
 }
@@ -211,7 +214,8 @@ impl Diag {
                 let cgroup = attribute(message.get(MESSAGE..).unwrap_or_default(), INET_DIAG_CGROUP_ID)
                     .and_then(|id| id.get(..8)?.try_into().ok())
                     .map(u64::from_ne_bytes);
-                found.push(Listening { inode: u64::from(u32_at(message, INODE)?), cgroup });
+                let (inode, uid) = (u64::from(u32_at(message, INODE)?), u32_at(message, USER)?);
+                found.push(Listening { inode, uid, cgroup });
                 Ok(())
             };
             while each_message(asker.answer(&mut buffer)?, &mut take)? {}

@@ -36,6 +36,7 @@ fn carry_out(ctx: &TcContext, verdict: Ingress, flow: &abi::FlowKey, (slot, v6):
         Ingress::ToInbound | Ingress::ToHbone => socket::forget(flow),
         Ingress::ToInboundUnknown | Ingress::ToHboneUnknown => {}
         Ingress::Opening => {
+            socket::forget(flow);
             socket::note(ctx, flow, slot, v6);
             return verdict;
         }

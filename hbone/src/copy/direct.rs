@@ -137,6 +137,8 @@ struct Way {
     class: Class,
     /// Read and not yet written; borrowed only while the sink is slower than the source.
     held: Option<(Buffer, usize, usize)>,
+    /// What the source met behind the bytes that are held: told when they are written.
+    broken: Option<io::Error>,
     watch: Option<Pin<Box<dyn Future<Output = io::Error>>>>,
 }
 
@@ -150,10 +152,14 @@ enum State {
 
 impl Way {
     fn new() -> Self {
-        Self { state: State::Open, class: Class::Small, held: None, watch: None }
+        Self { state: State::Open, class: Class::Small, held: None, broken: None, watch: None }
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.held.is_some() {
+            // The last bytes first, as if they had been read before the end was.
+            return Poll::Pending;
+        }
         self.watch.as_mut().map_or(Poll::Pending, |watch| watch.as_mut().poll(cx))
     }
 
@@ -183,6 +189,9 @@ impl Way {
                 }
                 self.held = None;
             }
+            if let Some(error) = self.broken.take() {
+                return Poll::Ready(Err(Broken::Source(error)));
+            }
             match self.state {
                 State::Open => ready!(self.poll_fill(source, cx)).map_err(Broken::Source)?,
                 // Both sockets are closed now, which says it as well.
@@ -209,6 +218,7 @@ impl Way {
             self.class = self.class.adapted(read.count);
             self.held = Some((buffer, 0, read.count));
         }
+        self.broken = read.broken;
         Poll::Ready(Ok(()))
     }
 }

@@ -69,11 +69,12 @@ fn yield_now<T>(cx: &mut Context<'_>) -> Poll<T> {
 }
 
 /// What a read came to.
-#[derive(Clone, Copy)]
 struct Read {
     count: usize,
     /// Nothing will follow.
     end: bool,
+    /// What was met behind these bytes. The socket tells it once only.
+    broken: Option<io::Error>,
 }
 
 /// Reads once; where the other end is known to have ended, to the very end, so that the end can travel with
@@ -83,13 +84,14 @@ fn poll_read<L: Link>(link: &mut L, cx: &mut Context<'_>, buffer: &mut [u8]) -> 
     let mut read = ReadBuf::new(buffer);
     ready!(Pin::new(&mut *link).poll_read(cx, &mut read))?;
     let mut end = read.filled().is_empty();
-    while ending && !end && read.remaining() > 0 {
+    let mut broken = None;
+    while ending && !end && broken.is_none() && read.remaining() > 0 {
         let count = read.filled().len();
         match Pin::new(&mut *link).poll_read(cx, &mut read) {
             Poll::Ready(Ok(())) => end = read.filled().len() == count,
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Ready(Err(error)) => broken = Some(error),
             Poll::Pending => break,
         }
     }
-    Poll::Ready(Ok(Read { count: read.filled().len(), end }))
+    Poll::Ready(Ok(Read { count: read.filled().len(), end, broken }))
 }

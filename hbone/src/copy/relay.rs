@@ -199,6 +199,9 @@ impl Up {
             };
             let sent = tunnel.send.send_data(chunk, read.end);
             sent.map_err(|error| stream_end(&error))?;
+            if let Some(error) = read.broken {
+                return Poll::Ready(Err(local(error)));
+            }
         }
         yield_now(cx)
     }
