@@ -23,7 +23,7 @@ use crate::{
     live::{Admitted, Carried, Path},
     outbound::until_stopped,
     pods::{Place, Pod},
-    sockets::{self, Accepted},
+    sockets::{self, Accepted, FirstBytes},
     worker::{Load, Worker},
 };
 
@@ -162,7 +162,8 @@ async fn open_arrival(
     carried.record().destination_address(to);
     let place = pod.place(worker.shared.settings.connections_per_pod).ok_or(Failure::PodLimit)?;
     let admitted = Admitted::attempt(Some(arrival.peer.clone()), caller, workload.clone(), to);
-    let dial = admit_and_dial(worker, carried, &snapshot, admitted, caller, to);
+    let first = FirstBytes::at_hand(arrival.has_bytes());
+    let dial = admit_and_dial(worker, carried, &snapshot, admitted, caller, to, first);
     let app = tokio::select! {
         biased;
         app = dial => app?,
@@ -193,7 +194,8 @@ async fn carry_plain(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted
         return Err(Failure::NotThePod(to.ip()));
     }
     let admitted = Admitted::attempt(None, caller, workload.clone(), to);
-    let app = admit_and_dial(worker, carried, &snapshot, admitted, caller, to).await?;
+    let first = FirstBytes::at_hand(accepted.has_bytes());
+    let app = admit_and_dial(worker, carried, &snapshot, admitted, caller, to, first).await?;
     let front = accepted.take().map_err(Failure::Caller)?;
     carried.record().opened();
     let end = direct(front, app, &carried.meter, carried.stopped(), ()).await;
@@ -209,6 +211,7 @@ async fn admit_and_dial(
     admitted: Admitted,
     caller: IpAddr,
     to: SocketAddr,
+    first: FirstBytes,
 ) -> Result<TcpStream, Failure> {
     let pod = &carried.pod;
     if pod.is_own_port(to.port()) {
@@ -223,7 +226,7 @@ async fn admit_and_dial(
     let _ = carried.admitted.set(admitted);
     let options = &worker.shared.settings.sockets;
     let inside = pod.inside();
-    let dial = sockets::onward(&inside, caller, to, options, |_from| ());
+    let dial = sockets::onward(&inside, caller, to, first, options, |_from| ());
     until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })
 }
 

@@ -22,7 +22,7 @@ use crate::{
     failure::{Failure, tcp, tell_decision, tell_end},
     live::{Admitted, Carried, Path, Stop},
     pods::{Place, Pod},
-    sockets::{self, Accepted},
+    sockets::{self, Accepted, FirstBytes, Measure},
     splice::{self, App, Splice},
     worker::Worker,
 };
@@ -139,7 +139,7 @@ impl Call<'_> {
         carried.path.set(path);
         let from = self.source_ip(to)?;
         let options = &self.worker.shared.settings.sockets;
-        let dial = sockets::dial(&self.pod.netns, &self.pod.own, Some(from), to, options);
+        let dial = sockets::dial(&self.pod.netns, &self.pod.own, Some(from), to, Measure::No, options);
         let there = until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })?;
         let app = self.app()?;
         carried.record().opened();
@@ -182,7 +182,8 @@ impl Call<'_> {
         let mut splice = Splice::new(shared, carried, self.caller(), &there, to);
         let expect = |from| splice.iter_mut().for_each(|splice| splice.expect(from));
         let inside = there.inside();
-        let dial = sockets::onward(&inside, caller, to, &shared.settings.sockets, expect);
+        let first = FirstBytes::at_hand(self.accepted.has_bytes());
+        let dial = sockets::onward(&inside, caller, to, first, &shared.settings.sockets, expect);
         let onward = until_stopped(carried, dial).await?.map_err(|source| Failure::Dial { to, source })?;
         let app = self.app()?;
         carried.records(runtime::record::Connection::opened);
@@ -228,7 +229,8 @@ impl Call<'_> {
         let (pod, shared) = (self.pod.clone(), self.worker.shared.clone());
         let dial = async move || {
             shared.metrics.tunnels_dialled.inc();
-            sockets::dial(&pod.netns, &pod.own, Some(source_ip), peer, &shared.settings.sockets).await
+            let options = &shared.settings.sockets;
+            sockets::dial(&pod.netns, &pod.own, Some(source_ip), peer, Measure::Yes, options).await
         };
         let pool = self.worker.pool(self.pod);
         let mut early = |buffer: &mut [u8]| self.accepted.read_now(buffer);

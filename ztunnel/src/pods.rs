@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     shared::Shared,
-    sockets::{self, Inside, OnwardPorts, OriginalDestination, Own, SocketOptions},
+    sockets::{self, Inside, Measure, OnwardPorts, OriginalDestination, Own, SocketOptions},
     worker::{Command, Workers},
     zds::{self, PodInfo},
 };
@@ -254,8 +254,10 @@ impl Manager {
         };
         let fixed = if slots.is_some() { [0; 3] } else { FOREIGN_PORTS };
         let mut listeners = Vec::with_capacity(ROLES.len());
-        for port in fixed {
-            let listener = listen_patiently(&netns, &own, port, &self.shared.settings.sockets);
+        for (role, port) in ROLES.into_iter().zip(fixed) {
+            // Tunnels cross the network; what is captured comes over the pod's own `lo`.
+            let measure = if role == Role::Hbone { Measure::Yes } else { Measure::No };
+            let listener = listen_patiently(&netns, &own, port, measure, &self.shared.settings.sockets);
             listeners
                 .push(Arc::new(listener.await.map_err(failed("open a listener in its network namespace"))?));
         }
@@ -423,11 +425,12 @@ async fn listen_patiently(
     netns: &Netns,
     own: &Own,
     port: u16,
+    measure: Measure,
     options: &SocketOptions,
 ) -> io::Result<TcpListener> {
     let mut attempts = 1..BUSY_PORT.0;
     loop {
-        match sockets::listen(netns, own, port, options) {
+        match sockets::listen(netns, own, port, measure, options) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts.next().is_some() => {
                 tokio::time::sleep(BUSY_PORT.1).await;
             }

@@ -46,7 +46,7 @@ use crate::{
     config::Args,
     pods::{Directory, Manager},
     shared::Shared,
-    sockets::{self, Inside, OnwardPorts, Own},
+    sockets::{self, FirstBytes, Inside, Measure, OnwardPorts, Own},
     worker::Workers,
     zds::{PodInfo, Pods},
 };
@@ -198,7 +198,9 @@ impl Caller {
             traceparent: None,
         };
         let (netns, from, options) = (self.netns.clone(), self.address, args().settings().sockets);
-        let dial = async move || sockets::dial(&netns, &Own::Mark(0x539), Some(from), peer, &options).await;
+        let dial = async move || {
+            sockets::dial(&netns, &Own::Mark(0x539), Some(from), peer, Measure::No, &options).await
+        };
         let (tunnel, info) = self.pool.open(&key, dial, &connect).await?;
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         tokio::task::spawn_local(async move {
@@ -396,7 +398,7 @@ fn more_connections_than_ports_are_made_when_the_app_closes_first() {
         for count in 0..18_000 {
             let inside = Inside { netns: &netns, own: &Own::Mark(0x539), ports: &ports };
             let (caller, to) = (namespace.address, namespace.port(8080));
-            let mut app = sockets::onward(&inside, caller, to, &options, |_from| ())
+            let mut app = sockets::onward(&inside, caller, to, FirstBytes::Unknown, &options, |_from| ())
                 .await
                 .unwrap_or_else(|error| panic!("connection {count}: {error}"));
             assert_eq!(app.read(&mut [0]).await.unwrap(), 0, "the app closes");

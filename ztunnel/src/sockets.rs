@@ -17,7 +17,10 @@ use std::{
 };
 
 use capture::{Netns, Pins, TcpStats, sockdiag::Diag};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt},
+};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     io::Interest,
@@ -41,9 +44,13 @@ pub(crate) enum Own {
 }
 
 impl Own {
-    fn mark(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+    fn mark(&self, socket: BorrowedFd<'_>, measure: Measure) -> io::Result<()> {
         match self {
-            Self::Storage(pins) => pins.mark_own(socket).map_err(io::Error::other),
+            Self::Storage(pins) => match measure {
+                Measure::Yes => pins.mark_measured(socket),
+                Measure::No => pins.mark_own(socket),
+            }
+            .map_err(io::Error::other),
             Self::Mark(mark) => setsockopt(&socket, sockopt::Mark, mark).map_err(io::Error::from),
         }
     }
@@ -55,6 +62,14 @@ impl Own {
             Self::Mark(_) => None,
         }
     }
+}
+
+/// Whether the kernel is to measure a connection: round-trip time, retransmits, delivery rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Measure {
+    Yes,
+    /// It stays within the node, or nobody would read it.
+    No,
 }
 
 /// How long and how often the kernel asks a silent peer whether it is still there.
@@ -117,6 +132,14 @@ impl Accepted {
         }
     }
 
+    /// Whether the caller has said something already.
+    pub(crate) fn has_bytes(&self) -> bool {
+        let Some(stream) = self.stream.take() else { return false };
+        let there = stream.peek(&mut [0]).is_ok_and(|count| count > 0);
+        self.stream.set(Some(stream));
+        there
+    }
+
     /// Ends a connection that was not taken by a RST: the caller sees a failure and not an empty answer.
     pub(crate) fn reset(self) {
         if let Some(stream) = self.stream.take() {
@@ -140,6 +163,7 @@ pub(crate) fn listen(
     netns: &Netns,
     own: &Own,
     port: u16,
+    measure: Measure,
     options: &SocketOptions,
 ) -> io::Result<std::net::TcpListener> {
     let socket = netns
@@ -153,7 +177,7 @@ pub(crate) fn listen(
     // What follows is inherited by the accepted sockets.
     tune(&socket, options)?;
     // Children inherit the mark with their first segment only if it is there before listen().
-    own.mark(socket.as_fd())?;
+    own.mark(socket.as_fd(), measure)?;
     socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
     socket.listen(ACCEPT_QUEUE)?;
     Ok(socket.into())
@@ -190,9 +214,10 @@ pub(crate) async fn dial(
     own: &Own,
     from: Option<IpAddr>,
     to: SocketAddr,
+    measure: Measure,
     options: &SocketOptions,
 ) -> io::Result<TcpStream> {
-    let socket = make(netns, own, to, options)?;
+    let socket = make(netns, own, to, measure, options)?;
     if let Some(from) = from.filter(|from| from.is_ipv4() == to.is_ipv4()) {
         // The port is chosen at connect(), by the whole tuple, so that ports do not run out by source address.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
@@ -200,6 +225,22 @@ pub(crate) async fn dial(
     }
     start(&socket, to)?;
     finish(socket, options.dial_timeout).await
+}
+
+/// What the caller has said before the app is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FirstBytes {
+    /// They are sent as soon as the connection stands. Were they not, the app would learn of the connection
+    /// 200 ms late.
+    AtHand,
+    /// The app may be the first to speak.
+    Unknown,
+}
+
+impl FirstBytes {
+    pub(crate) fn at_hand(there: bool) -> Self {
+        if there { Self::AtHand } else { Self::Unknown }
+    }
 }
 
 /// A pod from within.
@@ -214,16 +255,24 @@ pub(crate) struct Inside<'a> {
 /// The port is chosen explicitly and never the caller's: were it the same, our SYN would hit the front
 /// leg's socket. The kernel's own choice does not check the mirrored tuple, so we ask SOCK_DIAG.
 ///
+/// With `first` the handshake's last ACK waits for the caller's first bytes and travels with them, which
+/// wakes the app once in place of twice.
+///
 /// `before` is told the source of each attempt, before its SYN goes out.
 pub(crate) async fn onward(
     inside: &Inside<'_>,
     caller: IpAddr,
     to: SocketAddr,
+    first: FirstBytes,
     options: &SocketOptions,
     before: impl FnMut(SocketAddr),
 ) -> io::Result<TcpStream> {
-    let start = || start_onward(inside, caller, to, before);
+    let start = || start_onward(inside, caller, to, first, before);
     let socket = inside.netns.enter(start).map_err(io::Error::other)??;
+    // Over `lo` the connection stands, or has failed, before connect() returns.
+    if is_settled(&socket)? {
+        return connected(TcpStream::from_std(socket.into())?);
+    }
     finish(socket, options.dial_timeout).await
 }
 
@@ -231,6 +280,7 @@ fn start_onward(
     inside: &Inside<'_>,
     caller: IpAddr,
     to: SocketAddr,
+    first: FirstBytes,
     mut before: impl FnMut(SocketAddr),
 ) -> io::Result<Socket> {
     let Inside { netns, own, ports } = *inside;
@@ -241,7 +291,7 @@ fn start_onward(
         if !search.takes(mirror) {
             continue;
         }
-        let socket = make_here(own, to)?;
+        let socket = make_here(own, to, Measure::No)?;
         // Its other end is in the same kernel: nobody needs to ask whether it is still there.
         socket.set_tcp_nodelay(true)?;
         if to.is_ipv4() {
@@ -250,6 +300,9 @@ fn start_onward(
             socket.set_ip_transparent_v6(true)?
         }
         socket.set_reuse_address(true)?;
+        if first == FirstBytes::AtHand {
+            socket.set_tcp_quickack(false)?;
+        }
         let started = socket.bind(&from.into()).and_then(|()| {
             before(from);
             start(&socket, to)
@@ -317,16 +370,22 @@ fn is_taken(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
-fn make(netns: &Netns, own: &Own, to: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
-    let socket = netns.enter(|| make_here(own, to)).map_err(io::Error::other)??;
+fn make(
+    netns: &Netns,
+    own: &Own,
+    to: SocketAddr,
+    measure: Measure,
+    options: &SocketOptions,
+) -> io::Result<Socket> {
+    let socket = netns.enter(|| make_here(own, to, measure)).map_err(io::Error::other)??;
     tune(&socket, options)?;
     Ok(socket)
 }
 
 /// A socket in the namespace this thread is in now.
-fn make_here(own: &Own, to: SocketAddr) -> io::Result<Socket> {
+fn make_here(own: &Own, to: SocketAddr, measure: Measure) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    own.mark(socket.as_fd())?;
+    own.mark(socket.as_fd(), measure)?;
     Ok(socket)
 }
 
@@ -349,10 +408,20 @@ async fn finish(socket: Socket, limit: Duration) -> io::Result<TcpStream> {
     timeout(limit, stream.ready(Interest::WRITABLE)).await.map_err(|_: Elapsed| {
         io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs_f32()))
     })??;
+    connected(stream)
+}
+
+fn connected(stream: TcpStream) -> io::Result<TcpStream> {
     match stream.take_error()? {
         Some(error) => Err(error),
         None => Ok(stream),
     }
+}
+
+/// Whether a connect() has come to its end, well or not.
+fn is_settled(socket: &Socket) -> io::Result<bool> {
+    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    Ok(poll(&mut asked, PollTimeout::ZERO)? > 0)
 }
 
 /// Turns the coming close of a stream into a RST.

@@ -87,6 +87,10 @@ pub(crate) struct Splice<'a> {
     from: Instant,
     /// The ways are of the apps' very sockets, and not only of their addresses.
     met: bool,
+    /// Both have spoken, by the copy. A connection of one question and one answer is to end as it does without
+    /// a splice: an answer that goes past the copy comes before the end, which does not, and a caller that
+    /// closes first keeps the port (TIME_WAIT).
+    talked: bool,
     spliced: bool,
     released: bool,
 }
@@ -156,6 +160,7 @@ impl<'a> Splice<'a> {
             wake,
             from,
             met: false,
+            talked: false,
             spliced: false,
             released: false,
         };
@@ -230,6 +235,7 @@ impl<'a> Splice<'a> {
     fn look(&mut self, ends: Ends<'_>, now: Instant) -> bool {
         let Some(mut ways) = self.ways.take() else { return false };
         let (sent, received) = self.carried.meter.copied();
+        self.talked |= sent > 0 && received > 0;
         let moved = [ways[0].note(sent, now), ways[1].note(received, now)];
         for (way, moved) in ways.iter_mut().zip(moved) {
             // The sender has sent more than its grant speaks of: it is void, and must not lie there until the
@@ -242,6 +248,10 @@ impl<'a> Splice<'a> {
             // With one direction closed, nothing new is let past: a socket that is half closed does not
             // tell the kernel of ztunnel's death.
             ways.iter_mut().for_each(|way| way.look = None);
+        }
+        if !self.talked {
+            self.ways = Some(ways);
+            return false;
         }
         // An answer says that the question was read: no need to wait for the time to look.
         let answered = |index: usize| moved[1 - index] && !moved[index] && now >= self.from;
@@ -287,6 +297,10 @@ impl<'a> Splice<'a> {
 
     /// When to wake.
     fn next(&self, now: Instant) -> Option<Instant> {
+        if !self.talked {
+            // The copy's next round comes here.
+            return None;
+        }
         let looks = self.ways.as_ref()?.iter().filter_map(|way| way.look.map(|(at, _)| at));
         looks.chain(self.spliced.then_some(now + COUNT_EVERY)).min()
     }

@@ -28,8 +28,8 @@ pub use address::{Address, Port};
 pub use facts::{Found, Lookups, Packet, Segment, Sender, TcpFlags};
 pub use foreign::{FOREIGN_MARK, is_foreign_listener};
 pub use maps::{
-    CONFIG, COUNTER_SLOTS, COUNTERS, Config, FLOW_LIMIT, FLOWS, FlowKey, Mode, OWN, OWN_MARK, REUSE,
-    REUSE_LIMIT, REUSE_VALID_NS, ReuseNote, SLOT_COUNT, SLOTS, STATS, Slot, TcpStats,
+    CONFIG, COUNTER_SLOTS, COUNTERS, Config, FLOW_LIMIT, FLOWS, FlowKey, Mode, OWN, OWN_MARK, OWN_MEASURED,
+    REUSE, REUSE_LIMIT, REUSE_VALID_NS, ReuseNote, SLOT_COUNT, SLOTS, STATS, Slot, TcpStats,
 };
 pub use probe::{PROBE_PORT, PROBE_V4, PROBE_V6, is_probe};
 pub use splice::{

@@ -6,10 +6,10 @@
 use crate::address::{Address, Port, split};
 use core::net::SocketAddr;
 
-/// Shared by all pods: a word of [`OWN_MARK`] on each socket of ztunnel. Kernel type `sk_storage` with
+/// Shared by all pods: a word with [`OWN_MARK`] on each socket of ztunnel. Kernel type `sk_storage` with
 /// `BPF_F_CLONE`: what a marked listener accepts is marked.
 pub const OWN: &str = "OWN";
-/// Shared by all pods: [`TcpStats`] on each marked socket, kept by the `sock_ops` program.
+/// Shared by all pods: [`TcpStats`] on each socket with [`OWN_MEASURED`], kept by the `sock_ops` program.
 pub const STATS: &str = "STATS";
 /// Per pod: one [`Config`].
 pub const CONFIG: &str = "CONFIG";
@@ -23,8 +23,10 @@ pub const FLOWS: &str = "FLOWS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Per pod: [`FlowKey`] → [`ReuseNote`].
 pub const REUSE: &str = "REUSE";
-/// The value of [`OWN`] on a socket of ztunnel.
+/// The bit of [`OWN`] that tells a socket of ztunnel.
 pub const OWN_MARK: u32 = 1;
+/// The bit of [`OWN`] by which a socket of ztunnel is measured.
+pub const OWN_MEASURED: u32 = 2;
 /// How many connections may pass a pod's ztunnel by at one time, at least. The loader makes room for more
 /// where a pod has more when it is enrolled; the map's table costs 16 bytes for each, used or not.
 pub const FLOW_LIMIT: u32 = 4_096;

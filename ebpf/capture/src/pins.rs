@@ -61,18 +61,27 @@ impl Pins {
     /// Marks a socket as ztunnel's own: its packets are never captured. To be called before `connect`
     /// or `listen`; what a marked listener accepts is marked too.
     pub fn mark_own(&self, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        self.mark(socket, abi::OWN_MARK)
+    }
+
+    /// The same, and has the kernel measure the connection for [`Self::tcp_stats`]: a microsecond or two for
+    /// each, so it is for those that cross a network.
+    pub fn mark_measured(&self, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        self.mark(socket, abi::OWN_MARK | abi::OWN_MEASURED)
+    }
+
+    fn mark(&self, socket: BorrowedFd<'_>, mark: u32) -> Result<(), Error> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        own.insert(&socket, abi::OWN_MARK, 0)
-            .map_err(|error| Error::kernel("mark a socket as ztunnel's own", &error))
+        own.insert(&socket, mark, 0).map_err(|error| Error::kernel("mark a socket as ztunnel's own", &error))
     }
 
     /// Whether a socket bears ztunnel's mark.
     pub fn is_own(&self, socket: BorrowedFd<'_>) -> bool {
         let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        own.get(&socket, 0).is_ok_and(|mark| mark == abi::OWN_MARK)
+        own.get(&socket, 0).is_ok_and(|mark| mark & abi::OWN_MARK != 0)
     }
 
-    /// What the kernel measured of a marked connection; `None` before it is established, or when the node
+    /// What the kernel measured of a connection marked for it; `None` before it is established, or when the node
     /// has no cgroup to measure in. The measurements go with the socket: read them before it is closed.
     pub fn tcp_stats(&self, socket: BorrowedFd<'_>) -> Option<TcpStats> {
         let stats = abi::TcpStats::from_words(self.stats.get(&socket, 0).ok()?);

@@ -302,12 +302,12 @@ fn socket(message: &[u8]) -> io::Result<TcpSocket> {
     })
 }
 
-/// Whether the attributes hold a storage whose value is the mark.
+/// Whether the attributes hold a storage whose value has the mark.
 fn is_own(attributes: &[u8]) -> bool {
     let storage = attribute(attributes, INET_DIAG_SK_BPF_STORAGES)
         .and_then(|storages| attribute(storages, SK_DIAG_BPF_STORAGE))
         .and_then(|storage| attribute(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE));
-    storage.is_some_and(|value| value.get(..4) == Some(&abi::OWN_MARK.to_ne_bytes()))
+    storage.and_then(|value| u32_at(value, 0).ok()).is_some_and(|mark| mark & abi::OWN_MARK != 0)
 }
 
 /// The value of the first attribute of a kind.

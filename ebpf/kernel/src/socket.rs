@@ -59,9 +59,20 @@ pub fn config() -> Settings {
 /// Whether the socket is our ztunnel's.
 #[inline(always)]
 pub fn is_own(socket: *mut bpf_sock) -> bool {
+    has_bit(socket, abi::OWN_MARK)
+}
+
+/// Whether the socket is our ztunnel's and it wants to know how the connection does.
+#[inline(always)]
+pub fn is_measured(socket: *mut bpf_sock) -> bool {
+    has_bit(socket, abi::OWN_MEASURED)
+}
+
+#[inline(always)]
+fn has_bit(socket: *mut bpf_sock, bit: u32) -> bool {
     let mark = OWN.get(socket);
     // SAFETY: not null, and then a value of the map.
-    !mark.is_null() && unsafe { *mark } == abi::OWN_MARK
+    !mark.is_null() && unsafe { *mark } & bit != 0
 }
 
 /// Whether a full socket is one of TCP.

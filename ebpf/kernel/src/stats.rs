@@ -20,12 +20,14 @@ pub fn own_stats(ctx: SockOpsContext) -> u32 {
         return 1;
     }
     match ctx.op() {
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if socket::is_own(sock) => {
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+            if socket::is_measured(sock) =>
+        {
             let wanted = BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_STATE_CB_FLAG;
             let _ = ctx.set_cb_flags(wanted as i32);
             keep(&ctx, sock);
         }
-        // Asked for above, so only of ztunnel's sockets: once per round trip, and when the state changes.
+        // Asked for above, so only of such sockets: once per round trip, and when the state changes.
         BPF_SOCK_OPS_RTT_CB | BPF_SOCK_OPS_STATE_CB => keep(&ctx, sock),
         _ => {}
     }

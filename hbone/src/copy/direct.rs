@@ -8,9 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::ReadBuf;
-
-use super::{End, Meter, TURNS, local, remote, yield_now};
+use super::{End, Meter, TURNS, local, poll_read, remote, yield_now};
 use crate::{
     Transport,
     buffer::{Buffer, Class},
@@ -58,6 +56,8 @@ where
 {
     let mut pair =
         Pair { a: a.into_link(), b: b.into_link(), there: Way::new(), back: Way::new(), finished: false };
+    // It has called, so most often it has also said why.
+    pair.a.expect_bytes();
     let mut stop = pin!(stop);
     // Declared after the sockets, and so dropped before them.
     let mut aside = aside;
@@ -100,8 +100,10 @@ impl<A: Link, B: Link> Pair<A, B> {
 
     fn poll(&mut self, cx: &mut Context<'_>, meter: &Meter) -> Poll<End> {
         let before = meter.sent() + meter.received();
-        let there = self.there.poll(&mut self.a, &mut self.b, cx, |count| meter.add_sent(count));
-        let back = self.back.poll(&mut self.b, &mut self.a, cx, |count| meter.add_received(count));
+        let last = self.back.state == State::Ended;
+        let there = self.there.poll(&mut self.a, &mut self.b, last, cx, |count| meter.add_sent(count));
+        let last = self.there.state == State::Ended;
+        let back = self.back.poll(&mut self.b, &mut self.a, last, cx, |count| meter.add_received(count));
         if meter.sent() + meter.received() > before {
             meter.touch();
         }
@@ -155,18 +157,24 @@ impl Way {
         self.watch.as_mut().map_or(Poll::Pending, |watch| watch.as_mut().poll(cx))
     }
 
+    /// `last`: the other direction has ended.
     fn poll<A: Link, B: Link>(
         &mut self,
         source: &mut A,
         sink: &mut B,
+        last: bool,
         cx: &mut Context<'_>,
         count: impl Fn(usize),
     ) -> Poll<Result<(), Broken>> {
         for _ in 0..TURNS {
             if let Some((buffer, start, end)) = &mut self.held {
                 while start < end {
-                    let written = ready!(Pin::new(&mut *sink).poll_write(cx, &buffer[*start..*end]))
-                        .map_err(Broken::Sink)?;
+                    let (sink, bytes) = (Pin::new(&mut *sink), &buffer[*start..*end]);
+                    let written = match self.state {
+                        State::Open => sink.poll_write(cx, bytes),
+                        State::Ending | State::Ended => sink.poll_write_last(cx, bytes),
+                    };
+                    let written = ready!(written).map_err(Broken::Sink)?;
                     if written == 0 {
                         return Poll::Ready(Err(Broken::Sink(io::ErrorKind::WriteZero.into())));
                     }
@@ -177,6 +185,8 @@ impl Way {
             }
             match self.state {
                 State::Open => ready!(self.poll_fill(source, cx)).map_err(Broken::Source)?,
+                // Both sockets are closed now, which says it as well.
+                State::Ending if last => self.state = State::Ended,
                 State::Ending => {
                     ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
                     self.state = State::Ended;
@@ -190,17 +200,14 @@ impl Way {
     fn poll_fill<A: Link>(&mut self, source: &mut A, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(source.poll_readable(cx))?;
         let mut buffer = Buffer::take(self.class);
-        let mut read = ReadBuf::new(&mut buffer);
-        ready!(Pin::new(&mut *source).poll_read(cx, &mut read))?;
-        match read.filled().len() {
-            0 => {
-                self.state = State::Ending;
-                self.watch = Some(source.watch_reset());
-            }
-            count => {
-                self.class = self.class.adapted(count);
-                self.held = Some((buffer, 0, count));
-            }
+        let read = ready!(poll_read(source, cx, &mut buffer))?;
+        if read.end {
+            self.state = State::Ending;
+            self.watch = Some(source.watch_reset());
+        }
+        if read.count > 0 {
+            self.class = self.class.adapted(read.count);
+            self.held = Some((buffer, 0, read.count));
         }
         Poll::Ready(Ok(()))
     }

@@ -15,8 +15,13 @@ pub use relay::relay;
 
 use std::{
     io,
-    task::{Context, Poll},
+    pin::Pin,
+    task::{Context, Poll, ready},
 };
+
+use tokio::io::ReadBuf;
+
+use crate::transport::Link;
 
 /// How a copy ended.
 #[derive(Debug)]
@@ -61,4 +66,30 @@ fn remote(error: io::Error) -> End {
 fn yield_now<T>(cx: &mut Context<'_>) -> Poll<T> {
     cx.waker().wake_by_ref();
     Poll::Pending
+}
+
+/// What a read came to.
+#[derive(Clone, Copy)]
+struct Read {
+    count: usize,
+    /// Nothing will follow.
+    end: bool,
+}
+
+/// Reads once; where the other end is known to have ended, to the very end, so that the end can travel with
+/// the last bytes: one segment, and one wake-up of the receiver, less.
+fn poll_read<L: Link>(link: &mut L, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<Read>> {
+    let ending = link.is_ending();
+    let mut read = ReadBuf::new(buffer);
+    ready!(Pin::new(&mut *link).poll_read(cx, &mut read))?;
+    let mut end = read.filled().is_empty();
+    while ending && !end && read.remaining() > 0 {
+        let count = read.filled().len();
+        match Pin::new(&mut *link).poll_read(cx, &mut read) {
+            Poll::Ready(Ok(())) => end = read.filled().len() == count,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => break,
+        }
+    }
+    Poll::Ready(Ok(Read { count: read.filled().len(), end }))
 }

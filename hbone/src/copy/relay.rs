@@ -16,7 +16,7 @@ use bytes::{Buf, Bytes};
 use h2::Reason;
 use tokio::io::ReadBuf;
 
-use super::{End, Meter, TURNS, local, yield_now};
+use super::{End, Meter, TURNS, local, poll_read, yield_now};
 use crate::{
     Transport, Tunnel,
     buffer::{Buffer, Class},
@@ -75,7 +75,7 @@ impl<L: Link> Drop for Relay<L> {
 impl<L: Link> Relay<L> {
     fn poll(&mut self, cx: &mut Context<'_>, meter: &Meter) -> Poll<End> {
         let before = (meter.sent(), meter.received());
-        let down = self.down.poll(&mut self.link, &mut self.tunnel, cx, meter);
+        let down = self.down.poll(&mut self.link, &mut self.tunnel, self.up.ended, cx, meter);
         if let Poll::Ready(Err(end)) = down {
             return Poll::Ready(end);
         }
@@ -179,23 +179,25 @@ impl Up {
             };
             let mut buffer = Buffer::take(self.class);
             let room = window.min(buffer.len());
-            let mut read = ReadBuf::new(&mut buffer[..room]);
-            let outcome = Pin::new(&mut *link).poll_read(cx, &mut read);
-            let count = read.filled().len();
-            if outcome.is_pending() || count < room {
+            let outcome = poll_read(link, cx, &mut buffer[..room]);
+            let used = if let Poll::Ready(Ok(read)) = &outcome { read.count } else { 0 };
+            if used < room {
                 // What this stream does not use is for the others of the tunnel.
-                tunnel.send.reserve_capacity(0);
+                tunnel.send.reserve_capacity(used);
             }
-            ready!(outcome).map_err(local)?;
-            let sent = if count == 0 {
+            let read = ready!(outcome).map_err(local)?;
+            if read.end {
                 self.ended = true;
                 self.watch = Some(link.watch_reset());
-                tunnel.send.send_data(Chunk::empty(), true)
+            }
+            let chunk = if read.count == 0 {
+                Chunk::empty()
             } else {
-                self.class = self.class.adapted(count).min(MOST);
-                meter.add_sent(count);
-                tunnel.send.send_data(Chunk::new(buffer, count), false)
+                self.class = self.class.adapted(read.count).min(MOST);
+                meter.add_sent(read.count);
+                Chunk::new(buffer, read.count)
             };
+            let sent = tunnel.send.send_data(chunk, read.end);
             sent.map_err(|error| stream_end(&error))?;
         }
         yield_now(cx)
@@ -236,10 +238,12 @@ struct Down {
 }
 
 impl Down {
+    /// `last`: the other direction has ended.
     fn poll<L: Link>(
         &mut self,
         link: &mut L,
         tunnel: &mut Tunnel,
+        last: bool,
         cx: &mut Context<'_>,
         meter: &Meter,
     ) -> Poll<Result<(), End>> {
@@ -252,14 +256,23 @@ impl Down {
                     Some(Ok(frame)) => self.frame = frame,
                     Some(Err(error)) if !is_enough(&error) => return Poll::Ready(Err(stream_end(&error))),
                     Some(Err(_)) | None => {
-                        ready!(Pin::new(link).poll_shutdown(cx)).map_err(local)?;
+                        // Where the other direction has ended, the socket is closed now, which says it as well.
+                        if !last {
+                            ready!(Pin::new(link).poll_shutdown(cx)).map_err(local)?;
+                        }
                         self.ended = true;
                         return Poll::Ready(Ok(()));
                     }
                 }
             }
             while !self.frame.is_empty() {
-                let written = ready!(Pin::new(&mut *link).poll_write(cx, &self.frame)).map_err(local)?;
+                let socket = Pin::new(&mut *link);
+                let written = if tunnel.recv.is_end_stream() {
+                    socket.poll_write_last(cx, &self.frame)
+                } else {
+                    socket.poll_write(cx, &self.frame)
+                };
+                let written = ready!(written).map_err(local)?;
                 if written == 0 {
                     return Poll::Ready(Err(End::Failed(io::ErrorKind::WriteZero.into())));
                 }

@@ -96,6 +96,11 @@ impl Arrival {
         })
     }
 
+    /// Whether bytes of the caller have come already, with the request or right after it.
+    pub fn has_bytes(&mut self) -> bool {
+        self.reply.body.as_mut().is_some_and(|body| body.flow_control().used_capacity() > 0)
+    }
+
     /// Answers 200 with the destination's own `baggage`.
     pub fn accept(mut self, baggage: Option<&str>) -> Result<Tunnel, Gone> {
         let (Some(mut respond), Some(body)) = (self.reply.respond.take(), self.reply.body.take()) else {

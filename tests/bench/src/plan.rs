@@ -98,6 +98,9 @@ impl Mode {
         Self::TwoNodes,
     ];
 
+    /// What goals are held against.
+    pub(crate) const GOAL_BASE: Self = Self::NoMesh;
+
     /// The row that this one is compared with: the same pair of nodes without a mesh.
     pub(crate) fn baseline(self) -> Self {
         match self {
@@ -238,7 +241,7 @@ impl Selection {
         Bench::ALL.into_iter().filter(|bench| self.takes(&names, &bench.to_string())).collect()
     }
 
-    /// The modes to run, each with the baseline that its ratio needs.
+    /// The modes to run, each with the baseline that its ratio needs, and the base that its goal has.
     pub(crate) fn modes(&self, available: &[Mode]) -> Vec<Mode> {
         let names: Vec<String> = available.iter().map(ToString::to_string).collect();
         let chosen: Vec<Mode> =
@@ -246,7 +249,10 @@ impl Selection {
         available
             .iter()
             .copied()
-            .filter(|mode| chosen.contains(mode) || chosen.iter().any(|other| other.baseline() == *mode))
+            .filter(|mode| {
+                let needed = |by: &Mode| by.baseline() == *mode || *mode == Mode::GOAL_BASE;
+                chosen.contains(mode) || chosen.iter().any(needed)
+            })
             .collect()
     }
 
@@ -292,7 +298,7 @@ mod tests {
     fn a_selection_keeps_the_baseline_and_refuses_a_name_it_does_not_know() {
         let selection: Selection = "bulk-1,same-node".parse().unwrap();
         assert_eq!(selection.benches(), [Bench::Bulk { streams: 1 }]);
-        assert_eq!(selection.modes(&Mode::OURS), [Mode::NoMeshSameNode, Mode::SameNode]);
+        assert_eq!(selection.modes(&Mode::OURS), [Mode::NoMesh, Mode::NoMeshSameNode, Mode::SameNode]);
         assert!(!selection.memory());
         assert!("bulk-9".parse::<Selection>().unwrap_err().contains("bulk-8"));
         let memory: Selection = "memory".parse().unwrap();

@@ -83,6 +83,20 @@ fn every_byte_arrives_and_is_counted_and_ends_are_as_ever() -> Result<()> {
 }
 
 #[test]
+fn a_connection_is_not_spliced_before_both_have_spoken() -> Result<()> {
+    let scene = scene()?;
+    let mut stream = scene.pod("client").netns().connect(scene.pod("server").at(port::ECHO), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    thread::sleep(Duration::from_millis(200));
+    ensure!(spliced(&scene)? == 0, "spliced though nobody has spoken");
+    exchange(&mut stream, b"hello")?;
+    bed::eventually(PATIENCE, "the splice", || {
+        Ok(Some(()).filter(|()| spliced(&scene).is_ok_and(|n| n == 1)))
+    })?;
+    Ok(())
+}
+
+#[test]
 fn what_went_past_ztunnel_is_in_its_access_log() -> Result<()> {
     let mut scene = scene()?;
     let since = scene.log_length("a");

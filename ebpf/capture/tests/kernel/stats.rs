@@ -74,7 +74,10 @@ fn ztunnels_connections_are_measured_and_no_others() {
             assert_eq!(stats.retransmits, total_retransmits(socket), "as the kernel itself tells");
             assert!(stats.delivery_rate > 0, "{stats:?}");
         }
-        for socket in [&theirs, &app] {
+        let unmeasured = ztunnel.unmeasured(to).unwrap();
+        accept(&server);
+        assert!(ztunnel.pins.is_own(unmeasured.as_fd()));
+        for socket in [&theirs, &app, &unmeasured] {
             assert_eq!(ztunnel.pins.tcp_stats(socket.as_fd()), None);
         }
     }

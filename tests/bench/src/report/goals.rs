@@ -1,6 +1,8 @@
 //! The speed to reach: ratios to no mesh that Istio's ztunnel measured on this kind of machine.
 //!
-//! Two nodes are held against its figures for two nodes, the same node against its captured plain TCP.
+//! Two nodes are held against its figures for two nodes, the same node against its captured plain TCP. Those have
+//! one base, a pair of pods without a mesh, so goals are held against the mode `no-mesh`; the tables show the same
+//! node beside two pods of one node without a mesh, which is the harder comparison.
 
 use crate::plan::{Bench, Mode};
 

@@ -48,11 +48,13 @@ pub(super) fn render(results: &Results, facts: &Facts) -> String {
             let bars = modes
                 .iter()
                 .filter_map(|mode| {
-                    let goal = Goal::of(bench, *mode).map(|goal| match goal {
-                        Goal::AtLeast(ratio) => ratio,
-                        Goal::AtMost(ratio) => 1.0 / ratio,
+                    let ratio = results.ratio(bench, *mode, metric)?;
+                    // A goal has another base than the bar may have.
+                    let rebased = results.goal_ratio(bench, *mode).map(|to_base| ratio / to_base);
+                    let goal = Goal::of(bench, *mode).zip(rebased).map(|(goal, rebased)| match goal {
+                        Goal::AtLeast(goal) | Goal::AtMost(goal) => speed(goal * rebased),
                     });
-                    Some(Bar { mode: *mode, speed: speed(results.ratio(bench, *mode, metric)?), goal })
+                    Some(Bar { mode: *mode, speed: speed(ratio), goal })
                 })
                 .collect();
             Group { name: bench.to_string(), bars }

@@ -144,9 +144,7 @@ fn goals(out: &mut String, results: &Results) {
     let mut lines = Vec::new();
     for mode in results.modes() {
         for bench in results.benches() {
-            let (Some(goal), Some(ratio)) =
-                (Goal::of(bench, mode), results.ratio(bench, mode, bench.headline()))
-            else {
+            let (Some(goal), Some(ratio)) = (Goal::of(bench, mode), results.goal_ratio(bench, mode)) else {
                 continue;
             };
             let (low, high) =
@@ -160,7 +158,7 @@ fn goals(out: &mut String, results: &Results) {
         }
     }
     if !lines.is_empty() {
-        section(out, "Goals");
+        section(out, "Goals, as ratios to no-mesh");
         for line in lines {
             let _ = writeln!(out, "{line}");
         }
