@@ -68,7 +68,9 @@ impl std::fmt::Display for NoAnswer {
         match self {
             Self::Absent(error) => write!(f, "the agent of this node does not run ({error})"),
             Self::Silent(error) => write!(f, "the agent of this node did not answer ({error})"),
-            Self::Garbage(what) => write!(f, "what the agent of this node answered is not understood ({what})"),
+            Self::Garbage(what) => {
+                write!(f, "what the agent of this node answered is not understood ({what})")
+            }
         }
     }
 }

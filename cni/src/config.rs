@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn addresses_of_both_families_are_found() {
-        let result = r#"{"cniVersion":"1.0.0","ips":[{"address":"10.244.1.5/24"},{"address":"fd00::5/64"},{"x":1}]}"#;
+        let result =
+            r#"{"cniVersion":"1.0.0","ips":[{"address":"10.244.1.5/24"},{"address":"fd00::5/64"},{"x":1}]}"#;
         let result: Box<RawValue> = serde_json::from_str(result).expect("JSON");
         let expected: [IpAddr; 2] = ["10.244.1.5".parse().unwrap(), "fd00::5".parse().unwrap()];
         assert_eq!(addresses(&result), expected);

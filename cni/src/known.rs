@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn only_who_is_known_to_be_outside_starts() {
-        let may = |knowledge: &Knowledge, namespace| decide(&exempt(), knowledge, namespace, "nobody is there");
+        let may =
+            |knowledge: &Knowledge, namespace| decide(&exempt(), knowledge, namespace, "nobody is there");
         assert_eq!(may(&known(), "default"), Ok(()));
         assert_eq!(may(&known(), "kube-system"), Ok(()), "exempt, and not in the file");
         for (knowledge, namespace, expected) in [

@@ -13,8 +13,8 @@ use cni::plugin::{self, Call};
 const MAX_INPUT: u64 = 1 << 20;
 
 fn main() -> ExitCode {
-    let environment =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut call = Call { environment: environment.collect(), input: Vec::new() };
     if let Err(error) = io::stdin().take(MAX_INPUT).read_to_end(&mut call.input) {
         // What was read of it will not do, and that is told.

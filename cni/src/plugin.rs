@@ -74,7 +74,8 @@ pub fn run(call: &Call, patience: Duration) -> Result<String, Failure> {
         "ADD" | "CHECK" | "STATUS" => {}
         other => {
             let message = format!("CNI_COMMAND is {other:?}");
-            let details = "this is a CNI plugin, called by the container runtime: ADD, CHECK, DEL, GC, STATUS, VERSION";
+            let details =
+                "this is a CNI plugin, called by the container runtime: ADD, CHECK, DEL, GC, STATUS, VERSION";
             return Err(fail(code::ENVIRONMENT, &message, details, ""));
         }
     }
@@ -93,7 +94,8 @@ pub fn run(call: &Call, patience: Duration) -> Result<String, Failure> {
         return Ok(String::new());
     }
     let Some(result) = &config.prev_result else {
-        let details = "it captures what another plugin has made: its entry belongs behind the others' in a conflist";
+        let details =
+            "it captures what another plugin has made: its entry belongs behind the others' in a conflist";
         return Err(fail(code::CONFIGURATION, "there is no prevResult", details, version));
     };
     if command == "CHECK" {

@@ -101,12 +101,14 @@ impl Directives {
     pub(crate) fn news(&self, node: &str, told: Option<(&Self, &[NodePod])>) -> Option<NodeDirective> {
         let pods = self.nodes.get(node)?;
         let before = told.map(|(told, _)| &told.namespaces);
-        let changed = self.namespaces.iter().filter(|(name, enroll)| {
-            before.is_none_or(|before| before.get(*name) != Some(*enroll))
-        });
+        let changed = self
+            .namespaces
+            .iter()
+            .filter(|(name, enroll)| before.is_none_or(|before| before.get(*name) != Some(*enroll)));
         let namespaces: Vec<Namespace> =
             changed.map(|(name, enroll)| Namespace { name: name.to_string(), enroll: *enroll }).collect();
-        let gone = before.into_iter().flat_map(BTreeMap::keys).filter(|name| !self.namespaces.contains_key(*name));
+        let gone =
+            before.into_iter().flat_map(BTreeMap::keys).filter(|name| !self.namespaces.contains_key(*name));
         let gone_namespaces: Vec<String> = gone.map(ToString::to_string).collect();
         let same = told.is_some_and(|(_, told)| told == &pods[..]);
         if same && namespaces.is_empty() && gone_namespaces.is_empty() {

@@ -72,7 +72,8 @@ fn a_refusal_is_told_in_the_form_of_the_specification() {
     let _agent = agent(folder.path(), b"{\"refuse\":{\"message\":\"no ztunnel\",\"details\":\"look\"}}\n");
     let failure = add(folder.path(), "default").expect_err("refused");
     let told: Value = serde_json::from_str(&failure.json()).expect("JSON");
-    let expected = json!({"cniVersion": "1.0.0", "code": 11, "msg": "culvert-cni: no ztunnel", "details": "look"});
+    let expected =
+        json!({"cniVersion": "1.0.0", "code": 11, "msg": "culvert-cni: no ztunnel", "details": "look"});
     assert_eq!(told, expected);
 }
 

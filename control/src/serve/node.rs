@@ -66,7 +66,12 @@ impl Agent {
             let wanted = newest.borrow_and_update().clone();
             let told = sent.as_ref().map(|(told, pods)| (&**told, &pods[..]));
             if let Some(news) = wanted.news(&self.node, told) {
-                debug!(node = self.node, pods = news.pods.len(), namespaces = news.namespaces.len(), "directive");
+                debug!(
+                    node = self.node,
+                    pods = news.pods.len(),
+                    namespaces = news.namespaces.len(),
+                    "directive"
+                );
                 let pods = news.pods.clone();
                 if directives.send(Ok(news)).await.is_err() {
                     return Ok(());
