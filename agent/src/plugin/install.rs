@@ -192,7 +192,13 @@ impl Install {
                 }
             }
             match happened.recv_timeout(ANYWAY) {
-                Ok(true) => while happened.recv_timeout(SETTLED) == Ok(true) {},
+                Ok(true) => loop {
+                    match happened.recv_timeout(SETTLED) {
+                        Ok(true) => {}
+                        Ok(false) | Err(RecvTimeoutError::Disconnected) => return,
+                        Err(RecvTimeoutError::Timeout) => break,
+                    }
+                },
                 Ok(false) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
