@@ -62,12 +62,27 @@ pub(crate) struct Uninstall {
     /// The node's procfs, as the agent was given it
     #[arg(long, value_name = "DIR", default_value = PROC)]
     pub(crate) host_proc: PathBuf,
+
+    /// Directory of the node's CNI programs
+    #[arg(long, value_name = "DIR", default_value = CNI_BIN)]
+    pub(crate) cni_bin_dir: PathBuf,
+
+    /// Directory of the node's CNI configurations
+    #[arg(long, value_name = "DIR", default_value = CNI_CONF)]
+    pub(crate) cni_conf_dir: PathBuf,
+
+    /// Unix socket on which the CNI plugin asks, as the agent was given it
+    #[arg(long, value_name = "PATH", default_value = CNI_SOCKET)]
+    pub(crate) cni_socket: PathBuf,
 }
 
 const PINS: &str = "/sys/fs/bpf/culvert";
 const STATE: &str = "/var/lib/culvert/agent";
 const ZDS: &str = "/run/culvert/zds.sock";
 const PROC: &str = "/proc";
+const CNI_BIN: &str = "/opt/cni/bin";
+const CNI_CONF: &str = "/etc/cni/net.d";
+const CNI_SOCKET: &str = "/run/culvert/cni.sock";
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
@@ -146,8 +161,40 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "PATH", default_value = "/run/culvert/handover.sock", help_heading = "Node")]
     pub(crate) handover_socket: PathBuf,
 
-    /// At the end, where no pod is captured, remove what all pods shared and the state directory: an agent that is
-    /// taken off a node leaves nothing there. What is captured stays captured
+    /// Install the CNI plugin on this node and answer it: a pod that is to be in the mesh starts only when it is
+    /// captured. The plugin outlives the agent: without one, pods of namespaces in the mesh do not start
+    #[arg(long, help_heading = "CNI")]
+    pub(crate) cni: bool,
+
+    /// Directory of the node's CNI programs
+    #[arg(long, value_name = "DIR", default_value = CNI_BIN, help_heading = "CNI")]
+    pub(crate) cni_bin_dir: PathBuf,
+
+    /// Directory of the node's CNI configurations; the plugin is added to the first in it
+    #[arg(long, value_name = "DIR", default_value = CNI_CONF, help_heading = "CNI")]
+    pub(crate) cni_conf_dir: PathBuf,
+
+    /// Unix socket on which the CNI plugin asks; the same path on the node
+    #[arg(long, value_name = "PATH", default_value = CNI_SOCKET, help_heading = "CNI")]
+    pub(crate) cni_socket: PathBuf,
+
+    /// The plugin's program; `culvert-cni` beside the agent's where this is not given
+    #[arg(long, value_name = "FILE", help_heading = "CNI")]
+    pub(crate) cni_plugin: Option<PathBuf>,
+
+    /// Namespaces whose pods start without asking: the node's and the mesh's own
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "kube-system,culvert-system",
+        help_heading = "CNI"
+    )]
+    pub(crate) cni_exempt: Vec<String>,
+
+    /// At the end, where no pod is captured (and with --cni no namespace is in the mesh), remove what all pods
+    /// shared, the CNI plugin and the state directory: an agent that is taken off a node leaves nothing there. What
+    /// is captured stays captured
     #[arg(long, help_heading = "Node")]
     pub(crate) leave_nothing: bool,
 

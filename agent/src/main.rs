@@ -17,6 +17,7 @@ mod handover;
 mod kubelet;
 mod metrics;
 mod netns;
+mod plugin;
 mod report;
 mod seqpacket;
 mod splice;
@@ -86,6 +87,9 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
     let state = State::open(&args.state)?;
     let zds = Listener::bind(&args.zds_socket)?;
     let handover = Listener::bind(&args.handover_socket)?;
+    let plugin = plugin_options(&args)?;
+    let desk = plugin.as_ref().map(|plugin| plugin::Listener::bind(&plugin.socket)).transpose()?;
+    let namespaces = plugin::namespaces(&args.state);
     let (inputs, received) = mpsc::unbounded_channel();
     let broker = Broker::new(holdings(&inputs), metrics.ztunnels.clone());
     let options = enroll::Options {
@@ -128,7 +132,25 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
         // An agent before this one may have told.
         enroller.kubelet()(None).context("the kernel programs cannot be told that no probes pass")?;
     }
-    tokio::spawn(report::run(control, reports, directives(&inputs), metrics.control.clone()));
+    let heard = directives(&inputs, plugin.is_some().then(|| namespaces.clone()));
+    tokio::spawn(report::run(control, reports, heard, metrics.control.clone()));
+    let installed = plugin.clone().zip(desk).map(|(plugin, listener)| {
+        let desk = plugin::Desk {
+            inputs: inputs.clone(),
+            standings: enroller.standings(),
+            namespaces: namespaces.clone(),
+            exempt: plugin.exempt.clone(),
+            proc: args.host_proc.clone(),
+            control: metrics.control.clone(),
+            metrics: metrics.clone(),
+        };
+        tokio::spawn(desk.serve(listener));
+        let namespaces = namespaces.clone();
+        tokio::spawn(async move {
+            let kept = plugin.keep(&namespaces).await;
+            kept.inspect_err(|error| tracing::error!(%error, "the CNI plugin cannot be kept installed"))
+        })
+    });
     tokio::spawn(enroller.run(received, move || wanted.ready()));
     tracing::info!(node = args.node, pins = %args.pins.display(), "the agent runs");
 
@@ -139,14 +161,47 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
     let _ = inputs.send(Input::Stop(done));
     // The sender is dropped when the last step is over.
     let _ = tokio::time::timeout(STOP_PATIENCE, stopped).await;
-    if args.leave_nothing {
+    // Before anything is removed: nobody is to put it back.
+    if let Some(installed) = installed {
+        installed.abort();
+        drop(installed.await);
+    }
+    if args.leave_nothing && plugin.is_some() && namespaces.any_in_the_mesh() {
+        tracing::info!("namespaces are in the mesh: all stays, and their pods wait for the next agent");
+    } else if args.leave_nothing {
         match bpffs::leave_nothing(&args.pins, &args.state) {
-            Ok(true) => tracing::info!("no pod is captured: nothing is left on this node"),
+            Ok(true) => {
+                tracing::info!("no pod is captured: nothing is left on this node");
+                if let Some(plugin) = &plugin {
+                    leave_no_plugin(plugin, &args.state);
+                }
+            }
             Ok(false) => tracing::info!("pods are captured: all stays for the next agent"),
             Err(error) => tracing::warn!(%error, "what is left on this node cannot be removed"),
         }
     }
     Ok(())
+}
+
+/// How the CNI plugin is to be set up, if it is.
+fn plugin_options(args: &Serve) -> anyhow::Result<Option<plugin::Options>> {
+    if !args.cni {
+        return Ok(None);
+    }
+    let program = match &args.cni_plugin {
+        Some(program) => program.clone(),
+        None => std::env::current_exe().context("the agent's own program")?.with_file_name(cni::PLUGIN),
+    };
+    let install = plugin::Install { bin_dir: args.cni_bin_dir.clone(), conf_dir: args.cni_conf_dir.clone() };
+    let (socket, exempt) = (args.cni_socket.clone(), args.cni_exempt.clone());
+    Ok(Some(plugin::Options { socket, install, program, exempt }))
+}
+
+fn leave_no_plugin(plugin: &plugin::Options, state: &std::path::Path) {
+    match plugin::remove(&plugin.install, &plugin.socket, state) {
+        Ok(removed) => tracing::info!(?removed, "the CNI plugin is removed"),
+        Err(error) => tracing::warn!(%error, "the CNI plugin cannot be removed: run `agent uninstall` here"),
+    }
 }
 
 fn mount_bpffs(args: &MountBpffs) -> anyhow::Result<()> {
@@ -182,6 +237,8 @@ fn register(handlers: &Handlers, args: &Serve, inputs: &mpsc::UnboundedSender<In
         "probe_every_ms": u64::try_from(args.probe_every.as_millis()).unwrap_or(u64::MAX),
         "earlier_connections_s": args.earlier_connections.map(|limit| limit.as_secs()),
         "kernel_log": args.kernel_log,
+        "cni": args.cni,
+        "cni_exempt": args.cni_exempt,
         "zds_socket": args.zds_socket,
         "handover_socket": args.handover_socket,
         "state": args.state,
@@ -204,13 +261,19 @@ fn holdings(inputs: &mpsc::UnboundedSender<Input>) -> mpsc::UnboundedSender<brok
     sender
 }
 
-/// Turns directives into inputs.
-fn directives(inputs: &mpsc::UnboundedSender<Input>) -> mpsc::Sender<Vec<proto::node::NodePod>> {
-    let (sender, mut receiver) = mpsc::channel(4);
+/// Turns directives into inputs, and what they say of namespaces into knowledge.
+fn directives(
+    inputs: &mpsc::UnboundedSender<Input>,
+    namespaces: Option<Arc<plugin::Namespaces>>,
+) -> mpsc::Sender<proto::node::NodeDirective> {
+    let (sender, mut receiver) = mpsc::channel::<proto::node::NodeDirective>(4);
     let inputs = inputs.clone();
     tokio::spawn(async move {
-        while let Some(pods) = receiver.recv().await {
-            let _ = inputs.send(Input::Directive(state::wanted(pods)));
+        while let Some(directive) = receiver.recv().await {
+            if let Some(namespaces) = &namespaces {
+                namespaces.directed(&directive);
+            }
+            let _ = inputs.send(Input::Directive(state::wanted(directive.pods)));
         }
     });
     sender
@@ -220,6 +283,11 @@ fn directives(inputs: &mpsc::UnboundedSender<Input>) -> mpsc::Sender<Vec<proto::
 async fn uninstall(args: &Uninstall) -> anyhow::Result<()> {
     let _logging = logging::init(logging::Format::Text, "warn")?;
     let state = State::open(&args.state)?;
+    // First: pods start without the mesh again.
+    let install = plugin::Install { bin_dir: args.cni_bin_dir.clone(), conf_dir: args.cni_conf_dir.clone() };
+    for removed in plugin::remove(&install, &args.cni_socket, &args.state)? {
+        println!("removed the CNI plugin from {}", removed.display());
+    }
     let shown = args.pins.display();
     let in_bpffs = match bpffs::is_there(&args.pins) {
         Err(nix::errno::Errno::ENOENT) => {

@@ -28,11 +28,18 @@ struct VerdictLabels {
     verdict: &'static str,
 }
 
+/// What the CNI plugin was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnswerLabels {
+    answer: &'static str,
+}
+
 /// The agent's metrics, under `culvert_`.
 pub(crate) struct Metrics {
     captured: Family<PodLabels, Gauge>,
     connections: Family<PodLabels, Gauge>,
     verdicts: Family<VerdictLabels, Counter>,
+    answers: Family<AnswerLabels, Counter>,
     /// By pod uid, the counts of its kernel programs at the last look.
     last: Mutex<BTreeMap<String, BTreeMap<&'static str, u64>>>,
     pub(crate) enrollment_seconds: Histogram,
@@ -44,11 +51,18 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// The CNI plugin was told that a pod may start, or may not.
+    pub(crate) fn plugin_answered(&self, start: bool) {
+        let answer = if start { "start" } else { "refuse" };
+        self.answers.get_or_create(&AnswerLabels { answer }).inc();
+    }
+
     pub(crate) fn new(metrics: &runtime::metrics::Metrics) -> Self {
         let own = Self {
             captured: Family::default(),
             connections: Family::default(),
             verdicts: Family::default(),
+            answers: Family::default(),
             last: Mutex::default(),
             // From 5 ms to 40 s.
             enrollment_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 14)),
@@ -59,6 +73,8 @@ impl Metrics {
             kubelet: Gauge::default(),
         };
         metrics.under("culvert", |registry| {
+            let answers = "Pods that the CNI plugin asked about before their start, by what it was answered";
+            registry.register("cni_pods", answers, own.answers.clone());
             let captured = "Whether the pod's capture was measured to work (1) or not (0)";
             registry.register("pod_captured", captured, own.captured.clone());
             let connections = "Captured connections of the pod that are alive";

@@ -6,7 +6,7 @@
 use std::{fs, io, path::PathBuf, time::Duration};
 
 use prometheus_client::metrics::gauge::Gauge;
-use proto::node::{NodePod, NodeReport, PodReport, node_service_client::NodeServiceClient};
+use proto::node::{NodeDirective, NodeReport, PodReport, node_service_client::NodeServiceClient};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
@@ -63,7 +63,7 @@ enum Ended {
 pub(crate) async fn run(
     control: Control,
     reports: Reports,
-    directives: mpsc::Sender<Vec<NodePod>>,
+    directives: mpsc::Sender<NodeDirective>,
     connected: Gauge,
 ) {
     let mut wait = BACK_OFF.0;
@@ -91,7 +91,7 @@ pub(crate) async fn run(
 async fn stream(
     control: &Control,
     reports: &Reports,
-    directives: &mpsc::Sender<Vec<NodePod>>,
+    directives: &mpsc::Sender<NodeDirective>,
     connected: &Gauge,
 ) -> Result<std::convert::Infallible, Ended> {
     let channel = connect(control).await?;
@@ -109,7 +109,7 @@ async fn stream(
         if connected.set(1) == 0 {
             tracing::info!(control = control.uri, "connected to control");
         }
-        if directives.send(directive.pods).await.is_err() {
+        if directives.send(directive).await.is_err() {
             // The program ends.
             return Err(Ended::Closed);
         }

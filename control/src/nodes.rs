@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proto::node::{CaptureState, NodeDirective, NodePod, NodeReport};
+use proto::node::{CaptureState, Namespace, NodeDirective, NodePod, NodeReport};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -87,7 +87,37 @@ pub struct NodeStatus {
     pub pods: BTreeMap<String, PodStatus>,
 }
 
-type Directives = BTreeMap<String, NodeDirective>;
+/// What all nodes are to do.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Directives {
+    /// By node; of one that is not in it, nothing is known.
+    pub(crate) nodes: BTreeMap<String, Vec<NodePod>>,
+    /// Whether the pods of each namespace are in the mesh. The same for every node.
+    pub(crate) namespaces: BTreeMap<Arc<str>, bool>,
+}
+
+impl Directives {
+    /// What to tell a node that was `told` this before, on the same stream; `None` where that is nothing.
+    pub(crate) fn news(&self, node: &str, told: Option<(&Self, &[NodePod])>) -> Option<NodeDirective> {
+        let pods = self.nodes.get(node)?;
+        let before = told.map(|(told, _)| &told.namespaces);
+        let changed = self
+            .namespaces
+            .iter()
+            .filter(|(name, enroll)| before.is_none_or(|before| before.get(*name) != Some(*enroll)));
+        let namespaces: Vec<Namespace> =
+            changed.map(|(name, enroll)| Namespace { name: name.to_string(), enroll: *enroll }).collect();
+        let gone =
+            before.into_iter().flat_map(BTreeMap::keys).filter(|name| !self.namespaces.contains_key(*name));
+        let gone_namespaces: Vec<String> = gone.map(ToString::to_string).collect();
+        let same = told.is_some_and(|(_, told)| told == &pods[..]);
+        if same && namespaces.is_empty() && gone_namespaces.is_empty() {
+            return None;
+        }
+        let pods = pods.clone();
+        Some(NodeDirective { pods, namespaces, gone_namespaces, all_namespaces: told.is_none() })
+    }
+}
 
 /// All nodes.
 pub struct Nodes {
@@ -274,7 +304,7 @@ impl Nodes {
 
     fn direct(&self, compiled: &Compiled, trust_domain: &str) {
         let nodes = self.lock();
-        let directives: Directives = compiled
+        let directed = compiled
             .nodes
             .iter()
             .map(|(node, pods)| {
@@ -293,10 +323,11 @@ impl Nodes {
                     withdrawn: !pod.enroll && withdrawn(&pod.uid),
                     trust_domain: trust_domain.to_owned(),
                 });
-                (node.to_string(), NodeDirective { pods: pods.collect() })
+                (node.to_string(), pods.collect())
             })
             .collect();
         drop(nodes);
+        let directives = Directives { nodes: directed, namespaces: compiled.namespaces.clone() };
         self.directives.send_if_modified(|held| {
             let changed = **held != directives;
             if changed {
@@ -306,7 +337,7 @@ impl Nodes {
         });
     }
 
-    /// What each node is to do; of a node that is not in it, nothing is known.
+    /// What each node is to do.
     pub(crate) fn directives(&self) -> watch::Receiver<Arc<Directives>> {
         self.directives.subscribe()
     }

@@ -8,6 +8,8 @@ LABEL org.opencontainers.image.title="Culvert node agent" \
       org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY agent /agent
+# The agent installs it on the node.
+COPY culvert-cni /culvert-cni
 COPY sbom.json /sbom.json
 # Root of the node, by named capabilities: it loads kernel programs and enters network namespaces.
 USER 0:0

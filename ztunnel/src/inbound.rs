@@ -153,7 +153,8 @@ async fn open_arrival(
     arrival: &mut Arrival,
 ) -> Result<(TcpStream, Rc<str>, Place), Failure> {
     let pod = &carried.pod;
-    let (snapshot, workload) = until_stopped(carried, worker.shared.state_for(pod)).await??;
+    let state = worker.shared.state_for(pod, arrival.ends.local.ip());
+    let (snapshot, workload) = until_stopped(carried, state).await??;
     carried.record().destination(&workload);
     let caller = arrival.ends.remote.ip();
     let source = snapshot.workload_at(&workload.network, caller).filter(|w| w.identity() == arrival.peer);
@@ -185,7 +186,8 @@ pub(crate) async fn plain(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepte
 
 async fn carry_plain(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Result<(), Failure> {
     let pod = &carried.pod;
-    let (snapshot, workload) = until_stopped(carried, worker.shared.state_for(pod)).await??;
+    let state = worker.shared.state_for(pod, accepted.original.ip());
+    let (snapshot, workload) = until_stopped(carried, state).await??;
     carried.record().destination(&workload);
     let (caller, to) = (accepted.peer.ip(), accepted.original);
     let source = snapshot.workload_at(&workload.network, caller);

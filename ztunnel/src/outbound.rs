@@ -54,7 +54,12 @@ fn is_probe(address: SocketAddr) -> bool {
 
 async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Result<(), Failure> {
     let pod = &carried.pod;
-    let (snapshot, source) = until_stopped(carried, worker.shared.state_for(pod)).await??;
+    if pod.is_own_port(accepted.original.port()) && is_of_the_pod_alone(accepted.original.ip()) {
+        // Whatever the state of the mesh, so it need not be waited for.
+        return Err(Failure::OwnListener(accepted.original));
+    }
+    let state = worker.shared.state_for(pod, accepted.peer.ip());
+    let (snapshot, source) = until_stopped(carried, state).await??;
     carried.record().source(&source);
     check(pod, &source, accepted)?;
     let outbound = Outbound { source: &source, destination: accepted.original, seed: rand::random() };
@@ -86,11 +91,16 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
     }
 }
 
+/// An address that leads nowhere but into the namespace that it is dialled in.
+fn is_of_the_pod_alone(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified()
+}
+
 /// A captured connection comes from the pod's own address and goes elsewhere; anything else has found
 /// our listener by another way, and carrying it on could lead back to us.
 fn check(pod: &Pod, source: &Workload, accepted: &Accepted) -> Result<(), Failure> {
     let to = accepted.original;
-    let local = to.ip().is_loopback() || to.ip().is_unspecified() || source.addresses.contains(&to.ip());
+    let local = is_of_the_pod_alone(to.ip()) || source.addresses.contains(&to.ip());
     if local && pod.is_own_port(to.port()) {
         return Err(Failure::OwnListener(to));
     }

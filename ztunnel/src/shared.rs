@@ -1,6 +1,7 @@
 //! What all threads of this ztunnel share. Everything a connection needs is read without a lock.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -73,33 +74,52 @@ impl Shared {
         self.carried.load(Ordering::Relaxed)
     }
 
-    /// One snapshot, and the pod's own workload in it. Waits, bounded, while either is missing: a pod
-    /// may connect before control's word of it has come.
-    pub(crate) async fn state_for(&self, pod: &Pod) -> Result<(Arc<Snapshot>, Arc<Workload>), Unknown> {
-        let first = self.mesh.current();
-        match find(&first, pod) {
-            Ok(workload) => return Ok((first, workload)),
-            Err(Unknown::Identity) => return Err(Unknown::Identity),
-            Err(Unknown::Incomplete | Unknown::Pod) => {}
+    /// One snapshot, and the pod's own workload in it, which has `address`. Waits, bounded, while one of them is
+    /// missing: a pod may connect before control's word of it has come, and before control knows the address that
+    /// its network has just given it. What is there when that is over is returned without the address.
+    pub(crate) async fn state_for(
+        &self,
+        pod: &Pod,
+        address: IpAddr,
+    ) -> Result<(Arc<Snapshot>, Arc<Workload>), Unknown> {
+        let find = |snapshot: &Snapshot| find(snapshot, pod);
+        arrival(&self.mesh, self.settings.patience, find, address).await
+    }
+}
+
+/// Waits for a snapshot in which `find` finds a workload that has the address.
+async fn arrival(
+    mesh: &xds::Mesh,
+    patience: Duration,
+    find: impl Fn(&Snapshot) -> Result<Arc<Workload>, Unknown>,
+    address: IpAddr,
+) -> Result<(Arc<Snapshot>, Arc<Workload>), Unknown> {
+    let address = address.to_canonical();
+    let first = mesh.current();
+    match find(&first) {
+        Ok(workload) if workload.addresses.contains(&address) => return Ok((first, workload)),
+        Err(Unknown::Identity) => return Err(Unknown::Identity),
+        Ok(_) | Err(Unknown::Incomplete | Unknown::Pod) => {}
+    }
+    let mut changes = mesh.subscribe();
+    let arrival = async {
+        loop {
+            let snapshot = mesh.current();
+            if let Ok(workload) = find(&snapshot)
+                && workload.addresses.contains(&address)
+            {
+                return (snapshot, workload);
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
-        let mut changes = self.mesh.subscribe();
-        let arrival = async {
-            loop {
-                let snapshot = self.mesh.current();
-                if let Ok(workload) = find(&snapshot, pod) {
-                    return (snapshot, workload);
-                }
-                if changes.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        match timeout(self.settings.patience, arrival).await {
-            Ok(found) => Ok(found),
-            Err(_) => {
-                let snapshot = self.mesh.current();
-                find(&snapshot, pod).map(|workload| (snapshot.clone(), workload))
-            }
+    };
+    match timeout(patience, arrival).await {
+        Ok(found) => Ok(found),
+        Err(_) => {
+            let snapshot = mesh.current();
+            find(&snapshot).map(|workload| (snapshot.clone(), workload))
         }
     }
 }
@@ -110,4 +130,55 @@ fn find(snapshot: &Snapshot, pod: &Pod) -> Result<Arc<Workload>, Unknown> {
     }
     let workload = snapshot.pod(&pod.namespace, &pod.name).ok_or(Unknown::Pod)?;
     if pod.is(workload) { Ok(workload.clone()) } else { Err(Unknown::Identity) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(addresses: &[&str]) -> Snapshot {
+        let mut workload = Workload::named("c//Pod/shop/web", "shop", "web");
+        workload.addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
+        let mut edit = Snapshot::default().edit();
+        edit.put_workload(workload);
+        edit.finish()
+    }
+
+    fn web(snapshot: &Snapshot) -> Result<Arc<Workload>, Unknown> {
+        snapshot.pod("shop", "web").cloned().ok_or(Unknown::Pod)
+    }
+
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 5));
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_connection_of_a_new_pod_waits_for_the_pods_address() {
+        let mesh = xds::Mesh::new();
+        mesh.publish(snapshot(&[]));
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            // Not that of the pod's former sandbox.
+            mesh.publish(snapshot(&["10.1.0.4"]));
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            mesh.publish(snapshot(&["10.1.0.5"]));
+        };
+        let begun = tokio::time::Instant::now();
+        let (found, ()) = tokio::join!(arrival(&mesh, PATIENCE, web, ADDRESS), later);
+        let (_, workload) = found.expect("found");
+        assert_eq!(workload.addresses, [ADDRESS]);
+        assert_eq!(begun.elapsed(), Duration::from_millis(600));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_does_not_come_is_waited_for_no_longer_than_patience() {
+        let mesh = xds::Mesh::new();
+        mesh.publish(snapshot(&["10.1.0.4"]));
+        let begun = tokio::time::Instant::now();
+        let (_, workload) = arrival(&mesh, PATIENCE, web, ADDRESS).await.expect("the pod, as it is known");
+        assert!(!workload.addresses.contains(&ADDRESS));
+        assert_eq!(begun.elapsed(), PATIENCE);
+        let nobody = |_: &Snapshot| Err(Unknown::Identity);
+        assert_eq!(arrival(&mesh, PATIENCE, nobody, ADDRESS).await.err(), Some(Unknown::Identity));
+        assert_eq!(begun.elapsed(), PATIENCE, "nobody waits for another identity");
+    }
 }

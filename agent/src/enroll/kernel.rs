@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::machine::{Answer, Mode, Step};
 use crate::{
-    netns::{Finder, Found, NotFound},
+    netns::{Finder, Found, Given, NotFound},
     splice,
 };
 
@@ -36,6 +36,8 @@ pub(super) struct Hand {
     pub(super) netns: Option<Arc<Netns>>,
     /// How it was found, if it was not named.
     found: Option<Found>,
+    /// What the container runtime gave, if it did.
+    pub(super) given: Option<Arc<Given>>,
     pod: Option<Pod>,
     /// The kernel's counts at the last look.
     pub(super) counters: BTreeMap<&'static str, u64>,
@@ -79,13 +81,27 @@ impl Kernel {
         self.node.discard(uid)
     }
 
-    /// Does one step for the pod whose namespace is at `path`; an empty one means that it is to be found.
-    pub(super) fn perform(&self, uid: &str, path: &Path, step: Step, hand: &mut Hand) -> Answer {
+    /// Does one step for the pod whose namespace is at `path`; an empty one means that it is to be found. One that
+    /// the container runtime has `given` and that is not attached to yet comes before either.
+    pub(super) fn perform(
+        &self,
+        uid: &str,
+        path: &Path,
+        given: Option<Arc<Given>>,
+        step: Step,
+        hand: &mut Hand,
+    ) -> Answer {
+        let another =
+            |given: &Given| hand.netns.as_ref().is_some_and(|netns| netns.inode() != given.netns.inode());
+        let moved = given.as_ref().is_some_and(|given| another(given));
         if step == Step::Detach {
-            return self.detach(uid, path, hand);
+            return self.detach(uid, path, moved, hand);
         }
         if step == Step::Attach {
-            return self.attach(uid, path, hand);
+            return self.attach(uid, path, given, hand);
+        }
+        if moved {
+            return Answer::NamespaceGone("the container runtime has made it another one".to_owned());
         }
         if let Some(gone) = self.vanished(uid, path, hand) {
             return Answer::NamespaceGone(gone);
@@ -110,11 +126,14 @@ impl Kernel {
         done.unwrap_or_else(|error| Answer::Failed(told(&error)))
     }
 
-    fn attach(&self, uid: &str, path: &Path, hand: &mut Hand) -> Answer {
+    fn attach(&self, uid: &str, path: &Path, given: Option<Arc<Given>>, hand: &mut Hand) -> Answer {
         // A new namespace may have come to be at the path.
         *hand = Hand::default();
+        let given = given.filter(|given| given.is_there());
         let mut found = None;
-        if path.as_os_str().is_empty() {
+        if given.is_some() {
+            // It needs no looking for.
+        } else if path.as_os_str().is_empty() {
             match self.finder.find(uid) {
                 Ok(one) => found = Some(one),
                 Err(reason @ NotFound::NoProcess { .. }) => return Answer::NamespaceGone(reason.to_string()),
@@ -124,12 +143,14 @@ impl Kernel {
             return Answer::NamespaceGone(format!("its network namespace {}: {error}", path.display()));
         }
         let attached = (|| {
-            let netns = match &found {
-                Some(found) => found.netns.try_clone()?,
-                None => Netns::open(path)?,
+            let netns = match (&given, &found) {
+                (Some(given), _) => given.netns.try_clone()?,
+                (None, Some(found)) => found.netns.try_clone()?,
+                (None, None) => Netns::open(path)?,
             };
             if netns.inode() == self.node_netns.inode() {
-                return Ok(Err(format!("{} is the node's own network namespace", path.display())));
+                let path = given.as_ref().map_or(path, |given| given.path()).display();
+                return Ok(Err(format!("{path} is the node's own network namespace")));
             }
             let adopted = self.node.pinned()?.iter().any(|pinned| pinned == uid);
             let pod = self.node.attach(&Target { uid, netns: &netns, node_netns: &self.node_netns })?;
@@ -145,6 +166,7 @@ impl Kernel {
                 tell_of_more_devices(&pod);
                 hand.netns = Some(Arc::new(netns));
                 hand.found = found;
+                hand.given = given;
                 hand.enforced = (mode == Mode::Enforce).then(Instant::now);
                 hand.pod = Some(pod);
                 Answer::Attached { mode, adopted }
@@ -159,10 +181,14 @@ impl Kernel {
 
     /// What became of the pod's namespace, if the pod does not have it any more.
     fn vanished(&self, uid: &str, path: &Path, hand: &mut Hand) -> Option<String> {
-        match (&mut hand.found, &hand.netns) {
-            (Some(found), _) => self.finder.still(uid, found).err(),
-            (None, Some(netns)) => vanished(path, netns),
-            (None, None) => None,
+        match (&hand.given, &mut hand.found, &hand.netns) {
+            (Some(given), ..) if given.is_there() => None,
+            (Some(given), ..) => {
+                Some(format!("its network namespace {} was removed", given.path().display()))
+            }
+            (None, Some(found), _) => self.finder.still(uid, found).err(),
+            (None, None, Some(netns)) => vanished(path, netns),
+            (None, None, None) => None,
         }
     }
 
@@ -195,8 +221,8 @@ impl Kernel {
     }
 
     /// Takes the capture away; where the namespace is gone, what is left of it.
-    fn detach(&self, uid: &str, path: &Path, hand: &mut Hand) -> Answer {
-        let alive = hand.netns.is_some() && self.vanished(uid, path, hand).is_none();
+    fn detach(&self, uid: &str, path: &Path, moved: bool, hand: &mut Hand) -> Answer {
+        let alive = !moved && hand.netns.is_some() && self.vanished(uid, path, hand).is_none();
         let detached = match hand.pod.take() {
             // Through its descriptor the namespace can be left in order even where its path is gone.
             Some(pod) => {

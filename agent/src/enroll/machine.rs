@@ -100,6 +100,8 @@ pub(crate) enum Event {
     Done(Answer),
     /// The wait with this number is over.
     Due(u64),
+    /// The pod has a namespace that was not known, and not the one that is attached to.
+    Sandbox,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,6 +221,15 @@ impl Machine {
                     return Vec::new();
                 }
                 self.wait = None;
+            }
+            Event::Sandbox => {
+                // A step under way meets it by itself, or is followed by this event again.
+                if self.running.is_none() && matches!(self.capture, Capture::Attached { .. }) {
+                    self.capture = Capture::Orphaned;
+                }
+                // Whatever it waited for was the namespace, or something of the old one.
+                self.wait = None;
+                self.failure = None;
             }
             Event::Done(answer) => {
                 if let Some(step) = self.running.take() {

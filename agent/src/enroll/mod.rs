@@ -36,6 +36,7 @@ use self::{
 use crate::{
     broker::{Broker, Holding},
     metrics::Metrics,
+    netns::Given,
     splice,
     state::{State, Wanted},
 };
@@ -66,6 +67,10 @@ pub(crate) enum Input {
     /// What control wants of this node's pods, all of them.
     Directive(Vec<Wanted>),
     Holding(Holding),
+    /// The container runtime has made this namespace for the pod.
+    Sandbox(String, Arc<Given>),
+    /// Nobody waits for that namespace of the pod any more (its inode): the pod does not start in it.
+    SandboxOver(String, u64),
     /// Somebody wants to see how things stand.
     Dump(oneshot::Sender<Value>),
     /// Let the steps under way end, begin no more, and drop the answer's sender.
@@ -73,6 +78,21 @@ pub(crate) enum Input {
     /// What the task tells itself.
     Own(Own),
 }
+
+/// How a pod stands, for those who wait for its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) enroll: bool,
+    /// The inode of the namespace that is enforced, while a ztunnel holds the pod.
+    pub(crate) ready: Option<u64>,
+    /// What is missing where it is not.
+    pub(crate) why: String,
+}
+
+/// By uid, every pod that is known.
+pub(crate) type Standings = Arc<BTreeMap<String, Standing>>;
 
 /// A message of the task to itself; nobody else can make one.
 pub(crate) struct Own(Inner);
@@ -105,10 +125,13 @@ pub(crate) struct Enroller {
     pods: BTreeMap<String, Pod>,
     /// Pins of pods that nobody has named yet.
     strangers: BTreeSet<String>,
+    /// Namespaces that were given and are not attached to yet.
+    sandboxes: BTreeMap<String, Arc<Given>>,
     /// What is wanted of the pods is known, from control or from the file.
     told: bool,
     settled: bool,
     reports: watch::Sender<Option<Vec<PodReport>>>,
+    standings: watch::Sender<Standings>,
     inputs: mpsc::UnboundedSender<Input>,
     steps: Arc<Semaphore>,
     stopping: Option<oneshot::Sender<()>>,
@@ -143,9 +166,11 @@ impl Enroller {
             probe_every: options.probe_every,
             pods: BTreeMap::new(),
             strangers: pinned.into_iter().collect(),
+            sandboxes: BTreeMap::new(),
             told: false,
             settled: false,
             reports: watch::Sender::new(None),
+            standings: watch::Sender::new(Arc::default()),
             inputs,
             steps: Arc::new(Semaphore::new(STEPS)),
             stopping: None,
@@ -170,6 +195,11 @@ impl Enroller {
         self.reports.subscribe()
     }
 
+    /// How every pod stands.
+    pub(crate) fn standings(&self) -> watch::Receiver<Standings> {
+        self.standings.subscribe()
+    }
+
     /// Runs until it is stopped. `told` is called once, when what is wanted of the pods is known.
     pub(crate) async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>, told: impl FnOnce()) {
         let mut told = Some(told);
@@ -189,6 +219,12 @@ impl Enroller {
             match input {
                 Input::Directive(wanted) => self.directed(wanted),
                 Input::Holding((uid, held)) => self.event(&uid, Event::Held(held)),
+                Input::Sandbox(uid, given) => self.sandbox(uid, given),
+                Input::SandboxOver(uid, inode) => {
+                    if self.sandboxes.get(&uid).is_some_and(|given| given.netns.inode() == inode) {
+                        self.sandboxes.remove(&uid);
+                    }
+                }
                 Input::Dump(reply) => drop(reply.send(self.dump())),
                 Input::Stop(done) => self.stopping = Some(done),
                 Input::Own(Own(Inner::Answer { uid, hand, answer })) => self.answered(&uid, hand, answer),
@@ -272,6 +308,16 @@ impl Enroller {
         }
     }
 
+    /// The container runtime has made a namespace for the pod.
+    fn sandbox(&mut self, uid: String, given: Arc<Given>) {
+        let Some(pod) = self.pods.get(&uid) else { return };
+        if pod.netns == Some(given.netns.inode()) {
+            return;
+        }
+        self.sandboxes.insert(uid.clone(), given);
+        self.event(&uid, Event::Sandbox);
+    }
+
     /// A step is over.
     fn answered(&mut self, uid: &str, hand: Box<Hand>, answer: Answer) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
@@ -287,6 +333,10 @@ impl Enroller {
         }
         (pod.guarded, pod.earlier) = (hand.guarded, hand.earlier);
         pod.netns = hand.netns.as_ref().map(|netns| netns.inode());
+        let (netns, attached) = (pod.netns, matches!(answer, Answer::Attached { .. }));
+        if attached && self.sandboxes.get(uid).is_some_and(|given| netns == Some(given.netns.inode())) {
+            self.sandboxes.remove(uid);
+        }
         match &answer {
             Answer::NamespaceGone(reason) => {
                 tracing::info!(uid, pod = pod.name(), reason, "the pod has lost its network namespace");
@@ -307,6 +357,9 @@ impl Enroller {
         }
         pod.hand = Some(hand);
         self.event(uid, Event::Done(answer));
+        if netns.is_some() && self.sandboxes.contains_key(uid) {
+            self.event(uid, Event::Sandbox);
+        }
     }
 
     /// Gives an event to a pod's machine and does what it asks for.
@@ -341,6 +394,7 @@ impl Enroller {
         {
             self.metrics.forget(uid, &pod.wanted.namespace, &pod.wanted.name);
             self.pods.remove(uid);
+            self.sandboxes.remove(uid);
         }
     }
 
@@ -363,6 +417,7 @@ impl Enroller {
                     && pod.machine.mode().is_some()
             });
         let (kernel, steps, inputs) = (self.kernel.clone(), self.steps.clone(), self.inputs.clone());
+        let given = self.sandboxes.get(uid).cloned();
         let (uid, path) = (uid.to_owned(), self.pods[uid].wanted.netns.clone());
         tokio::spawn(async move {
             let Ok(_place) = steps.acquire().await else { return };
@@ -371,7 +426,7 @@ impl Enroller {
                 let answer = if other {
                     Answer::Failed(format!("another pod has the network namespace {}", path.display()))
                 } else {
-                    kernel.perform(&name, &path, step, &mut hand)
+                    kernel.perform(&name, &path, given, step, &mut hand)
                 };
                 (hand, answer)
             });
@@ -394,6 +449,14 @@ impl Enroller {
 
     /// Tells control and the ztunnels what has become known.
     fn publish(&mut self, overdue: bool) {
+        let standings = self.pods.iter().map(|(uid, pod)| (uid.clone(), pod.standing())).collect();
+        self.standings.send_if_modified(|held| {
+            let changed = **held != standings;
+            if changed {
+                *held = Arc::new(standings);
+            }
+            changed
+        });
         if !self.settled {
             let tried = self.pods.values().all(|pod| pod.machine.is_settled());
             // Pins without a word of what is wanted: to say that there is no pod would cut them off.

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
+    Standing,
     kernel::Hand,
-    machine::{Machine, Report},
+    machine::{Machine, Mode, Report},
 };
 use crate::state::Wanted;
 
@@ -56,6 +57,27 @@ impl Pod {
             name: self.wanted.name.clone(),
             namespace: self.wanted.namespace.clone(),
             service_account: self.wanted.service_account.clone(),
+        }
+    }
+
+    /// As one who waits for its start is told of it.
+    pub(super) fn standing(&self) -> Standing {
+        let enforced = self.machine.mode() == Some(Mode::Enforce);
+        let ready = if enforced && self.machine.is_held() { self.netns } else { None };
+        let why = match self.machine.failure() {
+            Some(failure) => failure.to_owned(),
+            None if self.machine.mode().is_some() && !self.machine.is_held() => {
+                "no ztunnel on this node has taken the pod: is the ztunnel DaemonSet running here?".to_owned()
+            }
+            None => "its capture is being set up".to_owned(),
+        };
+        let enroll = self.wanted.enroll && self.deleted.is_none();
+        Standing {
+            namespace: self.wanted.namespace.clone(),
+            name: self.wanted.name.clone(),
+            enroll,
+            ready,
+            why,
         }
     }
 

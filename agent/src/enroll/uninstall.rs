@@ -93,8 +93,8 @@ fn detach_all(
         let netns = netns.get(&uid).map(PathBuf::as_path).unwrap_or(Path::new(""));
         let mut hand = Hand::default();
         // Through its namespace the routing goes too; without one the programs and pins go.
-        let _ = kernel.perform(&uid, netns, Step::Attach, &mut hand);
-        match kernel.perform(&uid, netns, Step::Detach, &mut hand) {
+        let _ = kernel.perform(&uid, netns, None, Step::Attach, &mut hand);
+        match kernel.perform(&uid, netns, None, Step::Detach, &mut hand) {
             Answer::Failed(reason) => drop(detached.failures.insert(uid, reason)),
             _ => detached.pods += 1,
         }

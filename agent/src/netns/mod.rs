@@ -6,6 +6,7 @@
 //! It only looks, and only while a wanted pod has no namespace.
 
 mod cgroup;
+mod given;
 
 use std::{
     collections::HashMap,
@@ -23,6 +24,8 @@ use nix::{
     fcntl::{AtFlags, OFlag, openat},
     sys::stat::{Mode, fstatat},
 };
+
+pub(crate) use self::given::Given;
 
 /// One look at all processes serves every pod that is asked for this long after it.
 const FRESH: Duration = Duration::from_millis(200);

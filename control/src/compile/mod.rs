@@ -61,6 +61,8 @@ pub struct Compiled {
     pub policies: BTreeMap<PolicyKey, Policy>,
     /// By node: the pods that run there.
     pub nodes: BTreeMap<Arc<str>, Vec<LocalPod>>,
+    /// Whether the pods of each namespace are in the mesh, where they say nothing else.
+    pub namespaces: BTreeMap<Arc<str>, bool>,
     pub problems: Vec<Problem>,
 }
 
@@ -87,6 +89,7 @@ pub fn compile(view: &View<'_>, word: &dyn Fn(&str, &str) -> Word, options: &Opt
     let mut compiler = Compiler::new(view, options);
     compiler.out.problems = view.problems.clone();
     compiler.nodes();
+    compiler.namespaces();
     compiler.pods(word);
     compiler.workload_entries();
     compiler.services();

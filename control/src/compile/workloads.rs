@@ -9,6 +9,7 @@ use crate::manifest::{Kind, Metadata, Object, ObjectKey, Pod};
 
 /// The label that brings a namespace or a pod into the mesh.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+const AMBIENT: &str = "ambient";
 /// In folder mode: the path of the pod's network namespace.
 pub(crate) const NETNS: &str = "culvert.dev/netns";
 
@@ -61,7 +62,17 @@ impl<'v> Compiler<'v, '_> {
             .metadata
             .label(DATAPLANE_MODE)
             .or_else(|| namespace.and_then(|metadata| metadata.label(DATAPLANE_MODE)));
-        mode == Some("ambient")
+        mode == Some(AMBIENT)
+    }
+
+    /// What each namespace wants of its pods: a node decides by it about those that nobody has told it of yet.
+    pub(super) fn namespaces(&mut self) {
+        for (key, object) in &self.view.objects {
+            if let Object::Namespace(namespace) = object {
+                let enroll = namespace.metadata.label(DATAPLANE_MODE) == Some(AMBIENT);
+                self.out.namespaces.insert(key.name.clone(), enroll);
+            }
+        }
     }
 
     pub(super) fn namespace_metadata(&self, name: &str) -> Option<&'v Metadata> {

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use proto::node::{NodeDirective, NodeReport, node_service_server::NodeService};
+use proto::node::{NodeDirective, NodePod, NodeReport, node_service_server::NodeService};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
-use crate::{auth::Authenticator, nodes::Nodes};
+use crate::{
+    auth::Authenticator,
+    nodes::{Directives, Nodes},
+};
 
 /// Serves agents.
 pub struct NodeReports {
@@ -55,18 +58,25 @@ impl Agent {
         directives: &mpsc::Sender<Result<NodeDirective, Status>>,
     ) -> Result<(), Status> {
         let mut newest = self.nodes.directives();
-        let mut sent: Option<NodeDirective> = None;
+        let mut sent: Option<(Arc<Directives>, Vec<NodePod>)> = None;
         loop {
             // A directive without pods says that the node has none, and its agent lets go of those it has.
             // So nothing is said before the first state is compiled, nor of a node that control does not
             // know; of one that it knows, that it has none is said, too.
-            let wanted = newest.borrow_and_update().get(&self.node).cloned();
-            if let Some(wanted) = wanted.filter(|wanted| sent.as_ref() != Some(wanted)) {
-                debug!(node = self.node, pods = wanted.pods.len(), "directive");
-                if directives.send(Ok(wanted.clone())).await.is_err() {
+            let wanted = newest.borrow_and_update().clone();
+            let told = sent.as_ref().map(|(told, pods)| (&**told, &pods[..]));
+            if let Some(news) = wanted.news(&self.node, told) {
+                debug!(
+                    node = self.node,
+                    pods = news.pods.len(),
+                    namespaces = news.namespaces.len(),
+                    "directive"
+                );
+                let pods = news.pods.clone();
+                if directives.send(Ok(news)).await.is_err() {
                     return Ok(());
                 }
-                sent = Some(wanted);
+                sent = Some((wanted, pods));
             }
             tokio::select! {
                 changed = newest.changed() => if changed.is_err() { return Ok(()) },
@@ -130,7 +140,18 @@ mod tests {
                 annotated: Default::default(),
             };
             let nodes = nodes.iter().map(|(node, pods)| ((*node).into(), pods.iter().map(pod).collect()));
-            let compiled = Arc::new(Compiled { nodes: nodes.collect(), ..Compiled::default() });
+            self.settle(Compiled { nodes: nodes.collect(), ..Compiled::default() });
+        }
+
+        /// Node a without pods, and these namespaces.
+        fn namespaces(&self, namespaces: &[(&str, bool)]) {
+            let namespaces = namespaces.iter().map(|(name, enroll)| ((*name).into(), *enroll)).collect();
+            let nodes = [("a".into(), Vec::new())].into();
+            self.settle(Compiled { nodes, namespaces, ..Compiled::default() });
+        }
+
+        fn settle(&self, compiled: Compiled) {
+            let compiled = Arc::new(compiled);
             self.nodes.settle(&compiled, 1, &Arc::new(Clients::default()), "cluster.local");
         }
 
@@ -138,6 +159,13 @@ mod tests {
             let directive = self.directives.recv().await.unwrap().unwrap();
             let names: Vec<&str> = directive.pods.iter().map(|pod| pod.name.as_str()).collect();
             assert_eq!(names, pods);
+        }
+
+        /// Whether all namespaces are named, which, and which are gone.
+        async fn hears_namespaces(&mut self) -> (bool, Vec<(String, bool)>, Vec<String>) {
+            let directive = self.directives.recv().await.unwrap().unwrap();
+            let named = directive.namespaces.into_iter().map(|namespace| (namespace.name, namespace.enroll));
+            (directive.all_namespaces, named.collect(), directive.gone_namespaces)
         }
 
         async fn hears_nothing(&mut self) {
@@ -162,5 +190,21 @@ mod tests {
         bed.hears_nothing().await;
         bed.compiled(&[("a", &[])]);
         bed.hears(&[]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_namespaces_only_what_has_changed_is_said() {
+        let mut bed = Bed::new();
+        let named = |names: &[(&str, bool)]| -> Vec<(String, bool)> {
+            names.iter().map(|(name, enroll)| ((*name).to_owned(), *enroll)).collect()
+        };
+        bed.namespaces(&[("default", false), ("shop", true)]);
+        let all = named(&[("default", false), ("shop", true)]);
+        assert_eq!(bed.hears_namespaces().await, (true, all, Vec::new()));
+        bed.namespaces(&[("default", false), ("shop", true)]);
+        bed.hears_nothing().await;
+        bed.namespaces(&[("bank", true), ("shop", false)]);
+        let changed = named(&[("bank", true), ("shop", false)]);
+        assert_eq!(bed.hears_namespaces().await, (false, changed, vec!["default".to_owned()]));
     }
 }

@@ -18,6 +18,8 @@ mod sbom;
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What a cluster runs.
 pub(crate) const SHIPPED: [&str; 3] = ["control", "agent", "ztunnel"];
+/// The program in the agent's image that the agent installs on its node.
+const CNI_PLUGIN: &str = "culvert-cni";
 /// The traffic program of the tests.
 pub(crate) const TRAFFIC: &str = "app";
 
@@ -102,6 +104,9 @@ fn compile(root: &Path, programs: &[&str], profile: Profile, target: &str) -> Re
     for program in programs {
         cargo.args(["--package", program]);
     }
+    if programs.contains(&"agent") {
+        cargo.args(["--package", "cni"]);
+    }
     let (folder, variable) = match profile {
         Profile::Release => ("release", "RELEASE"),
         Profile::Dev => ("debug", "DEV"),
@@ -125,6 +130,10 @@ fn image(root: &Path, program: &str, binaries: &Path, target: &str) -> Result<(S
     let failed = || format!("fill {}", context.display());
     fs::create_dir_all(&context).with_context(failed)?;
     fs::copy(binaries.join(program), context.join(program)).with_context(failed)?;
+    if program == "agent" {
+        // The agent installs it on the node.
+        fs::copy(binaries.join(CNI_PLUGIN), context.join(CNI_PLUGIN)).with_context(failed)?;
+    }
     let bill = sbom::of(root, program, VERSION, target)?;
     fs::write(context.join("sbom.json"), serde_json::to_vec_pretty(&bill)?).with_context(failed)?;
     let name = name(program);

@@ -8,6 +8,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("mesh", &[]),
     ("proto", &[]),
     ("abi", &[]),
+    // A program, and what the agent must agree on with it.
+    ("cni", &[]),
     // Libraries: the layers, lowest first.
     ("capture", &["abi"]),
     ("identity", &["mesh"]),
@@ -15,7 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("hbone", &["mesh", "identity"]),
     ("xds", &["mesh", "proto", "identity"]),
     // Programs: libraries, never each other.
-    ("agent", PROGRAM),
+    ("agent", AGENT),
     ("ztunnel", PROGRAM),
     ("control", PROGRAM),
     // The bed runs programs as processes and links none of them.
@@ -24,6 +26,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("xtask", &["bed"]),
 ];
 
+/// The agent answers its plugin.
+const AGENT: &[&str] = &["abi", "capture", "cni", "hbone", "identity", "mesh", "proto", "runtime", "xds"];
 const PROGRAM: &[&str] = &["abi", "capture", "hbone", "identity", "mesh", "proto", "runtime", "xds"];
 
 /// The rings of tests may use everything.
