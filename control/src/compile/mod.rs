@@ -17,7 +17,7 @@ use std::{
 
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
-pub(crate) use workloads::NETNS;
+pub(crate) use workloads::{NETNS, SIDECAR};
 
 use crate::{
     manifest::{

@@ -120,6 +120,27 @@ fn a_pods_own_label_wins() {
 }
 
 #[test]
+fn a_pod_with_a_sidecar_is_not_taken_in_and_it_is_said() {
+    let injected = SHOP.replace(
+        "annotations: {culvert.dev/netns: /run/netns/web}",
+        "annotations: {culvert.dev/netns: /run/netns/web, sidecar.istio.io/status: '{}'}",
+    );
+    let compiled = compiled(&[&injected]);
+    let enrolled: Vec<bool> = compiled.nodes["a"].iter().map(|pod| pod.enroll).collect();
+    assert_eq!(enrolled, [true, false]);
+    assert!(compiled.problems.iter().any(|problem| problem.to_string().contains("sidecar")), "{compiled:?}");
+}
+
+#[test]
+fn a_label_that_means_nothing_is_told() {
+    let compiled = compiled(&[&SHOP.replace("dataplane-mode: ambient", "dataplane-mode: ambiant")]);
+    assert!(compiled.nodes["a"].iter().all(|pod| !pod.enroll));
+    let told: Vec<String> = compiled.problems.iter().map(ToString::to_string).collect();
+    assert!(told.iter().any(|told| told.contains("ambiant")), "{told:?}");
+    assert_eq!(compiled.namespaces.get("shop"), Some(&false));
+}
+
+#[test]
 fn slices_count_before_selectors() {
     let slice = "
 apiVersion: discovery.k8s.io/v1

@@ -10,6 +10,10 @@ use crate::manifest::{Kind, Metadata, Object, ObjectKey, Pod};
 /// The label that brings a namespace or a pod into the mesh.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 const AMBIENT: &str = "ambient";
+/// The label's other word, which keeps a pod out.
+const NONE: &str = "none";
+/// Istio's sidecar injector says here that it has put one into the pod.
+pub(crate) const SIDECAR: &str = "sidecar.istio.io/status";
 /// In folder mode: the path of the pod's network namespace.
 pub(crate) const NETNS: &str = "culvert.dev/netns";
 
@@ -20,6 +24,14 @@ impl<'v> Compiler<'v, '_> {
                 continue;
             }
             let enroll = self.enrolled(pod);
+            self.check_label(&key, &pod.metadata);
+            if !enroll && self.mode(pod) == Some(AMBIENT) && pod.metadata.annotation(SIDECAR).is_some() {
+                self.warn(
+                    &key,
+                    SIDECAR,
+                    "the pod has a sidecar of Istio's, and is not taken in: restart it without",
+                );
+            }
             let local = LocalPod {
                 uid: pod
                     .metadata
@@ -52,25 +64,35 @@ impl<'v> Compiler<'v, '_> {
         }
     }
 
-    /// The pod's own label wins over its namespace's; host-network pods are never enrolled.
+    /// Host-network pods and those with a sidecar are never enrolled.
     fn enrolled(&self, pod: &Pod) -> bool {
-        if pod.spec.host_network {
-            return false;
-        }
+        let able = !pod.spec.host_network && pod.metadata.annotation(SIDECAR).is_none();
+        able && self.mode(pod) == Some(AMBIENT)
+    }
+
+    /// The pod's own label wins over its namespace's.
+    fn mode<'p>(&'p self, pod: &'p Pod) -> Option<&'p str> {
         let namespace = self.namespace_metadata(pod.metadata.namespace());
-        let mode = pod
-            .metadata
-            .label(DATAPLANE_MODE)
-            .or_else(|| namespace.and_then(|metadata| metadata.label(DATAPLANE_MODE)));
-        mode == Some(AMBIENT)
+        let of_namespace = || namespace.and_then(|metadata| metadata.label(DATAPLANE_MODE));
+        pod.metadata.label(DATAPLANE_MODE).or_else(of_namespace)
+    }
+
+    /// A label with another word than the two enrolls nobody, and keeps nobody out who is not out already.
+    fn check_label(&mut self, key: &ObjectKey, metadata: &Metadata) {
+        if let Some(word) = metadata.label(DATAPLANE_MODE).filter(|word| ![AMBIENT, NONE].contains(word)) {
+            let reason = format!("{word:?} means nothing: {AMBIENT} takes in, {NONE} keeps out");
+            self.warn(key, "metadata.labels", reason);
+        }
     }
 
     /// What each namespace wants of its pods: a node decides by it about those that nobody has told it of yet.
     pub(super) fn namespaces(&mut self) {
-        for (key, object) in &self.view.objects {
+        let view = self.view;
+        for (key, object) in &view.objects {
             if let Object::Namespace(namespace) = object {
                 let enroll = namespace.metadata.label(DATAPLANE_MODE) == Some(AMBIENT);
                 self.out.namespaces.insert(key.name.clone(), enroll);
+                self.check_label(key, &namespace.metadata);
             }
         }
     }

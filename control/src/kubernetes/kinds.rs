@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::api::{Api, ApiError};
 use crate::{
-    compile::{MARK, NETNS, REDIRECTION},
+    compile::{MARK, NETNS, REDIRECTION, SIDECAR},
     manifest::Kind,
 };
 
@@ -136,7 +136,7 @@ fn strip_metadata(kind: Kind, metadata: &mut Value) {
         remove(metadata, "creationTimestamp");
     }
     let read: &[&str] = match kind {
-        Kind::Pod => &[NETNS, REDIRECTION, MARK],
+        Kind::Pod => &[NETNS, REDIRECTION, MARK, SIDECAR],
         Kind::AuthorizationPolicy => &["istio.io/dry-run"],
         _ => &[],
     };
