@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use control::{
-    compile::{Compiled, Options, compile},
+    compile::{Compiled, Options, Word, compile},
     manifest,
     objects::Objects,
     publish::{Store, Type},
@@ -20,8 +20,8 @@ fuzz_target!(|text: &str| {
     let mut objects = Objects::default();
     objects.apply(Path::new("fuzz.yaml"), parsed);
     let view = objects.view();
-    for captured in [true, false] {
-        let compiled = compile(&view, &|_, _| captured, &Options::default());
+    for word in [Word::Fresh { measured: true }, Word::Stale { measured: false }, Word::None] {
+        let compiled = compile(&view, &|_, _| word, &Options::default());
         check(&compiled);
     }
 });
