@@ -267,8 +267,10 @@ impl Enroller {
             let pinned = self.strangers.remove(&uid);
             // Once begun, an enrollment is not undone by an address that is not named for a while.
             let begun = self.pods.get(&uid).is_some_and(|pod| pod.machine.desire() == Desire::Enrolled);
+            // One whose namespace the CNI plugin has given waits for us, and has no address before we are done.
+            let given = self.sandboxes.contains_key(&uid);
             let desire = match (wanted.enroll, wanted.withdrawn) {
-                (true, _) if pinned || begun || wanted.is_ready() => Desire::Enrolled,
+                (true, _) if pinned || begun || given || wanted.is_ready() => Desire::Enrolled,
                 (true, _) => Desire::Released,
                 (false, false) => Desire::Withdrawing,
                 (false, true) => Desire::Released,
@@ -310,8 +312,14 @@ impl Enroller {
 
     /// The container runtime has made a namespace for the pod.
     fn sandbox(&mut self, uid: String, given: Arc<Given>) {
-        let Some(pod) = self.pods.get(&uid) else { return };
+        let Some(pod) = self.pods.get_mut(&uid) else { return };
         if pod.netns == Some(given.netns.inode()) {
+            return;
+        }
+        if pod.wanted.enroll && pod.machine.desire() != Desire::Enrolled {
+            pod.wanted_since = Some(Instant::now());
+            self.sandboxes.insert(uid.clone(), given);
+            self.event(&uid, Event::Desired(Desire::Enrolled));
             return;
         }
         self.sandboxes.insert(uid.clone(), given);
