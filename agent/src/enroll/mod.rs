@@ -265,27 +265,33 @@ impl Enroller {
         for wanted in wanted {
             let uid = wanted.uid.clone();
             let pinned = self.strangers.remove(&uid);
-            // Once begun, an enrollment is not undone by an address that is not named for a while.
-            let begun = self.pods.get(&uid).is_some_and(|pod| pod.machine.desire() == Desire::Enrolled);
-            // One whose namespace the CNI plugin has given waits for us, and has no address before we are done.
-            let given = self.sandboxes.contains_key(&uid);
-            let desire = match (wanted.enroll, wanted.withdrawn) {
-                (true, _) if pinned || begun || given || wanted.is_ready() => Desire::Enrolled,
-                (true, _) => Desire::Released,
-                (false, false) => Desire::Withdrawing,
-                (false, true) => Desire::Released,
-            };
             let every = self.probe_every;
             let pod = self.pods.entry(uid.clone()).or_insert_with(|| Pod::new(wanted.clone(), pinned, every));
             pod.deleted = None;
             pod.wanted = wanted;
-            if desire != Desire::Enrolled {
-                pod.wanted_since = None;
-            } else if pod.machine.desire() != Desire::Enrolled {
-                pod.wanted_since = Some(Instant::now());
-            }
-            self.event(&uid, Event::Desired(desire));
+            self.desire(&uid, pinned);
         }
+    }
+
+    /// Tells a pod's machine what is desired of it, by what is wanted and known now.
+    fn desire(&mut self, uid: &str, pinned: bool) {
+        // One whose namespace the CNI plugin has given waits for us, and has no address before we are done.
+        let given = self.sandboxes.contains_key(uid);
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        // Once begun, an enrollment is not undone by an address that is not named for a while.
+        let begun = pod.machine.desire() == Desire::Enrolled;
+        let desire = match (pod.wanted.enroll, pod.wanted.withdrawn) {
+            (true, _) if pinned || begun || given || pod.wanted.is_ready() => Desire::Enrolled,
+            (true, _) => Desire::Released,
+            (false, false) => Desire::Withdrawing,
+            (false, true) => Desire::Released,
+        };
+        if desire != Desire::Enrolled {
+            pod.wanted_since = None;
+        } else if !begun {
+            pod.wanted_since = Some(Instant::now());
+        }
+        self.event(uid, Event::Desired(desire));
     }
 
     /// Control names the pod no more.
@@ -312,17 +318,12 @@ impl Enroller {
 
     /// The container runtime has made a namespace for the pod.
     fn sandbox(&mut self, uid: String, given: Arc<Given>) {
-        let Some(pod) = self.pods.get_mut(&uid) else { return };
+        let Some(pod) = self.pods.get(&uid) else { return };
         if pod.netns == Some(given.netns.inode()) {
             return;
         }
-        if pod.wanted.enroll && pod.machine.desire() != Desire::Enrolled {
-            pod.wanted_since = Some(Instant::now());
-            self.sandboxes.insert(uid.clone(), given);
-            self.event(&uid, Event::Desired(Desire::Enrolled));
-            return;
-        }
         self.sandboxes.insert(uid.clone(), given);
+        self.desire(&uid, false);
         self.event(&uid, Event::Sandbox);
     }
 

@@ -24,9 +24,8 @@ fn own_cgroup(node: &Netns) -> u64 {
 fn probes_of_the_kubelet_reach_the_application_and_calls_of_others_do_not() {
     let _alone = CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
     let world = World::new();
+    let pod = world.attach(Mode::Enforce);
     let node = Node::open(world.options()).unwrap();
-    let pod = node.attach(&world.target()).unwrap();
-    pod.set_mode(Mode::Enforce).unwrap();
     let ztunnel = world.ztunnel();
     let inbound = ztunnel.listen(Role::Inbound);
     let app = listen(&world.pod, 8080);
@@ -75,9 +74,8 @@ fn probes_of_the_kubelet_reach_the_application_and_calls_of_others_do_not() {
 fn a_probe_needs_no_ztunnel_and_its_ports_may_be_used_again() {
     let _alone = CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
     let world = World::new();
+    let _pod = world.attach(Mode::Enforce);
     let node = Node::open(world.options()).unwrap();
-    let pod = node.attach(&world.target()).unwrap();
-    pod.set_mode(Mode::Enforce).unwrap();
     node.set_kubelet(Some(own_cgroup(&world.node))).unwrap();
     let app = listen(&world.pod, 8080);
     for family in BOTH {

@@ -173,8 +173,7 @@ impl Ztunnel<'_> {
 
     /// The same, of which nobody wants to know how it does.
     pub(crate) fn unmeasured(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        let domain = Domain::for_address(to);
-        let socket = self.world.pod.enter(|| Socket::new(domain, Type::STREAM, None)).unwrap()?;
+        let socket = self.unmarked(to);
         self.pins.mark_own(socket.as_fd()).unwrap();
         socket.connect_timeout(&to.into(), PATIENCE)?;
         Ok(within_patience(socket.into()))
@@ -193,9 +192,13 @@ impl Ztunnel<'_> {
         Ok(within_patience(socket.into()))
     }
 
-    fn own_socket(&self, to: SocketAddr) -> Socket {
+    fn unmarked(&self, to: SocketAddr) -> Socket {
         let domain = Domain::for_address(to);
-        let socket = self.world.pod.enter(|| Socket::new(domain, Type::STREAM, None)).unwrap().unwrap();
+        self.world.pod.enter(|| Socket::new(domain, Type::STREAM, None)).unwrap().unwrap()
+    }
+
+    fn own_socket(&self, to: SocketAddr) -> Socket {
+        let socket = self.unmarked(to);
         self.pins.mark_measured(socket.as_fd()).unwrap();
         socket
     }
