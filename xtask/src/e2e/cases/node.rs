@@ -3,7 +3,7 @@
 use std::{thread::sleep, time::Duration};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::joining::PODS;
 use crate::{
@@ -92,14 +92,14 @@ fn conflist(world: &World<'_>) -> Result<String> {
     let (took, told) = world.flawless(|| {
         // As another CNI's installer does: the file as it was before us, renamed into place.
         for node in &world.cluster.nodes {
-            world.cluster.on(
-                node,
-                &format!(
-                    "cd {folder} && f=$(ls | head -1) && \
-                     awk 'BEGIN {{ RS=\"\" }} {{ print }}' $f > /tmp/conf && \
-                     sed -i 's/culvert-cni/portmap/' /tmp/conf && mv /tmp/conf $f"
-                ),
-            )?;
+            let file = world.cluster.on(node, &format!("ls {folder}/*.conflist | head -1"))?;
+            let file = file.trim();
+            let mut list: Value =
+                serde_json::from_str(&world.cluster.on(node, &format!("cat {file}"))?).context("the list")?;
+            let plugins = list["plugins"].as_array_mut().context("plugins of the list")?;
+            plugins.retain(|plugin| plugin["type"] != "culvert-cni");
+            let script = format!("cat > /tmp/conflist <<'END' && mv /tmp/conflist {file}\n{list:#}\nEND");
+            world.cluster.on(node, &script)?;
         }
         let repaired = || {
             let now = entries()?.lines().count();
