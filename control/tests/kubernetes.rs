@@ -392,3 +392,48 @@ async fn what_an_agent_measured_is_known_to_all_replicas() {
     agent.report("u-web", CaptureState::CaptureMeasured);
     one.until("HBONE by the mark", |now| tunnel(now, "web") == Tunnel::Hbone).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_of_a_policy_is_said_in_its_status() {
+    let cluster = shop();
+    cluster.serve("security.istio.io/v1", "authorizationpolicies");
+    let written = |port: &str, generation: i64, status: Value| {
+        let mut policy = policy(port);
+        policy["metadata"]["generation"] = generation.into();
+        policy["status"] = status;
+        policy
+    };
+    let others = json!({"conditions": [{"type": "ZtunnelAccepted", "status": "True"}]});
+    cluster.put(POLICIES, written("http", 1, others));
+    let _control = Running::start(&cluster).await;
+    let said = |generation: i64, status: &'static str| {
+        let cluster = cluster.clone();
+        async move {
+            let is = || {
+                let policy = cluster.get(POLICIES, "shop", "p")?;
+                let conditions = policy["status"]["conditions"].as_array()?.clone();
+                let ours = conditions.iter().find(|one| one["type"] == "culvert.dev/Accepted")?.clone();
+                let fits = ours["status"] == status && ours["observedGeneration"] == generation;
+                fits.then_some((conditions.len(), ours))
+            };
+            timeout(PATIENCE, async {
+                loop {
+                    if let Some(found) = is() {
+                        return found;
+                    }
+                    sleep(Duration::from_millis(20)).await;
+                }
+            })
+            .await
+            .expect("the condition is written")
+        }
+    };
+    let (conditions, ours) = said(1, "False").await;
+    assert_eq!((conditions, &ours["reason"]), (2, &json!("Refused")), "the other one stays");
+    let words = ours["message"].as_str().unwrap();
+    assert!(words.starts_with("spec.rules[0].to[0].operation.ports[0]: "), "{words}");
+    // Its writer mends it; whoever writes the spec may drop the status.
+    cluster.put(POLICIES, written("80", 2, Value::Null));
+    let (conditions, ours) = said(2, "True").await;
+    assert_eq!((conditions, &ours["message"]), (1, &json!("")));
+}

@@ -5,7 +5,8 @@
 //!      ▲  ▲  ▲
 //!      │  │  └─ review, judge: which node a service account's token proves
 //!      │  └──── mark: what agents said of their pods, written on the pods
-//!      └─────── authority, lease: the mesh's root, and which replica keeps what belongs to the whole mesh
+//!      └─────── authority, lease: the mesh's root, and which replica keeps what belongs to the whole mesh;
+//!               verdicts: what is made of people's manifests, written in their status
 //! ```
 //!
 //! Nothing is compiled before every kind that exists was listed once; what cannot be seen is not gone.
@@ -20,6 +21,7 @@ mod kinds;
 mod lease;
 mod mark;
 mod review;
+mod verdicts;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
@@ -35,6 +37,7 @@ pub use self::{
     authority::{BUNDLE, BUNDLE_KEY, Found, OWN, PLUGGED, SecretError},
     judge::Account,
     review::Reviews,
+    verdicts::ACCEPTED,
 };
 use crate::{compile::Compiled, manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects};
 
@@ -169,7 +172,8 @@ impl Cluster {
         vec![format!("{short}.svc.{cluster_domain}"), format!("{short}.svc"), short]
     }
 
-    /// Begins to write: marks on the pods of connected agents, and, when leading, the roots in `bundle`.
+    /// Begins to write: marks on the pods of connected agents, and, when leading, the roots in `bundle` and
+    /// conditions on people's manifests.
     pub fn begin_writing(
         &mut self,
         nodes: &Arc<Nodes>,
@@ -181,6 +185,8 @@ impl Cluster {
         let pod = std::env::var("HOSTNAME").unwrap_or_else(|_| "control".to_owned());
         let election = Election::new(self.api.clone(), &self.namespace, &pod, self.metrics.clone());
         self.tasks.spawn(keep_bundle(self.api.clone(), self.namespace.clone(), bundle, election.leading()));
+        let (api, held) = (self.api.clone(), self.held.clone());
+        self.tasks.spawn(verdicts::keep(api, held, compiled.subscribe(), election.leading()));
         self.tasks.spawn(election.run());
         let (held, metrics) = (self.held.clone(), self.metrics.clone());
         self.tasks.spawn(async move {

@@ -111,7 +111,7 @@ pub(super) fn enough(cluster: &Cluster) -> Result<(usize, Duration)> {
 /// Three services and customers of two pods each, the stock and the linguists.
 pub(super) const PODS: usize = 10;
 /// Containers that count.
-const CUSTOMERS: usize = 7;
+pub(super) const CUSTOMERS: usize = 7;
 
 fn chart(world: &World<'_>) -> Result<String> {
     let path = world.chart();

@@ -111,7 +111,12 @@ fn recovered(world: &World<'_>) -> Result<String> {
     world.cluster.rolled_out(SYSTEM, &["deployment/control", "daemonset/agent", "daemonset/ztunnel"])?;
     world.captured(NAMESPACE, PODS, BOOT)?;
     let took = begin.elapsed();
-    sleep(Duration::from_secs(5));
+    // Customers look for names first, and wait for them.
+    eventually(BOOT, "customers again, and all of them served", || {
+        let ((), counted) = world.counted(|| Ok(()))?;
+        let served = counted.failed == 0 && counted.seconds >= 3 * joining::CUSTOMERS;
+        Ok(if served { Ok(()) } else { Err(format!("{counted:?}")) })
+    })?;
     let ((), told) = world.flawless(|| {
         sleep(Duration::from_secs(5));
         Ok(())
