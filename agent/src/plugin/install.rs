@@ -15,7 +15,7 @@ use std::{
 use notify::{RecursiveMode, Watcher as _};
 use serde_json::Value;
 
-use super::conflist;
+use cni::conflist;
 
 /// Changes come in bursts; they are looked at this long after the last one.
 const SETTLED: Duration = Duration::from_millis(100);

@@ -1,7 +1,6 @@
 //! The agent's side of the CNI plugin: it answers what the plugin asks of a pod that is about to start, keeps what
 //! is known of namespaces for when it is away, and keeps the plugin installed.
 
-mod conflist;
 mod install;
 mod known;
 mod serve;
