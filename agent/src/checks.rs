@@ -100,12 +100,12 @@ impl Looked {
         };
         match options.look(namespaces) {
             Ok(chain) if chain.in_place => {
-                Found::ok("cni", format!("{}: {}", chain.path.display(), chain.types.join(" → ")))
+                Found::ok("cni", format!("{}: {}", name(&chain.path), chain.types.join(" → ")))
             }
             Ok(chain) => Found::wrong(
                 "cni",
                 "problem",
-                format!("{}: {}, without {}", chain.path.display(), chain.types.join(" → "), cni::PLUGIN),
+                format!("{}: {}, without {}", name(&chain.path), chain.types.join(" → "), cni::PLUGIN),
                 "somebody takes the entry out again; with Cilium, set cni.exclusive=false",
             ),
             Err(error) => {
@@ -138,6 +138,11 @@ impl Looked {
             more => Found::ok("ztunnel", format!("{more} connected: one takes over from the other")),
         }
     }
+}
+
+/// A file without its folder, which has another name in the agent's container than on the node.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn kernel(release: &str) -> Found {

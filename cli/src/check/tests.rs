@@ -1,0 +1,1 @@
+//! Each check: objects in, findings out.
