@@ -317,19 +317,28 @@ fn definitions() -> anyhow::Result<Vec<Value>> {
     Ok(objects.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect())
 }
 
+/// Says what is left, and why.
 async fn stays(api: &Api, namespace: &str) -> anyhow::Result<()> {
-    let mut left = Vec::new();
+    let (mut left, mut definitions_left) = (Vec::new(), Vec::new());
     for (version, plural, name) in LEFT {
         if api.find(&format!("/{version}/namespaces/{namespace}/{plural}/{name}")).await?.is_some() {
             left.push(format!("{plural}/{name} in {namespace}"));
         }
     }
-    if !left.is_empty() {
-        println!("\nStays, so that a next install has the same root: {}", left.join(", "));
+    for definition in definitions()? {
+        if api.find(&object::path(&definition)).await?.is_some_and(|there| is_ours(&there)) {
+            definitions_left.push(object::name(&definition).to_owned());
+        }
     }
-    println!(
-        "Stays, because policies would go with them: the custom resource definitions. --purge removes all of these."
-    );
+    if !left.is_empty() {
+        println!("\nStays, so that the next install has the same root:\n  {}", left.join("\n  "));
+    }
+    if !definitions_left.is_empty() {
+        println!("\nStays, because policies would go with them:\n  {}", definitions_left.join("\n  "));
+    }
+    if !left.is_empty() || !definitions_left.is_empty() {
+        println!("\n`culvert uninstall --purge` removes these, too.");
+    }
     Ok(())
 }
 
