@@ -206,10 +206,19 @@ impl Api {
         self.send(Method::PATCH, path, Some(("application/merge-patch+json", body))).await
     }
 
+    /// What [`Self::apply`] would come to, without doing it.
+    pub(crate) async fn rehearse(&self, object: &Value, force: bool) -> Result<Value, ApiError> {
+        self.applied(object, force, "&dryRun=All").await
+    }
+
     /// Server-side apply: the fields that are named become so, and ours. `force`: also those of others.
     pub(crate) async fn apply(&self, object: &Value, force: bool) -> Result<Value, ApiError> {
+        self.applied(object, force, "").await
+    }
+
+    async fn applied(&self, object: &Value, force: bool, more: &str) -> Result<Value, ApiError> {
         let path = object::path(object);
-        let path = format!("{path}?fieldManager={MANAGER}&fieldValidation=Strict&force={force}");
+        let path = format!("{path}?fieldManager={MANAGER}&fieldValidation=Strict&force={force}{more}");
         self.send(Method::PATCH, &path, Some(("application/apply-patch+yaml", object))).await
     }
 

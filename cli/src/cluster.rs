@@ -1,7 +1,7 @@
 //! A small API server in this process, for tests: lists, server-side apply, merge patches, deletions.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -23,6 +23,8 @@ pub(crate) struct Cluster {
 struct State {
     objects: BTreeMap<String, Value>,
     deleted: Vec<String>,
+    /// Somebody else has set fields of these.
+    owned: BTreeSet<String>,
     version: u64,
 }
 
@@ -50,6 +52,11 @@ impl Cluster {
 
     pub(crate) fn put(&self, path: &str, object: Value) {
         self.lock().objects.insert(path.to_owned(), object);
+    }
+
+    /// Applies to it conflict from now on.
+    pub(crate) fn owned(&self, path: &str) {
+        self.lock().owned.insert(path.to_owned());
     }
 
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
@@ -88,6 +95,15 @@ impl State {
                 }
                 None => absent(),
             },
+            Method::PATCH
+                if query.is_some_and(|query| query.contains("fieldManager")) && self.owned.contains(path) =>
+            {
+                (
+                    409,
+                    json!({"kind": "Status", "status": "Failure", "code": 409, "message": "somebody else's field"}),
+                )
+            }
+            Method::PATCH if query.is_some_and(|query| query.contains("dryRun")) => (200, body),
             Method::PATCH if query.is_some_and(|query| query.contains("fieldManager")) => {
                 (200, self.apply(path, body))
             }

@@ -130,24 +130,39 @@ async fn refuse_helms(api: &Api, objects: &[Value]) -> anyhow::Result<()> {
 }
 
 async fn apply(api: &Api, objects: &[Value], force: bool) -> anyhow::Result<()> {
+    let mut due = Vec::new();
     for object in objects {
-        let named = object::named(object);
         let there = api.find(&object::path(object)).await?;
         if object["kind"] == "CustomResourceDefinition" && there.is_some() {
             // Istio's own, perhaps, and newer.
-            println!("  is there   {named}");
+            println!("  is there   {}", object::named(object));
             continue;
         }
-        let before = there.as_ref().map(|there| object::text(&there["metadata"]["resourceVersion"]));
-        let applied = match api.apply(object, force).await {
-            Err(error) if error.is_conflict() => {
-                bail!("{named}: {error}\n  Keep that, or take it over with --force-conflicts")
+        due.push((object, there));
+    }
+    // First all without effect: what is refused is not to leave half of it changed.
+    for (object, there) in &due {
+        if there.is_none() && matches!(object::text(&object["kind"]), "ClusterRoleBinding" | "RoleBinding") {
+            // The role that it names is made by then, and not by a rehearsal.
+            continue;
+        }
+        match api.rehearse(object, force).await {
+            Err(error) if error.is_conflict() => bail!(
+                "nothing was changed: {}: {error}\n  Undo that, or take it over with --force-conflicts",
+                object::named(object)
+            ),
+            rehearsed => {
+                rehearsed.with_context(|| format!("nothing was changed: {}", object::named(object)))?;
             }
-            applied => applied.with_context(|| format!("apply {named}"))?,
-        };
-        let said = match before {
+        }
+    }
+    for (object, there) in due {
+        let named = object::named(object);
+        let applied = api.apply(object, force).await.with_context(|| format!("apply {named}"))?;
+        let version = |object: &Value| object::text(&object["metadata"]["resourceVersion"]).to_owned();
+        let said = match there {
             None => "made",
-            Some(before) if before == object::text(&applied["metadata"]["resourceVersion"]) => "unchanged",
+            Some(there) if version(&there) == version(&applied) => "unchanged",
             Some(_) => "changed",
         };
         println!("  {said:<10} {named}");

@@ -234,20 +234,23 @@ impl Seen {
             .programs
             .iter()
             .filter(|one| one.is("control"))
-            .map(|one| json!({"pod": one.standing.pod, "node": one.standing.node, "ready": one.standing.ready, "version": one.tag}))
+            .map(|one| json!({"pod": one.standing.pod, "node": one.standing.node, "ready": one.standing.ready, "version": version(one)}))
             .collect();
         json!({"pods": rows.iter().map(Row::json).collect::<Vec<_>>(), "nodes": nodes, "control": control})
     }
 }
 
+/// What a program says its version is, else its image's tag.
+fn version(program: &Program) -> &str {
+    let said = program.said.values().filter_map(|said| said.as_ref().ok());
+    said.into_iter().find_map(|said| said["version"].as_str()).unwrap_or(&program.tag)
+}
+
 /// A program's version, and whether it is ready.
 fn stands(program: &Program) -> String {
-    let said =
-        program.said.values().filter_map(|said| said.as_ref().ok()).find_map(|said| said["version"].as_str());
-    let version = said.unwrap_or(&program.tag);
     match program.standing.ready {
-        true => format!("{version} ready"),
-        false => format!("{version} not ready: {}", program.standing.why),
+        true => format!("{} ready", version(program)),
+        false => format!("{} not ready: {}", version(program), program.standing.why),
     }
 }
 

@@ -98,6 +98,14 @@ pub(super) fn programs(facts: &Facts) -> Vec<Finding> {
             }
         }
     }
+    for (program, kind) in rollout::PROGRAMS {
+        // Told above, if there is nothing to make it either.
+        let made = facts.workloads.iter().any(|one| object::name(one) == program && !one["status"].is_null());
+        if made && !facts.programs.iter().any(|one| one.is(program)) {
+            let mend = format!("kubectl --namespace {} describe {kind} {program}", facts.namespace);
+            findings.push(Finding::problem("programs", program, "it runs nowhere", mend));
+        }
+    }
     for program in facts.programs.iter().filter(|one| !one.standing.ready) {
         let one = &program.standing;
         findings.push(Finding::problem(

@@ -233,6 +233,11 @@ fn nodes_without_programs_and_programs_of_other_versions_are_named() {
     one(&findings, Level::Problem, "Deployment control");
     assert_eq!(wrong(&findings).len(), 2);
     one(&nodes::versions(&facts), Level::Warning, "agent on n1 9.9");
+    facts.nodes.clear();
+    let none = Facts { programs: Vec::new(), ..facts };
+    one(&nodes::programs(&none), Level::Problem, "agent it runs nowhere");
+    let mut facts = none;
+    facts.programs = vec![program("agent", "n1", "/checks", json!({"version": "9.9"}))];
     facts.programs[0].standing.ready = false;
     facts.programs[0].standing.why = "ImagePullBackOff".to_owned();
     one(&nodes::programs(&facts), Level::Problem, "ImagePullBackOff");

@@ -105,3 +105,14 @@ async fn who_does_not_become_ready_is_named_with_the_reason() {
         assert!(late.contains(said), "{late}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_leaves_all_as_it_was() {
+    let cluster = Cluster::new();
+    run(&cluster, &[]).await.unwrap();
+    cluster.owned("/apis/apps/v1/namespaces/mesh/daemonsets/ztunnel");
+    let before = cluster.get(AGENT);
+    let refused = run(&cluster, &["--tag=next"]).await.unwrap_err();
+    assert!(refused.contains("DaemonSet mesh/ztunnel") && refused.contains("--force-conflicts"), "{refused}");
+    assert_eq!(cluster.get(AGENT), before);
+}

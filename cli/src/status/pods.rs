@@ -19,6 +19,8 @@ pub(super) enum State {
     /// Its node has measured its capture.
     Captured,
     Enrolling,
+    /// Captured, and no ztunnel serves it: nothing leaks, and nothing gets through.
+    CutOff,
     /// Captured, and on its way out.
     Leaving,
     /// It is to be in, and is not.
@@ -30,13 +32,14 @@ pub(super) enum State {
 }
 
 impl State {
-    const ALL: [Self; 6] =
-        [Self::Captured, Self::Enrolling, Self::Leaving, Self::Failed, Self::Out, Self::Plain];
+    const ALL: [Self; 7] =
+        [Self::Captured, Self::Enrolling, Self::CutOff, Self::Leaving, Self::Failed, Self::Out, Self::Plain];
 
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Captured => "captured",
             Self::Enrolling => "enrolling",
+            Self::CutOff => "CUT OFF",
             Self::Leaving => "leaving",
             Self::Failed => "NOT CAPTURED",
             Self::Out => "kept out",
@@ -52,7 +55,7 @@ impl State {
         match self {
             Self::Captured => paint.good(self.word()),
             Self::Enrolling | Self::Leaving => paint.doubtful(self.word()),
-            Self::Failed => paint.bad(self.word()),
+            Self::CutOff | Self::Failed => paint.bad(self.word()),
             Self::Out | Self::Plain => paint.quiet(self.word()),
         }
     }
@@ -152,6 +155,10 @@ fn stands(
     }
     let said = word.map_or("", |word| text(&word["state"]));
     match said {
+        "CAPTURE_MEASURED" if word.is_some_and(|word| word["held_by_ztunnel"] == false) => {
+            let why = "it is captured, and no ztunnel on its node serves it: culvert check says why";
+            return (State::CutOff, probe(word), why.to_owned());
+        }
         "CAPTURE_MEASURED" => return (State::Captured, probe(word), String::new()),
         "CAPTURE_WITHDRAWING" => {
             let open = word.and_then(|word| word["captured_connections"].as_u64()).unwrap_or(0);

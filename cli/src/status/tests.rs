@@ -56,6 +56,8 @@ fn a_pod_stands_as_its_agent_says() {
         assert_eq!(row.state, state, "{row:?}");
         assert!(row.why.contains(says) && row.concerns, "{row:?}");
     }
+    let alone = Some(json!({"uid": "u", "state": "CAPTURE_MEASURED", "held_by_ztunnel": false}));
+    assert_eq!(row(json!({}), json!({}), alone).state, State::CutOff);
     let captured = row(json!({}), json!({}), word("CAPTURE_MEASURED", ""));
     assert_eq!(captured.proof, "probed 4 s ago");
     assert_eq!(captured.identity, "spiffe://cluster.local/ns/shop/sa/web");
