@@ -109,6 +109,15 @@ impl Report {
         self.count(Level::Problem)
     }
 
+    /// Those that an install is held up by. What people have written for their pods is theirs to mend at any time, and is
+    /// not to stand in the way of an upgrade.
+    pub(crate) fn obstacles(&self) -> usize {
+        let stands_in_the_way = |one: &&Finding| {
+            one.level == Level::Problem && !matches!(one.check, "network-policy" | "policies" | "labels")
+        };
+        self.findings.iter().filter(stands_in_the_way).count()
+    }
+
     /// Prints what is not ok, if anything.
     pub(crate) fn print_findings(&self) {
         let wrong: Vec<&Finding> = self.findings.iter().filter(|one| one.level != Level::Ok).collect();

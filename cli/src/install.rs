@@ -70,7 +70,7 @@ async fn install(api: &Api, kubernetes: (u32, u32), namespace: &str, args: &Args
     if !args.skip_check {
         let report = check::before(api, namespace).await?;
         report.print_findings();
-        if report.problems() > 0 {
+        if report.obstacles() > 0 {
             bail!(
                 "nothing was installed: mend the problems above, or install all the same with --skip-check"
             );

@@ -83,6 +83,20 @@ async fn a_cluster_that_cannot_carry_it_is_left_as_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_policy_of_an_app_holds_up_no_upgrade() {
+    let cluster = Cluster::new();
+    let shop = json!({"metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}}});
+    cluster.put("/api/v1/namespaces/shop", shop);
+    cluster.put(
+        "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies/p",
+        json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": {"ingress": [{"ports": [{"port": 80}]}]}}),
+    );
+    let report = check::before(&cluster.api(), "mesh").await.unwrap();
+    assert_eq!((report.problems(), report.obstacles()), (1, 0));
+    run(&cluster, &[]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_does_not_become_ready_is_named_with_the_reason() {
     let cluster = Cluster::new();
     run(&cluster, &["--no-wait"]).await.unwrap();
