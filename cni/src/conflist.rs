@@ -46,6 +46,13 @@ pub fn remove(list: &str) -> Result<Option<String>, Malformed> {
     Ok((plugins.len() != before).then(|| text(list)))
 }
 
+/// What the plugins of a list are, in their order.
+pub(crate) fn types(list: &str) -> Result<Vec<String>, Malformed> {
+    let mut list = parse(list)?;
+    let types = plugins(&mut list)?.iter().filter_map(|plugin| plugin["type"].as_str());
+    Ok(types.map(str::to_owned).collect())
+}
+
 /// The text of a list with the one plugin of a configuration that is none.
 ///
 /// # Errors

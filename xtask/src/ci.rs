@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{demo, ebpf, fuzz, kind, setup, shell, tidy};
+use crate::{demo, ebpf, fuzz, kind, manifests, setup, shell, tidy};
 
 /// Seconds that CI gives each fuzz target.
 const FUZZ_SECONDS: u32 = 5;
@@ -28,6 +28,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     steps.step("format", || format(root));
     steps.step("tidy", || tidy::run(root));
     steps.step("chart", || kind::lint_chart(root));
+    steps.step("manifests", || manifests::run(root, &manifests::Args { check: true }));
     steps.step("kernel programs", || ebpf::build(root).map(drop));
     steps.step("lints", || lints(root));
     steps.step("tests", || tests(root));

@@ -17,6 +17,7 @@ mod ebpf;
 mod fuzz;
 mod image;
 mod kind;
+mod manifests;
 mod setup;
 mod shell;
 mod test;
@@ -43,6 +44,8 @@ enum Task {
     Demo(demo::Args),
     /// Build the images of the programs, each a static binary on nothing, with its bill of materials.
     Image(image::Args),
+    /// Fill in the chart with its defaults for `culvert install`; writes deploy/manifests/culvert.yaml.
+    Manifests(manifests::Args),
     /// The mesh in a real cluster of kind's, from an empty one to an empty one, under load, every step checked.
     Kind(kind::Args),
     /// Try the mesh on a real Kubernetes, case by case, under load; a cluster of kind's, or any.
@@ -79,6 +82,7 @@ fn run(task: Task) -> Result<()> {
         Task::Build(args) => build::run(&root, &args),
         Task::Demo(args) => demo::run(&root, &args),
         Task::Image(args) => image::run(&root, &args),
+        Task::Manifests(args) => manifests::run(&root, &args),
         Task::Kind(args) => kind::run(&root, &args),
         Task::E2e(args) => e2e::run(&root, &args),
         Task::Test(args) => test::run(&root, &args),
