@@ -99,6 +99,13 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let began = Instant::now();
     let folder = root.join("target/e2e");
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    // What earlier runs left would be taken for this one's.
+    for log in fs::read_dir(&folder).context("look at earlier logs")?.flatten() {
+        if log.path().extension().is_some_and(|extension| extension == "log") {
+            fs::remove_file(log.path()).with_context(|| format!("remove {}", log.path().display()))?;
+        }
+    }
+    shell::run(shell::cargo(root).args(["build", "--quiet", "--package", "cli"]), "build culvert")?;
     let images = image::build(root, &image::Args { profile: args.profile, with_app: true })?;
     let names: Vec<String> = images.into_iter().map(|(name, _)| name).collect();
     println!("images built in {}", span(began.elapsed()));

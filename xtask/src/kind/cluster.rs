@@ -36,7 +36,7 @@ pub(crate) struct Cluster {
     /// kind's name for it; `None` if it is somebody else's.
     name: Option<String>,
     /// A file of its own: the user's is left alone.
-    kubeconfig: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
     /// Of kind's they are containers of docker's.
     pub(crate) nodes: Vec<String>,
 }
