@@ -36,7 +36,7 @@ pub(crate) struct Cluster {
     /// kind's name for it; `None` if it is somebody else's.
     name: Option<String>,
     /// A file of its own: the user's is left alone.
-    pub(crate) kubeconfig: PathBuf,
+    kubeconfig: PathBuf,
     /// Of kind's they are containers of docker's.
     pub(crate) nodes: Vec<String>,
 }
@@ -96,6 +96,13 @@ impl Cluster {
         let mut helm = Command::new(&self.tools.helm);
         helm.arg("--kubeconfig").arg(&self.kubeconfig).args(args);
         helm
+    }
+
+    /// Our own command on this cluster.
+    pub(crate) fn culvert(&self, program: &Path, args: &[&str]) -> Command {
+        let mut culvert = Command::new(program);
+        culvert.arg("--kubeconfig").arg(&self.kubeconfig).args(args);
+        culvert
     }
 
     /// What kubectl prints.

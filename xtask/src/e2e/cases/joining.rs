@@ -165,11 +165,7 @@ fn new_pods(world: &World<'_>) -> Result<String> {
 }
 
 fn culvert(world: &World<'_>) -> Result<String> {
-    let culvert = |args: &[&str]| {
-        let mut culvert = std::process::Command::new(world.root.join("target/debug/culvert"));
-        culvert.arg("--kubeconfig").arg(&world.cluster.kubeconfig).args(args);
-        culvert
-    };
+    let culvert = |args: &[&str]| world.cluster.culvert(&world.culvert, args);
     // It ends with 1 where there is a problem.
     let checked = shell::output(&mut culvert(&["check"]), "culvert check")?;
     let status = shell::output(&mut culvert(&["status", NAMESPACE, "--output", "json"]), "culvert status")?;
