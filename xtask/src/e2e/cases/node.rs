@@ -31,7 +31,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "agent-away",
-        holds: "without an agent a pod of the mesh waits and says why, one outside starts, and what runs is served",
+        holds: "without an agent pods of the mesh and of unknown namespaces wait and say why, others start and run",
         long: false,
         ground: false,
         on_nodes: false,
@@ -115,7 +115,7 @@ fn conflist(world: &World<'_>) -> Result<String> {
 }
 
 fn agent_away(world: &World<'_>) -> Result<String> {
-    let (meshed, plain) = ("e2e-away", OTHER);
+    let (meshed, plain, new) = ("e2e-away", OTHER, "e2e-start-new");
     make(world, meshed, true)?;
     make(world, plain, false)?;
     // The agents have heard of both, and told the plugin's file.
@@ -147,8 +147,17 @@ fn agent_away(world: &World<'_>) -> Result<String> {
                 Ok(at.map(|at| events[at..].chars().take(240).collect::<String>()).ok_or(events))
             };
             let (reason, _) = eventually(Duration::from_secs(30), "an event that says why", reason)?;
-            let phase = phase(world, meshed, "inside")?;
-            demand(phase == "Pending", || format!("the pod of the mesh is {phase}"))?;
+            let waits = phase(world, meshed, "inside")?;
+            demand(waits == "Pending", || format!("the pod of the mesh is {waits}"))?;
+            // Nobody on the node has heard of it, so it may be in the mesh.
+            make(world, new, false)?;
+            idle(world, new, "unknown", json!({"app": "unknown"}))?;
+            let told = || {
+                let events = world.ask(new, &["get", "events", "--output=jsonpath={.items[*].message}"])?;
+                let known = events.contains(&format!("namespace {new} is not known on this node"));
+                Ok(if known { Ok(()) } else { Err(events) })
+            };
+            eventually(Duration::from_secs(30), "an event about the unknown namespace", told)?;
             Ok(reason)
         })();
         patch(back)?;
@@ -157,8 +166,10 @@ fn agent_away(world: &World<'_>) -> Result<String> {
     })?;
     let took = runs(world, meshed, "inside", Duration::from_secs(60)).context("once the agent is back")?;
     world.captured(meshed, 1, Duration::from_secs(20))?;
+    runs(world, new, "unknown", Duration::from_secs(60)).context("once the agent knows its namespace")?;
     world.captured(NAMESPACE, PODS, Duration::from_secs(20))?;
-    world.remove(meshed);
-    world.remove(plain);
+    for namespace in [meshed, plain, new] {
+        world.remove(namespace);
+    }
     Ok(format!("\"{reason}\"\nstarted {} after the agents were back; {told}", span(took)))
 }

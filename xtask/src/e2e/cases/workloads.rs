@@ -62,6 +62,14 @@ pub(super) const CASES: &[Case] = &[
         on_nodes: false,
         run: neighbours,
     },
+    Case {
+        name: "host-port",
+        holds: "a captured pod is reached by its hostPort, from its own node and from the others",
+        long: false,
+        ground: false,
+        on_nodes: true,
+        run: host_port,
+    },
 ];
 
 fn rolling(world: &World<'_>) -> Result<String> {
@@ -187,4 +195,28 @@ fn neighbours(world: &World<'_>) -> Result<String> {
     let none = json!({"app": "other", "istio.io/dataplane-mode": "none"});
     call("other", none, &["--to=catalog.shop:80", &to[0], &to[1]])?;
     Ok("from the mesh to both, from an opted-out pod to the mesh and to both: no request failed".to_owned())
+}
+
+fn host_port(world: &World<'_>) -> Result<String> {
+    world.apply("workloads")?;
+    world.ask(SPACE, &["wait", "--for=condition=Ready", "pod/door", "--timeout=60s"])?;
+    let captured = || {
+        let pods = world.cluster.items(&["pods", "--namespace", SPACE, "--selector=app=door"])?;
+        Ok(if pods.iter().all(is_captured) { Ok(()) } else { Err("not captured".to_owned()) })
+    };
+    eventually(Duration::from_secs(20), "the pod is captured", captured)?;
+    let node = world.ask(SPACE, &["get", "pod", "door", "--output=jsonpath={.status.hostIP}"])?;
+    for from in &world.cluster.nodes {
+        let script = format!(
+            "curl --silent --fail --max-time 5 --output /dev/null --write-out '%{{http_code}} %{{size_download}}' http://{node}:18090/1000"
+        );
+        let answer = world.cluster.on(from, &script)?;
+        // A first line, and the bytes asked for.
+        let whole = answer
+            .strip_prefix("200 ")
+            .and_then(|size| size.parse::<u32>().ok())
+            .is_some_and(|size| size > 1000);
+        demand(whole, || format!("{from} got {answer:?}"))?;
+    }
+    Ok(format!("from {} nodes", world.cluster.nodes.len()))
 }
