@@ -261,6 +261,36 @@ fn un_enrollment_withdraws_serves_to_the_end_and_lets_go() {
 }
 
 #[test]
+fn a_second_sandbox_of_a_pod_is_captured_anew_before_it_counts() {
+    let mut world = measured();
+    world.stale = true;
+    world.event(Event::Sandbox);
+    let pending = "what is left of its old namespace is being removed";
+    assert_eq!(world.machine.report(), Report::Pending(pending.into()));
+    world.settle();
+    let anew = [run(Step::Attach), run(Step::Learn), Action::Announce, run(Step::Enforce), run(Step::Probe)];
+    let steps = [&[run(Step::Detach), Action::Retract][..], &anew].concat();
+    assert_eq!((world.took(), world.machine.report()), (steps, Report::Measured));
+
+    // It hurries an attempt that waits to be repeated, …
+    let mut world = World::new();
+    world.namespace = false;
+    world.desire(Desire::Enrolled);
+    world.settle();
+    assert!(matches!(world.machine.report(), Report::Failed(_)));
+    world.namespace = true;
+    world.log.clear();
+    world.event(Event::Sandbox);
+    world.settle();
+    assert_eq!((world.took(), world.machine.report()), (anew.to_vec(), Report::Measured));
+    // … and leaves a step alone that is under way.
+    let mut world = World::new();
+    world.desire(Desire::Enrolled);
+    world.event(Event::Sandbox);
+    assert_eq!(world.pending, [Step::Attach]);
+}
+
+#[test]
 fn a_drain_can_be_called_off() {
     let mut world = measured();
     world.connections = 1;
