@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::{
     metrics::Metrics,
     pods::{Directory, Pod},
-    sockets::SocketOptions,
+    sockets::{self, SocketOptions},
 };
 
 /// The resolved configuration, as far as connections need it.
@@ -74,17 +74,34 @@ impl Shared {
         self.carried.load(Ordering::Relaxed)
     }
 
-    /// One snapshot, and the pod's own workload in it, which has `address`. Waits, bounded, while one of them is
-    /// missing: a pod may connect before control's word of it has come, and before control knows the address that
-    /// its network has just given it. What is there when that is over is returned without the address.
+    /// One snapshot, and the pod's own workload in it, which has `address`. A pod that has just started may connect
+    /// before control's word of it has come, which is waited for, bounded; and before control knows the address that
+    /// its network has given it: then the pod's own kernel is believed. What is there when waiting is over is
+    /// returned without the address.
     pub(crate) async fn state_for(
         &self,
         pod: &Pod,
         address: IpAddr,
     ) -> Result<(Arc<Snapshot>, Arc<Workload>), Unknown> {
-        let find = |snapshot: &Snapshot| find(snapshot, pod);
+        let find = |snapshot: &Snapshot| {
+            let workload = find(snapshot, pod)?;
+            Ok(with_address(workload, address, |address| sockets::is_local(&pod.netns, address)))
+        };
         arrival(&self.mesh, self.settings.patience, find, address).await
     }
+}
+
+/// The workload, with an address that control does not know yet where it `is_local` to the pod.
+fn with_address(
+    workload: Arc<Workload>,
+    address: IpAddr,
+    is_local: impl FnOnce(IpAddr) -> bool,
+) -> Arc<Workload> {
+    let address = address.to_canonical();
+    if workload.addresses.contains(&address) || !is_local(address) {
+        return workload;
+    }
+    Arc::new(Workload { addresses: vec![address], ..Workload::clone(&workload) })
 }
 
 /// Waits for a snapshot in which `find` finds a workload that has the address.
@@ -167,6 +184,25 @@ mod tests {
         let (_, workload) = found.expect("found");
         assert_eq!(workload.addresses, [ADDRESS]);
         assert_eq!(begun.elapsed(), Duration::from_millis(600));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_the_pod_has_is_not_waited_for() {
+        let mesh = xds::Mesh::new();
+        let find = |local: bool| {
+            move |snapshot: &Snapshot| {
+                Ok(with_address(web(snapshot)?, ADDRESS, |address| local && address == ADDRESS))
+            }
+        };
+        let begun = tokio::time::Instant::now();
+        for known in [&[][..], &["10.1.0.4"]] {
+            mesh.publish(snapshot(known));
+            let (_, workload) = arrival(&mesh, PATIENCE, find(true), ADDRESS).await.expect("found");
+            assert_eq!(workload.addresses, [ADDRESS], "and none of a former sandbox");
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        arrival(&mesh, PATIENCE, find(false), ADDRESS).await.expect("the pod, as it is known");
+        assert_eq!(begun.elapsed(), PATIENCE, "an address of nobody is waited for");
     }
 
     #[tokio::test(start_paused = true)]
