@@ -4,6 +4,7 @@ mod cluster;
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use cluster::{Cluster, POLICIES};
 use control::{
     compile::{Compiled, Options},
@@ -483,23 +484,52 @@ async fn a_new_root_is_trusted_before_it_signs() {
         }),
     )
     .await;
-    // An authority from elsewhere goes before our own, as soon as it is there; one that is broken changes nothing.
+    // Then the new one signs, and then the old one is gone.
+    until(
+        "the old one is gone",
+        Box::new({
+            let old = old.clone();
+            move |roots| !roots.contains(old.trim()) && roots.matches("BEGIN CERTIFICATE").count() == 1
+        }),
+    )
+    .await;
+    let secret = cluster.get(SECRETS, "culvert-system", "culvert-ca").unwrap();
+    let text = |key: &str| {
+        let decoded = STANDARD.decode(secret["data"][key].as_str().unwrap()).unwrap();
+        String::from_utf8(decoded).unwrap()
+    };
+    let new = text("ca-cert.pem");
+    assert_eq!((new.trim(), secret["metadata"]["annotations"].clone()), (roots().trim(), json!({})));
+    // An authority from elsewhere that nobody trusts yet is not taken: nodes would refuse each other.
     let (root, key) = identity::authority::new_root("cluster.local").unwrap();
-    let data = |root: &str, key: &str, bundle: &str| {
-        use base64::{Engine, engine::general_purpose::STANDARD};
+    let plugged = |cert: &str, key: &str, bundle: &str| {
         let encoded = |text: &str| STANDARD.encode(text);
         json!({
             "metadata": {"name": "cacerts", "namespace": "culvert-system"},
-            "data": {"ca-cert.pem": encoded(root), "ca-key.pem": encoded(key), "root-cert.pem": encoded(bundle)},
+            "data": {"ca-cert.pem": encoded(cert), "ca-key.pem": encoded(key), "root-cert.pem": encoded(bundle)},
         })
     };
-    cluster.put(SECRETS, data(&root, "no key", &root));
+    let both = format!("{new}{root}");
+    cluster.put(SECRETS, plugged(&root, &key, &both));
     sleep(Duration::from_millis(1200)).await;
-    assert!(roots().contains(old.trim()), "the one from before");
-    cluster.put(SECRETS, data(&root, &key, &format!("{root}{old}")));
+    assert_eq!(roots().trim(), new.trim(), "the one from before");
+    // By the steps it is: the same authority with both roots, then the other one.
+    cluster.put(SECRETS, plugged(&new, &text("ca-key.pem"), &both));
     until(
-        "the plugged one is trusted, and the one from before",
-        Box::new(move |roots| roots.starts_with(root.trim()) && roots.contains(old.trim())),
+        "both are trusted",
+        Box::new({
+            let root = root.clone();
+            move |roots| roots.contains(root.trim())
+        }),
+    )
+    .await;
+    cluster.put(SECRETS, plugged(&root, &key, &root));
+    sleep(Duration::from_millis(1200)).await;
+    assert!(roots().contains(new.trim()), "not without the one that signed until now");
+    cluster.put(SECRETS, plugged(&root, &key, &format!("{root}{new}")));
+    until(
+        "the plugged one signs",
+        Box::new(move |roots| roots.starts_with(root.trim()) && roots.contains(new.trim())),
     )
     .await;
 }

@@ -30,11 +30,13 @@ use crate::{
 /// The type of our condition.
 pub const ACCEPTED: &str = "culvert.dev/Accepted";
 /// After a change, until what was compiled is of that change: several changes are told as one.
-const SETTLED: Duration = Duration::from_millis(500);
+const SETTLED: Duration = Duration::from_secs(1);
 /// At most one write in this time.
 const PACE: Duration = Duration::from_millis(20);
 /// What could not be written is left alone for this time.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
+/// What was written is not written again before this time, unless something else is to be said.
+const AGAIN: Duration = Duration::from_secs(600);
 /// Words of a condition that are more than a person reads; the API server's own bound is 32 KiB.
 const MOST_WORDS: usize = 2048;
 
@@ -141,27 +143,45 @@ pub async fn keep(
     mut compiled: watch::Receiver<Arc<Compiled>>,
     mut leading: watch::Receiver<bool>,
 ) {
-    let mut failed: HashMap<String, Instant> = HashMap::new();
+    // What was written or tried, and until when the same is not written again: whoever takes it away again and again,
+    // or an API server that does not keep it, is not fought.
+    let mut tried: HashMap<String, (i64, Verdict, Instant)> = HashMap::new();
     while leading.wait_for(|leads| *leads).await.is_ok() {
+        // First what is there, then what was made of it: a verdict must be of the version that it names.
+        let before = held.said();
         sleep(SETTLED).await;
         let newest = compiled.borrow_and_update().clone();
-        failed.retain(|_, until| *until > Instant::now());
-        for (said, wanted) in due(&held.said(), &newest) {
+        let now = held.said();
+        let same: BTreeMap<ObjectKey, Said> = before
+            .into_iter()
+            .filter(|(key, said)| now.get(key).is_some_and(|now| now.generation == said.generation))
+            .filter_map(|(key, _)| now.get(&key).map(|now| (key, now.clone())))
+            .collect();
+        tried.retain(|_, (_, _, until)| *until > Instant::now());
+        for (said, wanted) in due(&same, &newest) {
             if !*leading.borrow() {
                 break;
             }
-            if failed.contains_key(&said.path) {
+            let again = |(generation, verdict, _): &(i64, Verdict, Instant)| {
+                *generation == said.generation && *verdict == wanted
+            };
+            if tried.get(&said.path).is_some_and(again) {
                 continue;
             }
-            match write(&api, &said, &wanted).await {
-                Ok(()) => debug!(object = said.path, accepted = wanted.accepted, "condition written"),
+            let pause = match write(&api, &said, &wanted).await {
+                Ok(true) => {
+                    debug!(object = said.path, accepted = wanted.accepted, "condition written");
+                    AGAIN
+                }
                 // It is gone, or another version of it is on its way to us.
-                Err(error) if error.is_absent() || error.is_conflict() => {}
+                Ok(false) => Duration::ZERO,
+                Err(error) if error.is_absent() || error.is_conflict() => Duration::ZERO,
                 Err(error) => {
                     warn!(object = said.path, "its condition cannot be written: {error}; tried again");
-                    failed.insert(said.path, Instant::now() + AFTER_FAILURE);
+                    AFTER_FAILURE
                 }
-            }
+            };
+            tried.insert(said.path, (said.generation, wanted, Instant::now() + pause));
             sleep(PACE).await;
         }
         // Our own writes come back by the watch, and make nothing to compile.
@@ -188,11 +208,12 @@ fn due(said: &BTreeMap<ObjectKey, Said>, compiled: &Compiled) -> Vec<(Said, Verd
     due.collect()
 }
 
-async fn write(api: &Api, said: &Said, wanted: &Verdict) -> Result<(), ApiError> {
+/// Whether it was written: not if another version is there.
+async fn write(api: &Api, said: &Said, wanted: &Verdict) -> Result<bool, ApiError> {
     let object = api.get(&said.path).await?;
     // What was judged is not what is there any more: the watch tells in a moment.
     if object["metadata"]["generation"].as_i64().unwrap_or_default() != said.generation {
-        return Ok(());
+        return Ok(false);
     }
     let conditions = wanted.among(&object["status"]["conditions"], said.generation, Timestamp::now());
     // The version: two writers must not undo each other's conditions.
@@ -200,7 +221,7 @@ async fn write(api: &Api, said: &Said, wanted: &Verdict) -> Result<(), ApiError>
         "metadata": {"resourceVersion": object["metadata"]["resourceVersion"]},
         "status": {"conditions": conditions},
     });
-    api.patch(&format!("{}/status", said.path), &patch).await.map(drop)
+    api.patch(&format!("{}/status", said.path), &patch).await.map(|_| true)
 }
 
 #[cfg(test)]
