@@ -36,7 +36,7 @@ pub use self::{
     judge::Account,
     review::Reviews,
 };
-use crate::{compile::Compiled, manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects};
+use crate::{manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects, shards::Outline};
 
 /// Where control runs if nobody says so.
 pub const NAMESPACE: &str = "culvert-system";
@@ -173,11 +173,11 @@ impl Cluster {
     pub fn begin_writing(
         &mut self,
         nodes: &Arc<Nodes>,
-        compiled: &watch::Sender<Arc<Compiled>>,
+        outline: &watch::Sender<Arc<Outline>>,
         bundle: String,
     ) {
         let marks = Marks::new(self.api.clone(), nodes.clone(), self.metrics.clone());
-        self.tasks.spawn(marks.run(compiled.subscribe()));
+        self.tasks.spawn(marks.run(outline.subscribe()));
         let pod = std::env::var("HOSTNAME").unwrap_or_else(|_| "control".to_owned());
         let election = Election::new(self.api.clone(), &self.namespace, &pod, self.metrics.clone());
         self.tasks.spawn(keep_bundle(self.api.clone(), self.namespace.clone(), bundle, election.leading()));
