@@ -1,4 +1,4 @@
-//! Control's one loop: whenever the objects or a report change, everything is compiled and what differs
+//! Control's one loop: whenever the objects or a report change, what they concern is compiled and what differs
 //! is published.
 
 use std::{
@@ -21,6 +21,7 @@ use crate::{
     objects::Objects,
     publish::{Clients, Store, Type},
     serve::Entitled,
+    shards::{Outline, Shards, Turn},
     tokens::Tokens,
 };
 
@@ -39,8 +40,19 @@ pub struct Engine {
     /// The files of nodes' tokens, where control makes these.
     pub token_files: Option<TokenFiles>,
     pub metrics: Arc<Metrics>,
-    /// The newest compiled state, for status.
-    pub compiled: watch::Sender<Arc<Compiled>>,
+    /// What is known of the mesh, for status.
+    pub outline: watch::Sender<Arc<Outline>>,
+    pub compiled: State,
+}
+
+/// What the engine remembers from turn to turn.
+#[derive(Default)]
+pub struct State {
+    shards: Shards,
+    /// The nodes that are let in.
+    proper: BTreeSet<String>,
+    /// The problems that were told.
+    known: Arc<BTreeSet<Problem>>,
 }
 
 /// A token file for each node.
@@ -67,14 +79,14 @@ impl TokenFiles {
 }
 
 impl Engine {
-    /// Runs until the objects are followed no more. `known` are the problems that were logged before.
-    pub async fn run(self, mut objects: watch::Receiver<u64>, mut known: BTreeSet<Problem>) {
+    /// Runs until the objects are followed no more.
+    pub async fn run(mut self, mut objects: watch::Receiver<u64>) {
         let mut reports = self.nodes.subscribe();
         loop {
             // Marked before the turn: what changes in its course is for the next.
             objects.mark_unchanged();
             reports.mark_unchanged();
-            known = self.turn(known);
+            self.turn();
             tokio::select! {
                 changed = objects.changed() => if changed.is_err() { return },
                 _ = reports.changed() => {}
@@ -83,74 +95,92 @@ impl Engine {
         }
     }
 
-    /// Compiles and publishes once. Problems that are not among `known` are logged; all are returned.
-    pub fn turn(&self, known: BTreeSet<Problem>) -> BTreeSet<Problem> {
-        let (compiled, nodes) = self.compile();
-        let compiled = Arc::new(compiled);
-        let known = self.tell(&compiled, &known);
-        self.admit(&compiled, nodes);
-        let generation = self.store.publish(
-            compiled.workloads.values().cloned(),
-            compiled.services.values().cloned(),
-            compiled.policies.values().cloned(),
-        );
-        debug!(generation, "published");
-        self.nodes.settle(&compiled, generation, &self.clients, &self.options.trust_domain);
-        self.metrics.set_published(Type::Address, compiled.workloads.len() + compiled.services.len());
-        self.metrics.set_published(Type::Authorization, compiled.policies.len());
-        self.compiled.send_replace(compiled);
-        known
+    /// Compiles and publishes once. Problems that were not there before are logged.
+    pub fn turn(&mut self) {
+        let begun = Instant::now();
+        let reported = self.nodes.take_reported();
+        let (turn, nodes) = self.compile(&reported);
+        let outline = Arc::new(self.compiled.shards.outline().clone());
+        self.tell(&outline);
+        let mut touched = turn.nodes;
+        touched.extend(reported.iter().map(|node| node.as_str().into()));
+        self.admit(&outline, &touched, nodes);
+        let generation = self.store.update(turn.edit);
+        let namespaces = turn.compiled;
+        debug!(generation, namespaces, nodes = touched.len(), took = ?begun.elapsed(), "published");
+        self.nodes.settle(&outline, &touched, generation, &self.clients, &self.options.trust_domain);
+        let policies = self.store.subscribe().borrow().policies.len();
+        self.metrics.set_published(Type::Address, outline.workloads + outline.services);
+        self.metrics.set_published(Type::Authorization, policies);
+        self.outline.send_replace(outline);
     }
 
-    /// The compiled state, and the names of the Node objects.
-    fn compile(&self) -> (Compiled, BTreeSet<String>) {
-        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        let view = objects.view();
+    /// Compiles what has changed; the names of the Node objects, if there are others than before.
+    fn compile(&mut self, reported: &BTreeSet<String>) -> (Turn, Option<BTreeSet<String>>) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         let word = |node: &str, uid: &str| self.nodes.word(node, uid);
-        let nodes = view.objects.keys().filter(|key| key.kind == Kind::Node).map(|key| key.name.to_string());
-        (compile(&view, &word, &self.options), nodes.collect())
+        let turn = self.compiled.shards.turn(&mut objects, reported, &word, &self.options);
+        let nodes =
+            turn.node_objects.then(|| objects.cluster_wide(Kind::Node).map(ToString::to_string).collect());
+        (turn, nodes)
     }
 
-    fn tell(&self, compiled: &Compiled, known: &BTreeSet<Problem>) -> BTreeSet<Problem> {
-        let now: BTreeSet<Problem> = compiled.problems.iter().cloned().collect();
-        for problem in now.difference(known) {
+    fn tell(&mut self, outline: &Outline) {
+        let now = &outline.problems;
+        let known = std::mem::replace(&mut self.compiled.known, now.clone());
+        if Arc::ptr_eq(now, &known) {
+            return;
+        }
+        for problem in now.difference(&known) {
             match problem.severity {
                 Severity::Refused => error!("refused: {problem}"),
                 Severity::Warning => warn!("{problem}"),
             }
         }
-        for problem in known.difference(&now).filter(|problem| problem.severity == Severity::Refused) {
+        for problem in known.difference(now).filter(|problem| problem.severity == Severity::Refused) {
             info!("no longer refused: {problem}");
         }
         let refused = now.iter().filter(|problem| problem.severity == Severity::Refused).count();
         self.metrics.set_refused_objects(refused);
-        now
     }
 
     /// Who may call, and as whom, is settled before anybody is told of anything.
-    fn admit(&self, compiled: &Compiled, nodes: BTreeSet<String>) {
-        let (proper, improper): (BTreeSet<_>, BTreeSet<_>) =
-            nodes.into_iter().partition(|node| crate::tokens::check_node(node).is_ok());
-        for node in improper {
-            warn!("{node:?} is not a name a node may have: it is not let in");
+    fn admit(&mut self, outline: &Outline, touched: &BTreeSet<Arc<str>>, nodes: Option<BTreeSet<String>>) {
+        if let Some(nodes) = nodes {
+            let (proper, improper): (BTreeSet<_>, BTreeSet<_>) =
+                nodes.into_iter().partition(|node| crate::tokens::check_node(node).is_ok());
+            for node in improper {
+                warn!("{node:?} is not a name a node may have: it is not let in");
+            }
+            self.compiled.proper = proper;
         }
         if let Some(files) = &self.token_files {
-            files.keep(&proper);
+            files.keep(&self.compiled.proper);
         }
-        self.auth.set_nodes(proper);
-        let mut entitled: BTreeMap<String, BTreeSet<Identity>> = BTreeMap::new();
-        for (node, pods) in &compiled.nodes {
+        self.auth.set_nodes(self.compiled.proper.clone());
+        let mut entitled: BTreeMap<String, Option<BTreeSet<Identity>>> = BTreeMap::new();
+        for node in touched {
             // By its agent's word or, if that went to another replica of control, by the mark it left.
             let captured = |pod: &LocalPod| {
                 matches!(self.nodes.capture(node, &pod.uid), Some(Capture::Measured | Capture::Withdrawing))
                     || matches!(pod.annotated.mark, Some(Mark::Measured | Mark::Withdrawing))
             };
-            let identities = pods.iter().filter(|pod| pod.enroll || captured(pod)).map(|pod| {
+            let identity = |pod: &Arc<LocalPod>| {
                 let trust_domain = self.options.trust_domain.clone();
                 Identity::new(trust_domain, pod.namespace.clone(), pod.service_account.clone())
-            });
-            entitled.insert(node.to_string(), identities.collect());
+            };
+            let identities = outline
+                .nodes
+                .get(node)
+                .map(|pods| pods.iter().filter(|pod| pod.enroll || captured(pod)).map(identity).collect());
+            entitled.insert(node.to_string(), identities);
         }
-        self.entitled.set(entitled);
+        self.entitled.update(entitled);
     }
+}
+
+/// Everything as it would be published now, compiled anew: for who wants to see all of it.
+pub fn whole(objects: &Mutex<Objects>, nodes: &Nodes, options: &Options) -> Compiled {
+    let objects = objects.lock().unwrap_or_else(PoisonError::into_inner);
+    compile(&objects.view(), &|node, uid| nodes.word(node, uid), options)
 }

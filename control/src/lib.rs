@@ -7,7 +7,7 @@
 //!                          agents ─▶ nodes ────────┘           └─▶ serve: certificates, directives
 //! ```
 //!
-//! [`engine`] turns the wheel; `manifest`, `objects` and `compile` are pure.
+//! [`engine`] turns the wheel; `manifest`, `objects`, `compile` and `shards` are pure.
 #![forbid(unsafe_code)]
 
 pub mod auth;
@@ -22,5 +22,6 @@ pub mod objects;
 pub mod program;
 pub mod publish;
 pub mod serve;
+pub mod shards;
 pub mod status;
 pub mod tokens;

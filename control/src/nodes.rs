@@ -9,7 +9,7 @@
 //! afterwards, since the agent may tell another replica something else.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -21,8 +21,9 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::{
-    compile::{Compiled, Mark, Word},
+    compile::{Mark, Word},
     publish::Clients,
+    shards::{Outline, Pods},
     tokens,
 };
 
@@ -88,33 +89,68 @@ pub struct NodeStatus {
 }
 
 /// What all nodes are to do.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Directives {
     /// By node; of one that is not in it, nothing is known.
-    pub(crate) nodes: BTreeMap<String, Vec<NodePod>>,
+    nodes: BTreeMap<Arc<str>, Wanted>,
     /// Whether the pods of each namespace are in the mesh. The same for every node.
-    pub(crate) namespaces: BTreeMap<Arc<str>, bool>,
+    namespaces: Arc<BTreeMap<Arc<str>, bool>>,
+    trust_domain: Arc<str>,
+}
+
+/// What one node is to do.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wanted {
+    pods: Pods,
+    /// Uids of pods that are let go and of which all peers know.
+    withdrawn: BTreeSet<Arc<str>>,
+}
+
+impl Wanted {
+    fn pods(&self, trust_domain: &str) -> Vec<NodePod> {
+        let pods = self.pods.iter().map(|pod| NodePod {
+            uid: pod.uid.to_string(),
+            namespace: pod.namespace.to_string(),
+            name: pod.name.to_string(),
+            service_account: pod.service_account.to_string(),
+            addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+            netns: pod.netns.to_string(),
+            enroll: pod.enroll,
+            withdrawn: self.withdrawn.contains(&pod.uid),
+            trust_domain: trust_domain.to_owned(),
+        });
+        pods.collect()
+    }
 }
 
 impl Directives {
+    /// What is wanted of a node, if it is known.
+    pub(crate) fn of(&self, node: &str) -> Option<&Wanted> {
+        self.nodes.get(node)
+    }
+
     /// What to tell a node that was `told` this before, on the same stream; `None` where that is nothing.
-    pub(crate) fn news(&self, node: &str, told: Option<(&Self, &[NodePod])>) -> Option<NodeDirective> {
-        let pods = self.nodes.get(node)?;
+    pub(crate) fn news(&self, node: &str, told: Option<(&Self, &Wanted)>) -> Option<NodeDirective> {
+        let wanted = self.nodes.get(node)?;
         let before = told.map(|(told, _)| &told.namespaces);
-        let changed = self
-            .namespaces
-            .iter()
-            .filter(|(name, enroll)| before.is_none_or(|before| before.get(*name) != Some(*enroll)));
+        let unchanged = before.is_some_and(|before| Arc::ptr_eq(before, &self.namespaces));
+        let now = self.namespaces.iter().filter(|_| !unchanged);
+        let changed =
+            now.filter(|(name, enroll)| before.is_none_or(|before| before.get(*name) != Some(*enroll)));
         let namespaces: Vec<Namespace> =
             changed.map(|(name, enroll)| Namespace { name: name.to_string(), enroll: *enroll }).collect();
-        let gone =
-            before.into_iter().flat_map(BTreeMap::keys).filter(|name| !self.namespaces.contains_key(*name));
+        let known = before.into_iter().filter(|_| !unchanged).flat_map(|before| before.keys());
+        let gone = known.filter(|name| !self.namespaces.contains_key(*name));
         let gone_namespaces: Vec<String> = gone.map(ToString::to_string).collect();
-        let same = told.is_some_and(|(_, told)| told == &pods[..]);
-        if same && namespaces.is_empty() && gone_namespaces.is_empty() {
+        let same = |(_, told): (&Self, &Wanted)| {
+            let equal = Arc::ptr_eq(&told.pods, &wanted.pods) && told.withdrawn == wanted.withdrawn;
+            // What is not told of a pod may differ.
+            equal || told.pods(&self.trust_domain) == wanted.pods(&self.trust_domain)
+        };
+        if told.is_some_and(same) && namespaces.is_empty() && gone_namespaces.is_empty() {
             return None;
         }
-        let pods = pods.clone();
+        let pods = wanted.pods(&self.trust_domain);
         Some(NodeDirective { pods, namespaces, gone_namespaces, all_namespaces: told.is_none() })
     }
 }
@@ -122,6 +158,8 @@ impl Directives {
 /// All nodes.
 pub struct Nodes {
     nodes: Mutex<BTreeMap<String, NodeStatus>>,
+    /// Nodes of which a word has changed since the last turn.
+    reported: Mutex<BTreeSet<String>>,
     /// Fires when what was reported changes what is to be published.
     changes: watch::Sender<()>,
     directives: watch::Sender<Arc<Directives>>,
@@ -152,6 +190,7 @@ impl Nodes {
     fn new(nodes: BTreeMap<String, NodeStatus>, file: Option<PathBuf>, shared: bool) -> Self {
         Self {
             nodes: Mutex::new(nodes),
+            reported: Mutex::default(),
             changes: watch::Sender::new(()),
             directives: watch::Sender::new(Arc::default()),
             file,
@@ -163,6 +202,17 @@ impl Nodes {
     /// To be told when a report changes what is to be published.
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
+    }
+
+    /// The nodes of which a word has changed since this was asked last.
+    pub(crate) fn take_reported(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.reported.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Something of these nodes is to be looked at.
+    fn changed(&self, nodes: impl IntoIterator<Item = String>) {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner).extend(nodes);
+        self.changes.send_replace(());
     }
 
     /// What `node` said of the pod, and what that is worth.
@@ -188,6 +238,11 @@ impl Nodes {
     /// For status.
     pub fn list(&self) -> BTreeMap<String, NodeStatus> {
         self.lock().clone()
+    }
+
+    /// How many nodes have an agent connected.
+    pub fn connected(&self) -> usize {
+        self.lock().values().filter(|node| node.agents > 0).count()
     }
 
     /// Takes a report of `node` in. Pods that it does not name are as they were: an agent that has just
@@ -226,35 +281,36 @@ impl Nodes {
         if changed {
             self.keep(&nodes);
             drop(nodes);
-            self.changes.send_replace(());
+            self.changed([node.to_owned()]);
         }
     }
 
     /// Goes on from what is published now as `generation`: tells the nodes, and lets withdrawals that
-    /// wait for it go on.
+    /// wait for it go on. Of nodes that are not among the `touched` ones nothing has changed.
     pub(crate) fn settle(
         self: &Arc<Self>,
-        compiled: &Arc<Compiled>,
+        outline: &Outline,
+        touched: &BTreeSet<Arc<str>>,
         generation: u64,
         clients: &Arc<Clients>,
         trust_domain: &str,
     ) {
         let mut nodes = self.lock();
         let mut forgotten = false;
-        for (node, status) in nodes.iter_mut() {
-            let local = compiled.nodes.get(node.as_str());
+        for (node, status) in nodes.iter_mut().filter(|(node, _)| touched.contains(node.as_str())) {
+            let local = outline.nodes.get(node.as_str());
             let before = status.pods.len();
             status.pods.retain(|uid, _| local.is_some_and(|pods| pods.iter().any(|pod| *pod.uid == **uid)));
             forgotten |= status.pods.len() != before;
         }
-        let known = |node: &str| compiled.nodes.contains_key(node);
+        let known = |node: &str| outline.nodes.contains_key(node);
         nodes.retain(|node, status| known(node) || status.agents > 0);
         if forgotten {
             self.keep(&nodes);
         }
         let mut waiting = Vec::new();
-        for (node, status) in nodes.iter_mut() {
-            let local = compiled.nodes.get(node.as_str());
+        for (node, status) in nodes.iter_mut().filter(|(node, _)| touched.contains(node.as_str())) {
+            let local = outline.nodes.get(node.as_str());
             // Peers of other replicas are told HBONE as long as the mark says so: it is waited for.
             let marked = |uid: &str| {
                 let pod = local.and_then(|pods| pods.iter().find(|pod| *pod.uid == *uid));
@@ -272,7 +328,7 @@ impl Nodes {
             let (nodes, clients) = (self.clone(), clients.clone());
             tokio::spawn(async move { nodes.withdraw(waiting, generation, &clients).await });
         }
-        self.direct(compiled, trust_domain);
+        self.direct(outline, touched, trust_domain);
     }
 
     /// Waits until no peer holds what was published before `generation`, then says so.
@@ -292,42 +348,36 @@ impl Nodes {
             warn!("not every node acknowledged a withdrawal within {most:?}; it goes on");
         }
         let mut nodes = self.lock();
-        for (node, uid) in pods {
-            let pod = nodes.get_mut(&node).and_then(|status| status.pods.get_mut(&uid));
+        for (node, uid) in &pods {
+            let pod = nodes.get_mut(node).and_then(|status| status.pods.get_mut(uid));
             if let Some(pod) = pod.filter(|pod| pod.withdrawal == Withdrawal::Waiting) {
                 pod.withdrawal = Withdrawal::Done;
             }
         }
         drop(nodes);
-        self.changes.send_replace(());
+        self.changed(pods.into_iter().map(|(node, _)| node));
     }
 
-    fn direct(&self, compiled: &Compiled, trust_domain: &str) {
+    fn direct(&self, outline: &Outline, touched: &BTreeSet<Arc<str>>, trust_domain: &str) {
+        let mut directives = Directives::clone(&self.directives.borrow());
+        directives.namespaces = outline.namespaces.clone();
+        directives.trust_domain = trust_domain.into();
         let nodes = self.lock();
-        let directed = compiled
-            .nodes
-            .iter()
-            .map(|(node, pods)| {
-                let withdrawn = |uid: &str| {
-                    let pod = nodes.get(&**node).and_then(|status| status.pods.get(uid));
-                    pod.is_some_and(|pod| pod.withdrawal == Withdrawal::Done)
-                };
-                let pods = pods.iter().map(|pod| NodePod {
-                    uid: pod.uid.to_string(),
-                    namespace: pod.namespace.to_string(),
-                    name: pod.name.to_string(),
-                    service_account: pod.service_account.to_string(),
-                    addresses: pod.addresses.iter().map(ToString::to_string).collect(),
-                    netns: pod.netns.to_string(),
-                    enroll: pod.enroll,
-                    withdrawn: !pod.enroll && withdrawn(&pod.uid),
-                    trust_domain: trust_domain.to_owned(),
-                });
-                (node.to_string(), pods.collect())
-            })
-            .collect();
+        for node in touched {
+            let Some(pods) = outline.nodes.get(node) else {
+                directives.nodes.remove(node);
+                continue;
+            };
+            let status = nodes.get(&**node);
+            let done = |uid: &str| {
+                let pod = status.and_then(|status| status.pods.get(uid));
+                pod.is_some_and(|pod| pod.withdrawal == Withdrawal::Done)
+            };
+            let withdrawn = pods.iter().filter(|pod| !pod.enroll && done(&pod.uid));
+            let withdrawn = withdrawn.map(|pod| pod.uid.clone()).collect();
+            directives.nodes.insert(node.clone(), Wanted { pods: pods.clone(), withdrawn });
+        }
         drop(nodes);
-        let directives = Directives { nodes: directed, namespaces: compiled.namespaces.clone() };
         self.directives.send_if_modified(|held| {
             let changed = **held != directives;
             if changed {
@@ -349,7 +399,7 @@ impl Nodes {
         if status.agents == 0 {
             status.pods.values_mut().for_each(|pod| pod.fresh = false);
             drop(nodes);
-            self.changes.send_replace(());
+            self.changed([node.to_owned()]);
         }
     }
 

@@ -1,24 +1,71 @@
 //! The objects that hold: the last good version of each, whatever its file says today. Pure.
+//!
+//! They are kept by namespace, since a change in one namespace is nothing to the others: what has changed since
+//! the last look is known, and only that is compiled again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
+    sync::Arc,
 };
 
-use crate::manifest::{Object, ObjectKey, Parsed, Problem, Severity};
+use crate::manifest::{Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared};
 
-/// Every file's objects and problems.
+/// Every file's objects and problems, or every object of the API server.
 #[derive(Debug, Default)]
 pub struct Objects {
-    files: BTreeMap<PathBuf, File>,
+    /// By namespace; what belongs to none is under the empty name.
+    spaces: BTreeMap<Arc<str>, Space>,
+    files: BTreeMap<Arc<Path>, File>,
+    /// Of objects that have no file: what is wrong with what the API server has of them now.
+    problems: BTreeMap<ObjectKey, Vec<Problem>>,
+    changes: Changes,
+    shared: Shared,
+}
+
+type Space = BTreeMap<(Kind, Arc<str>), Held>;
+
+/// An object, and the files that name it.
+#[derive(Debug)]
+struct Held {
+    object: Object,
+    /// The one that sorts first, whose version holds; none for an object of the API server.
+    file: Option<Arc<Path>>,
+    /// The versions of further files.
+    #[expect(clippy::box_collection, reason = "nearly always none: a third of the bytes in each object")]
+    others: Option<Box<BTreeMap<Arc<Path>, Object>>>,
 }
 
 #[derive(Debug, Default, PartialEq)]
 struct File {
-    /// In the order of their keys. Not a map: from the API server every object is a file of its own, and a
-    /// map of one costs as much as a map of eleven.
-    objects: Box<[(ObjectKey, Object)]>,
+    keys: BTreeSet<ObjectKey>,
     problems: Vec<Problem>,
+}
+
+/// What has changed since the last look.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// Namespaces with an object that changed, the Namespace itself among them, and whether a policy did.
+    pub namespaces: BTreeMap<Arc<str>, bool>,
+    /// Node objects that came, went or changed.
+    pub nodes: BTreeSet<Arc<str>>,
+    /// What is wrong with some file or object.
+    pub problems: bool,
+}
+
+impl Changes {
+    fn note(&mut self, key: &ObjectKey) {
+        match key.kind {
+            Kind::Node => drop(self.nodes.insert(key.name.clone())),
+            Kind::Namespace => {
+                self.namespaces.entry(key.name.clone()).or_default();
+            }
+            kind => {
+                let policy = matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
+                *self.namespaces.entry(key.namespace.clone()).or_default() |= policy;
+            }
+        }
+    }
 }
 
 impl Objects {
@@ -26,15 +73,15 @@ impl Objects {
     /// got wrong keep their last good version; if a document can't even be told by name, nothing is
     /// forgotten. Whether anything differs from before.
     pub fn apply(&mut self, path: &Path, parsed: Parsed) -> bool {
-        let before = self.files.get(path);
-        let mut objects: BTreeMap<ObjectKey, Object> =
-            before.into_iter().flat_map(|file| file.objects.iter().cloned()).collect();
-        let named: BTreeSet<&ObjectKey> =
-            parsed.objects.iter().map(|(key, _)| key).chain(&parsed.refused).collect();
-        if !parsed.unreadable {
-            objects.retain(|key, _| named.contains(key));
-        }
+        let (path, before) = match self.files.remove_entry(path) {
+            Some((path, file)) => (path, Some(file)),
+            None => (path.into(), None),
+        };
         let mut problems = parsed.problems;
+        let mut keys: BTreeSet<ObjectKey> = parsed.refused.into_iter().collect();
+        // Of what is refused only that holds which held before.
+        keys.retain(|key| before.as_ref().is_some_and(|file| file.keys.contains(key)));
+        let mut changed = before.is_none();
         let mut seen = BTreeSet::new();
         for (key, object) in parsed.objects {
             if !seen.insert(key.clone()) {
@@ -44,35 +91,72 @@ impl Objects {
                     "",
                     "named twice in this file; the last one holds",
                 );
-                problem.file = path.to_owned();
+                problem.file = path.to_path_buf();
                 problems.push(problem);
             }
-            objects.insert(key, object);
+            let key = self.own(key);
+            changed |= self.insert(&key, Some(&path), object);
+            keys.insert(key);
         }
-        let now = File { objects: objects.into_iter().collect(), problems };
-        if before == Some(&now) {
-            return false;
+        let before = before.unwrap_or_default();
+        for key in before.keys {
+            if parsed.unreadable {
+                keys.insert(key);
+            } else if !keys.contains(&key) {
+                self.take(&key, Some(&path));
+                changed = true;
+            }
         }
-        self.files.insert(path.to_owned(), now);
-        true
+        self.changes.problems |= before.problems != problems;
+        changed |= before.problems != problems;
+        self.files.insert(path, File { keys, problems });
+        changed
+    }
+
+    /// Takes what the API server has of the object `named` now. One that is wrong leaves the last good one. Whether
+    /// anything differs from before.
+    pub fn put(&mut self, named: &ObjectKey, parsed: Parsed) -> bool {
+        let mut changed = false;
+        for (key, object) in parsed.objects {
+            let key = self.own(key);
+            changed |= self.insert(&key, None, object);
+        }
+        let before = match parsed.problems.is_empty() {
+            true => self.problems.remove(named).unwrap_or_default(),
+            false => self.problems.insert(named.clone(), parsed.problems.clone()).unwrap_or_default(),
+        };
+        let other = before != parsed.problems;
+        self.changes.problems |= other;
+        changed | other
+    }
+
+    /// The API server has the object no more. Whether it was held.
+    pub fn forget(&mut self, key: &ObjectKey) -> bool {
+        let wrong = self.problems.remove(key).is_some();
+        self.changes.problems |= wrong;
+        self.take(key, None) || wrong
     }
 
     /// The file is gone, and its objects with it. Whether there was one.
     pub fn remove(&mut self, path: &Path) -> bool {
-        self.files.remove(path).is_some()
+        let Some((path, file)) = self.files.remove_entry(path) else { return false };
+        for key in &file.keys {
+            self.take(key, Some(&path));
+        }
+        self.changes.problems |= !file.problems.is_empty();
+        true
     }
 
-    /// An object of a file, without looking at the others.
-    pub fn in_file(&self, path: &Path, key: &ObjectKey) -> Option<&Object> {
-        let objects = &self.files.get(path)?.objects;
-        let at = objects.binary_search_by(|(held, _)| held.cmp(key)).ok()?;
-        Some(&objects[at].1)
+    /// The version of an object that holds.
+    pub fn get(&self, key: &ObjectKey) -> Option<&Object> {
+        let space = self.spaces.get(&key.namespace)?;
+        Some(&space.get(&(key.kind, key.name.clone()))?.object)
     }
 
     /// Keeps what a file held and says why it can't be read now.
     pub fn unreadable(&mut self, path: &Path, reason: String) {
-        let file = self.files.entry(path.to_owned()).or_default();
-        file.problems = vec![Problem {
+        let file = self.files.entry(path.into()).or_default();
+        let problems = vec![Problem {
             severity: Severity::Refused,
             file: path.to_owned(),
             line: None,
@@ -81,31 +165,200 @@ impl Objects {
             field: String::new(),
             reason,
         }];
+        self.changes.problems |= file.problems != problems;
+        file.problems = problems;
     }
 
-    /// The files that hold or once held something.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.files.keys().map(PathBuf::as_path)
+    /// The names of all objects of a kind.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = ObjectKey> {
+        let keys =
+            self.spaces.iter().flat_map(|(namespace, space)| space.keys().map(move |key| (namespace, key)));
+        keys.filter(move |(_, (of, _))| *of == kind).map(|(namespace, (kind, name))| ObjectKey {
+            kind: *kind,
+            namespace: namespace.clone(),
+            name: name.clone(),
+        })
+    }
+
+    /// The objects of a namespace.
+    pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Object> {
+        self.spaces.get(namespace).into_iter().flat_map(BTreeMap::values).map(|held| &held.object)
+    }
+
+    /// The names of everything that belongs to no namespace, Nodes or Namespaces.
+    pub fn cluster_wide(&self, kind: Kind) -> impl Iterator<Item = &Arc<str>> {
+        let keys = self.spaces.get("").into_iter().flat_map(BTreeMap::keys);
+        keys.filter(move |(of, _)| *of == kind).map(|(_, name)| name)
+    }
+
+    /// Every namespace that has an object, or is one.
+    pub fn namespaces(&self) -> BTreeSet<Arc<str>> {
+        let with_objects = self.spaces.keys().filter(|name| !name.is_empty());
+        with_objects.chain(self.cluster_wide(Kind::Namespace)).cloned().collect()
+    }
+
+    /// What has changed since this was asked last.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// What is wrong with the files and objects themselves.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.files.values().flat_map(|file| &file.problems).chain(self.problems.values().flatten())
+    }
+
+    /// Warnings of Nodes and Namespaces that several files name.
+    pub fn cluster_wide_doubles(&self) -> impl Iterator<Item = Problem> {
+        let held = self.spaces.get_key_value("").into_iter().flat_map(|(none, space)| {
+            space.iter().filter(|(_, held)| held.others.is_some()).map(move |(at, held)| (none, at, held))
+        });
+        held.flat_map(|(none, (kind, name), held)| {
+            let key = ObjectKey { kind: *kind, namespace: none.clone(), name: name.clone() };
+            held.doubles(&key).collect::<Vec<_>>()
+        })
     }
 
     /// One version of each object, and every problem. Of an object named in two files the one in the
     /// file that sorts first holds.
     pub fn view(&self) -> View<'_> {
         let mut view = View::default();
-        for (path, file) in &self.files {
-            view.problems.extend(file.problems.iter().cloned());
-            for (key, object) in file.objects.iter() {
-                if view.objects.contains_key(key) {
-                    let mut problem =
-                        Problem::about(key, Severity::Warning, "", "another file names it first, and holds");
-                    problem.file = path.clone();
-                    view.problems.push(problem);
-                } else {
-                    view.objects.insert(key.clone(), object);
-                }
+        view.problems.extend(self.problems().cloned());
+        for namespace in self.spaces.keys() {
+            self.show(namespace, |_| true, &mut view);
+        }
+        view
+    }
+
+    /// These namespaces alone, as they look to whoever compiles them: their objects, the Namespaces
+    /// themselves, the nodes of their pods, and the policies of the root namespace. Not what is wrong with files.
+    pub fn view_of(&self, namespaces: &BTreeSet<Arc<str>>, root: &str) -> View<'_> {
+        let mut view = View::default();
+        for namespace in namespaces {
+            self.show(namespace, |_| true, &mut view);
+        }
+        if !namespaces.contains(root) {
+            let policy = |kind| matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
+            self.show(root, policy, &mut view);
+        }
+        let nodes: BTreeSet<Arc<str>> = view
+            .objects
+            .values()
+            .filter_map(|object| match object {
+                Object::Pod(pod) => pod.node.clone(),
+                _ => None,
+            })
+            .collect();
+        let nodes = nodes.into_iter().map(|name| (Kind::Node, name));
+        for key in namespaces.iter().map(|name| (Kind::Namespace, name.clone())).chain(nodes) {
+            let space = self.spaces.get_key_value("");
+            if let Some((none, held)) = space.and_then(|(none, space)| Some((none, space.get(&key)?))) {
+                held.show(ObjectKey { kind: key.0, namespace: none.clone(), name: key.1 }, &mut view);
             }
         }
         view
+    }
+
+    fn show<'a>(&'a self, namespace: &str, wanted: impl Fn(Kind) -> bool, view: &mut View<'a>) {
+        let Some((namespace, space)) = self.spaces.get_key_value(namespace) else { return };
+        for ((kind, name), held) in space.iter().filter(|((kind, _), _)| wanted(*kind)) {
+            held.show(ObjectKey { kind: *kind, namespace: namespace.clone(), name: name.clone() }, view);
+        }
+    }
+
+    /// The key with the texts that all share.
+    fn own(&mut self, mut key: ObjectKey) -> ObjectKey {
+        self.shared.replace(&mut key.namespace);
+        let held = self
+            .spaces
+            .get(&key.namespace)
+            .and_then(|space| space.get_key_value(&(key.kind, key.name.clone())));
+        if let Some(((_, name), _)) = held {
+            key.name = name.clone();
+        }
+        key
+    }
+
+    /// Puts a file's version of an object in. Whether it is another than before.
+    fn insert(&mut self, key: &ObjectKey, file: Option<&Arc<Path>>, mut object: Object) -> bool {
+        object.share(key, &mut self.shared);
+        let space = self.spaces.entry(key.namespace.clone()).or_default();
+        let changed = match space.get_mut(&(key.kind, key.name.clone())) {
+            None => {
+                let held = Held { object, file: file.cloned(), others: None };
+                space.insert((key.kind, key.name.clone()), held);
+                true
+            }
+            Some(held) => held.put(file, object),
+        };
+        if changed {
+            self.changes.note(key);
+        }
+        changed
+    }
+
+    /// Takes a file's version of an object out. Whether there was one.
+    fn take(&mut self, key: &ObjectKey, file: Option<&Arc<Path>>) -> bool {
+        let Some(space) = self.spaces.get_mut(&key.namespace) else { return false };
+        let at = (key.kind, key.name.clone());
+        let Some(held) = space.get_mut(&at) else { return false };
+        if held.file.as_ref() != file {
+            let others = held.others.as_mut().zip(file);
+            let taken = others.is_some_and(|(others, file)| others.remove(file).is_some());
+            if taken {
+                self.changes.note(key);
+            }
+            return taken;
+        }
+        match held.others.as_mut().and_then(|others| others.pop_first()) {
+            Some((file, object)) => (held.file, held.object) = (Some(file), object),
+            None => drop(space.remove(&at)),
+        }
+        if space.is_empty() {
+            self.spaces.remove(&key.namespace);
+        }
+        self.changes.note(key);
+        true
+    }
+}
+
+impl Held {
+    /// Whether the file's version is another than before.
+    fn put(&mut self, file: Option<&Arc<Path>>, object: Object) -> bool {
+        let first = match (file, &self.file) {
+            (Some(file), Some(held)) => file.cmp(held),
+            (_, _) => std::cmp::Ordering::Equal,
+        };
+        if first.is_eq() {
+            let changed = self.object != object;
+            self.object = object;
+            return changed;
+        }
+        let Some(file) = file.cloned() else { return false };
+        let others = self.others.get_or_insert_default();
+        if first.is_gt() {
+            return others.insert(file, object.clone()).as_ref() != Some(&object);
+        }
+        let before = std::mem::replace(&mut self.object, object);
+        if let Some(held) = self.file.replace(file.clone()) {
+            others.insert(held, before);
+        }
+        others.remove(&file);
+        true
+    }
+
+    fn show<'a>(&'a self, key: ObjectKey, view: &mut View<'a>) {
+        view.problems.extend(self.doubles(&key));
+        view.objects.insert(key, &self.object);
+    }
+
+    /// A warning for each further file that names it.
+    fn doubles(&self, key: &ObjectKey) -> impl Iterator<Item = Problem> {
+        self.others.iter().flat_map(|others| others.keys()).map(|file| {
+            let mut problem =
+                Problem::about(key, Severity::Warning, "", "another file names it first, and holds");
+            problem.file = file.to_path_buf();
+            problem
+        })
     }
 }
 
@@ -161,6 +414,41 @@ mod tests {
         );
         assert_eq!(objects.view().objects.len(), 2);
         assert_eq!(objects.view().problems.len(), 1);
+    }
+
+    #[test]
+    fn what_has_changed_is_known_by_namespace() {
+        let mut objects = Objects::default();
+        apply(&mut objects, "a.yaml", &format!("{NAMESPACE}---\n{POLICY}"));
+        let shop = |policy| Changes { namespaces: [("shop".into(), policy)].into(), ..Changes::default() };
+        assert_eq!(objects.take_changes(), shop(true));
+        apply(&mut objects, "a.yaml", &format!("{NAMESPACE}---\n{POLICY}"));
+        assert_eq!(objects.take_changes(), Changes::default());
+        apply(&mut objects, "b.yaml", "{apiVersion: v1, kind: Node, metadata: {name: n}}");
+        assert_eq!(objects.take_changes().nodes, ["n".into()].into());
+        objects.remove(Path::new("a.yaml"));
+        assert_eq!(objects.take_changes(), shop(true));
+        assert_eq!(objects.view().objects.len(), 1);
+    }
+
+    #[test]
+    fn the_second_file_takes_over_when_the_first_goes() {
+        let mut objects = Objects::default();
+        apply(&mut objects, "b.yaml", &POLICY.replace("80", "81"));
+        apply(&mut objects, "a.yaml", POLICY);
+        apply(&mut objects, "c.yaml", &POLICY.replace("80", "82"));
+        let port = |objects: &Objects| match objects.view().objects.values().next() {
+            Some(Object::AuthorizationPolicy(policy)) => {
+                policy.rules[0].clauses[0].matches[0].destination_ports[0]
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((port(&objects), objects.view().problems.len()), (80, 2));
+        objects.remove(Path::new("a.yaml"));
+        assert_eq!((port(&objects), objects.view().problems.len()), (81, 1));
+        objects.remove(Path::new("c.yaml"));
+        objects.remove(Path::new("b.yaml"));
+        assert!(objects.view().objects.is_empty() && objects.namespaces().is_empty());
     }
 
     #[test]

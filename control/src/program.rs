@@ -15,7 +15,7 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     auth::{Authenticator, Proof},
     compile::{Compiled, Options},
-    engine::{Engine, TokenFiles},
+    engine::{self, Engine, TokenFiles},
     folder::{FirstLookError, Folder, Kept, watch as follow},
     kubernetes::{self, Cluster, ConnectError, Signing},
     metrics::Metrics,
@@ -23,6 +23,7 @@ use crate::{
     objects::Objects,
     publish::{Clients, Discovery, Store},
     serve::{Certificates, Entitled, Identities, NodeReports, Services, Signer, serve},
+    shards::Outline,
     tokens::{TokenFileError, Tokens},
 };
 
@@ -76,7 +77,9 @@ pub struct Control {
     pub nodes: Arc<Nodes>,
     pub clients: Arc<Clients>,
     pub store: Arc<Store>,
-    pub compiled: watch::Sender<Arc<Compiled>>,
+    pub outline: watch::Sender<Arc<Outline>>,
+    /// Compiles everything anew.
+    pub whole: Whole,
     root_pem: String,
     listener: TcpListener,
     identities: Arc<Identities>,
@@ -84,6 +87,9 @@ pub struct Control {
     engine: Engine,
     followed: Followed,
 }
+
+/// Gives everything as it would be published now.
+pub type Whole = Arc<dyn Fn() -> Compiled + Send + Sync>;
 
 /// What the two sources differ in.
 struct Begun {
@@ -131,7 +137,11 @@ impl Control {
         let (store, clients) = (Arc::new(Store::default()), Arc::new(Clients::default()));
         let auth = Arc::new(Authenticator::new(proof));
         let entitled = Arc::new(Entitled::default());
-        let compiled = watch::Sender::new(Arc::default());
+        let outline = watch::Sender::new(Arc::default());
+        let whole: Whole = {
+            let (objects, nodes, options) = (objects.clone(), nodes.clone(), mesh.clone());
+            Arc::new(move || engine::whole(&objects, &nodes, &options))
+        };
         let engine = Engine {
             options: mesh,
             objects,
@@ -142,7 +152,8 @@ impl Control {
             auth: auth.clone(),
             token_files,
             metrics: metrics.clone(),
-            compiled: compiled.clone(),
+            outline: outline.clone(),
+            compiled: engine::State::default(),
         };
         let cannot = |source| StartError::Listen { address: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(cannot)?;
@@ -175,7 +186,8 @@ impl Control {
             nodes,
             clients,
             store,
-            compiled,
+            outline,
+            whole,
             root_pem,
             listener,
             identities,
@@ -207,15 +219,16 @@ impl Control {
                     trust_domain: self.engine.options.trust_domain.to_string(),
                     lifetime: self.services.certificates.lifetime,
                 };
-                cluster.begin_writing(&self.nodes, &self.compiled, signing);
+                cluster.begin_writing(&self.nodes, &self.outline, signing);
                 held = Some(cluster);
                 changes
             }
         };
         // Before anybody is let in: an empty answer would be taken for an empty mesh.
-        let known = self.engine.turn(Default::default());
+        let mut engine = self.engine;
+        engine.turn();
         ready();
-        let engine = tokio::spawn(self.engine.run(changes, known));
+        let engine = tokio::spawn(engine.run(changes));
         let served = serve(self.listener, self.identities, self.services, end).await;
         engine.abort();
         drop(held);

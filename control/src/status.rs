@@ -1,6 +1,6 @@
 //! What control shows of itself: JSON for the admin server, words for `control check`.
 
-use std::{collections::BTreeMap, fmt::Write, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt::Write, path::Path};
 
 use serde_json::{Value, json};
 
@@ -9,13 +9,15 @@ use crate::{
     folder::Folder,
     manifest::{Problem, Severity},
     nodes::Nodes,
-    publish::Clients,
+    program::Control,
+    publish::{Clients, State},
+    shards::Outline,
 };
 
 /// Everything that is known now.
-pub fn json(compiled: &Compiled, nodes: &Nodes, clients: &Clients, generation: u64) -> Value {
+pub fn json(outline: &Outline, nodes: &Nodes, clients: &Clients, state: &State) -> Value {
     let problems = |severity: Severity| -> Vec<Value> {
-        let of = compiled.problems.iter().filter(|problem| problem.severity == severity);
+        let of = outline.problems.iter().filter(|problem| problem.severity == severity);
         of.map(|problem| {
             let mut value = serde_json::to_value(problem).unwrap_or(Value::Null);
             value["text"] = problem.to_string().into();
@@ -23,7 +25,7 @@ pub fn json(compiled: &Compiled, nodes: &Nodes, clients: &Clients, generation: u
         })
         .collect()
     };
-    let pods: BTreeMap<&str, Vec<Value>> = compiled
+    let pods: BTreeMap<&str, Vec<Value>> = outline
         .nodes
         .iter()
         .map(|(node, pods)| {
@@ -39,13 +41,13 @@ pub fn json(compiled: &Compiled, nodes: &Nodes, clients: &Clients, generation: u
         .collect();
     json!({
         "version": runtime::VERSION,
-        "generation": generation,
+        "generation": state.generation,
         "refused": problems(Severity::Refused),
         "warnings": problems(Severity::Warning),
         "published": {
-            "workloads": compiled.workloads.len(),
-            "services": compiled.services.len(),
-            "policies": compiled.policies.keys().map(ToString::to_string).collect::<Vec<_>>(),
+            "workloads": outline.workloads,
+            "services": outline.services,
+            "policies": state.policies.keys().collect::<Vec<_>>(),
         },
         "pods": pods,
         "nodes": nodes.list(),
@@ -124,23 +126,20 @@ fn shortened(names: &[String]) -> String {
 }
 
 /// Registers `/status` and `/config_dump` with the admin server.
-pub fn register(
-    handlers: &runtime::admin::Handlers,
-    compiled: &tokio::sync::watch::Sender<Arc<Compiled>>,
-    nodes: &Arc<Nodes>,
-    clients: &Arc<Clients>,
-    store: &Arc<crate::publish::Store>,
-) {
-    let newest = compiled.subscribe();
+pub fn register(handlers: &runtime::admin::Handlers, control: &Control) {
+    let whole = control.whole.clone();
     handlers.add("/config_dump", "everything that is published", move |_| {
-        let compiled = newest.borrow().clone();
-        async move { Ok(dump(&compiled)) }
+        let whole = whole.clone();
+        async move {
+            let dumped = tokio::task::spawn_blocking(move || dump(&whole())).await;
+            dumped.map_err(|error| format!("the dump broke off: {error}"))
+        }
     });
-    let (newest, states) = (compiled.subscribe(), store.subscribe());
-    let (nodes, clients) = (nodes.clone(), clients.clone());
+    let (newest, states) = (control.outline.subscribe(), control.store.subscribe());
+    let (nodes, clients) = (control.nodes.clone(), control.clients.clone());
     handlers.add("/status", "refused objects, nodes, clients, and what is published", move |_| {
-        let (compiled, generation) = (newest.borrow().clone(), states.borrow().generation);
-        let status = json(&compiled, &nodes, &clients, generation);
+        let (outline, state) = (newest.borrow().clone(), states.borrow().clone());
+        let status = json(&outline, &nodes, &clients, &state);
         async move { Ok(status) }
     });
 }

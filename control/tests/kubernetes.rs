@@ -2,20 +2,26 @@
 
 mod cluster;
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cluster::{Cluster, POLICIES};
 use control::{
-    compile::{Compiled, Options},
+    compile::Options,
     kubernetes::{Connection, Settings as Kubernetes},
     metrics::Metrics,
     nodes::Nodes,
     program::{Control, Settings, Source},
+    publish::Store,
+    shards::Outline,
 };
 use mesh::Tunnel;
-use proto::node::{
-    CaptureState, NodeDirective, NodePod, NodeReport, PodReport, node_service_client::NodeServiceClient,
+use prost::Message;
+use proto::{
+    node::{
+        CaptureState, NodeDirective, NodePod, NodeReport, PodReport, node_service_client::NodeServiceClient,
+    },
+    workload::TunnelProtocol,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -86,11 +92,36 @@ fn policy(port: &str) -> Value {
     })
 }
 
+/// What is published, decoded, and what is known besides.
+struct Seen {
+    workloads: BTreeMap<String, proto::workload::Workload>,
+    services: usize,
+    /// Names and versions.
+    policies: Vec<(String, String)>,
+    outline: Arc<Outline>,
+}
+
+fn seen(store: &Store, outline: Arc<Outline>) -> Seen {
+    use proto::workload::{Address, address::Type};
+    let state = store.subscribe().borrow().clone();
+    let (mut workloads, mut services) = (BTreeMap::new(), 0);
+    for resource in state.addresses.values() {
+        let any = resource.on_the_wire().resource.unwrap();
+        match Address::decode(any.value).unwrap().r#type.unwrap() {
+            Type::Workload(workload) => drop(workloads.insert(workload.uid.clone(), workload)),
+            Type::Service(_) => services += 1,
+        }
+    }
+    let policies = state.policies.values().map(|policy| (policy.name.to_string(), policy.version()));
+    Seen { workloads, services, policies: policies.collect(), outline }
+}
+
 /// A control that runs.
 struct Running {
     task: JoinHandle<()>,
     address: std::net::SocketAddr,
-    compiled: watch::Receiver<Arc<Compiled>>,
+    outline: watch::Receiver<Arc<Outline>>,
+    store: Arc<Store>,
     nodes: Arc<Nodes>,
     root_pem: String,
     files: TempDir,
@@ -128,16 +159,23 @@ impl Running {
         let control = timeout(PATIENCE, start).await.expect("control starts").unwrap();
         let (address, nodes, root_pem) =
             (control.address, control.nodes.clone(), control.root_pem().to_owned());
-        let mut compiled = control.compiled.subscribe();
+        let (mut outline, store) = (control.outline.subscribe(), control.store.clone());
         let task = tokio::spawn(async move { control.run(|| {}, std::future::pending()).await.unwrap() });
-        compiled.changed().await.unwrap();
+        outline.changed().await.unwrap();
         let files = tempfile::tempdir().unwrap();
         fs::write(files.path().join("root.pem"), &root_pem).unwrap();
-        Self { task, address, compiled, nodes, root_pem, files }
+        Self { task, address, outline, store, nodes, root_pem, files }
     }
 
-    async fn until(&mut self, what: &str, is: impl Fn(&Compiled) -> bool) {
-        let waited = timeout(PATIENCE, self.compiled.wait_for(|compiled| is(compiled))).await;
+    /// What is published, and what is known besides.
+    fn now(&self) -> Seen {
+        seen(&self.store, self.outline.borrow().clone())
+    }
+
+    async fn until(&mut self, what: &str, is: impl Fn(&Seen) -> bool) {
+        let store = self.store.clone();
+        let is = |outline: &Arc<Outline>| is(&seen(&store, outline.clone()));
+        let waited = timeout(PATIENCE, self.outline.wait_for(is)).await;
         assert!(waited.is_ok(), "never: {what}");
     }
 
@@ -186,8 +224,11 @@ impl Agent {
     }
 }
 
-fn tunnel(compiled: &Compiled, name: &str) -> Tunnel {
-    compiled.workloads[format!("Kubernetes//Pod/shop/{name}").as_str()].tunnel
+fn tunnel(seen: &Seen, name: &str) -> Tunnel {
+    match seen.workloads[&format!("Kubernetes//Pod/shop/{name}")].tunnel_protocol() {
+        TunnelProtocol::Hbone => Tunnel::Hbone,
+        _ => Tunnel::None,
+    }
 }
 
 /// Waits for what nobody announces.
@@ -212,7 +253,7 @@ async fn nothing_begins_before_every_kind_was_seen() {
     assert!(what.contains("Pod") && what.contains("403") && !what.contains("Node"), "{what}");
     cluster.broken(PODS, None);
     let control = timeout(PATIENCE, start).await.expect("control begins").unwrap();
-    assert_eq!(control.compiled.borrow().workloads.len(), 0, "nothing is compiled before it runs");
+    assert_eq!(control.store.subscribe().borrow().generation, 0, "nothing is compiled before it runs");
 }
 
 #[tokio::test(start_paused = true)]
@@ -221,20 +262,20 @@ async fn a_cluster_is_compiled_and_followed() {
     cluster.serve("security.istio.io/v1", "authorizationpolicies");
     cluster.put(POLICIES, policy("80"));
     let mut control = Running::start(&cluster).await;
-    let first = control.compiled.borrow().clone();
-    assert_eq!((first.workloads.len(), first.services.len(), first.policies.len()), (4, 1, 1));
-    assert_eq!(first.problems, []);
-    assert!(first.nodes["b"].iter().any(|pod| &*pod.name == "web" && pod.enroll));
+    let first = control.now();
+    assert_eq!((first.workloads.len(), first.services, first.policies.len()), (4, 1, 1));
+    assert!(first.outline.problems.is_empty());
+    assert!(first.outline.nodes["b"].iter().any(|pod| &*pod.name == "web" && pod.enroll));
 
     // A refused update leaves the last good version, and says why.
     cluster.put(POLICIES, policy("http"));
-    control.until("refused", |now| now.problems.len() == 1).await;
-    let now = control.compiled.borrow().clone();
+    control.until("refused", |now| now.outline.problems.len() == 1).await;
+    let now = control.now();
     assert_eq!(now.policies, first.policies);
-    let text = now.problems[0].to_string();
+    let text = now.outline.problems.first().unwrap().to_string();
     assert!(text.starts_with("AuthorizationPolicy shop/p: spec.rules[0]"), "{text}");
     cluster.delete(POLICIES, "shop", "p");
-    control.until("the policy gone", |now| now.policies.is_empty() && now.problems.is_empty()).await;
+    control.until("the policy gone", |now| now.policies.is_empty() && now.outline.problems.is_empty()).await;
 
     // A watch that breaks is taken up where it was; nothing is listed again.
     let lists = cluster.lists(PODS);
@@ -249,7 +290,7 @@ async fn a_cluster_is_compiled_and_followed() {
     cluster.delete(PODS, "shop", "late");
     cluster.forget_history();
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(control.compiled.borrow().workloads.len(), 5, "what cannot be seen is not gone");
+    assert_eq!(control.now().workloads.len(), 5, "what cannot be seen is not gone");
     cluster.broken(PODS, None);
     control.until("the pod gone", |now| now.workloads.len() == 4).await;
     assert!(cluster.lists(PODS) > lists);
@@ -270,10 +311,10 @@ async fn a_kind_that_appears_later_is_followed_and_one_that_goes_is_let_go() {
             },
         }),
     );
-    control.until("an older version of a kind that came later", |now| now.services.len() == 2).await;
+    control.until("an older version of a kind that came later", |now| now.services == 2).await;
     cluster.stop_serving("networking.istio.io/v1beta1");
     cluster.cut_watches();
-    control.until("gone with its kind", |now| now.services.len() == 1).await;
+    control.until("gone with its kind", |now| now.services == 1).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -350,7 +391,7 @@ async fn a_node_is_who_the_api_server_says() {
     assert_eq!(cluster.reviews(), asked);
     // With its pod the token ends, whatever is remembered of it.
     cluster.delete(PODS, "culvert-system", "agent-b");
-    eventually("the token is worth nothing", || control.compiled.borrow().workloads.len() == 4).await;
+    eventually("the token is worth nothing", || control.now().workloads.len() == 4).await;
     let status = control.agent("token-b").await.err().expect("a pod that is gone speaks for no node");
     assert!(status.message().contains("not known"), "{}", status.message());
 }

@@ -61,7 +61,7 @@ impl Ring {
         match package {
             "sim" => Self::Sim,
             "capture" => Self::Kernel,
-            "bed" | "app" | "node" | "bench" => Self::Node,
+            "bed" | "app" | "node" | "bench" | "scale" => Self::Node,
             "interop" => Self::Interop,
             _ => Self::Pure,
         }

@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
+use capture::Netns;
 use mesh::{Snapshot, Workload};
 use tokio::time::timeout;
 
 use crate::{
     metrics::Metrics,
     pods::{Directory, Pod},
-    sockets::{self, SocketOptions},
+    sockets::SocketOptions,
 };
 
 /// The resolved configuration, as far as connections need it.
@@ -85,7 +86,7 @@ impl Shared {
     ) -> Result<(Arc<Snapshot>, Arc<Workload>), Unknown> {
         let find = |snapshot: &Snapshot| {
             let workload = find(snapshot, pod)?;
-            Ok(with_address(workload, address, |address| sockets::is_local(&pod.netns, address)))
+            Ok(with_address(workload, address, |address| is_local(&pod.netns, address)))
         };
         arrival(&self.mesh, self.settings.patience, find, address).await
     }
@@ -102,6 +103,12 @@ fn with_address(
         return workload;
     }
     Arc::new(Workload { addresses: vec![address], ..Workload::clone(&workload) })
+}
+
+/// Whether an address belongs to the network namespace: a socket without privileges of its own can be bound to no
+/// other one.
+fn is_local(netns: &Netns, address: IpAddr) -> bool {
+    netns.enter(|| std::net::UdpSocket::bind((address, 0)).is_ok()).unwrap_or(false)
 }
 
 /// Waits for a snapshot in which `find` finds a workload that has the address.
@@ -163,6 +170,14 @@ mod tests {
 
     fn web(snapshot: &Snapshot) -> Result<Arc<Workload>, Unknown> {
         snapshot.pod("shop", "web").cloned().ok_or(Unknown::Pod)
+    }
+
+    #[test]
+    fn an_address_is_local_where_it_can_be_bound_to() {
+        let here = Netns::current().expect("a namespace");
+        let is = |address: &str| is_local(&here, address.parse().expect("an address"));
+        assert!(is("127.0.0.1") && is("::1"));
+        assert!(!is("192.0.2.1") && !is("2001:db8::1"));
     }
 
     const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 5));

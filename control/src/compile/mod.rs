@@ -60,7 +60,7 @@ pub struct Compiled {
     pub services: BTreeMap<ServiceKey, Service>,
     pub policies: BTreeMap<PolicyKey, Policy>,
     /// By node: the pods that run there.
-    pub nodes: BTreeMap<Arc<str>, Vec<LocalPod>>,
+    pub nodes: BTreeMap<Arc<str>, Vec<Arc<LocalPod>>>,
     /// Whether the pods of each namespace are in the mesh, where they say nothing else.
     pub namespaces: BTreeMap<Arc<str>, bool>,
     pub problems: Vec<Problem>,
@@ -74,13 +74,15 @@ pub struct LocalPod {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub service_account: Arc<str>,
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Arc<[IpAddr]>,
     /// Path of its network namespace, from the annotation `culvert.dev/netns`; empty where CNI tells.
     pub netns: Arc<str>,
     /// Whether its labels and its namespace's ask for it to be in the mesh.
     pub enroll: bool,
     /// What its annotations say of its capture.
     pub annotated: Annotated,
+    /// Its peers are told to use HBONE.
+    pub captured: bool,
 }
 
 /// Compiles everything. `word` tells of a node and a pod's uid what the node's agent said of its capture: only if
@@ -114,6 +116,8 @@ struct Compiler<'v, 'o> {
     by_address: HashMap<IpAddr, Arc<str>>,
     /// EndpointSlices by namespace and service.
     slices: HashMap<(Arc<str>, &'v str), Vec<Slice<'v>>>,
+    /// The service account of who names none.
+    default: Arc<str>,
 }
 
 /// An EndpointSlice and its name.
@@ -140,6 +144,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
             by_namespace: HashMap::new(),
             by_address: HashMap::new(),
             slices,
+            default: "default".into(),
         }
     }
 

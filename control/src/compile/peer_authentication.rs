@@ -28,7 +28,7 @@ impl Compiler<'_, '_> {
         all.sort_by(|(a_key, a), (b_key, b)| {
             let age = |policy: &PeerAuthentication| {
                 // Without a time stamp it is from now: younger than any other.
-                policy.metadata.creation_timestamp.clone().unwrap_or_else(|| "~".to_owned())
+                policy.metadata.creation_timestamp.clone().unwrap_or_else(|| "~".into())
             };
             age(a).cmp(&age(b)).then_with(|| a_key.cmp(b_key))
         });

@@ -32,7 +32,8 @@ impl<'v> Compiler<'v, '_> {
                     "the pod has a sidecar of Istio's, and is not taken in: restart it without",
                 );
             }
-            let local = LocalPod {
+            let node = pod.node.as_deref().unwrap_or_default();
+            let mut local = LocalPod {
                 uid: pod
                     .metadata
                     .uid
@@ -40,22 +41,22 @@ impl<'v> Compiler<'v, '_> {
                     .unwrap_or_else(|| format!("{}.{}", key.namespace, key.name).into()),
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
-                service_account: pod.spec.service_account_name.clone().unwrap_or_else(|| "default".into()),
-                addresses: pod.addresses(),
-                netns: pod.metadata.annotation(NETNS).unwrap_or_default().into(),
+                service_account: pod.service_account.clone().unwrap_or_else(|| self.default.clone()),
+                addresses: pod.addresses.clone(),
+                netns: pod.metadata.annotation(NETNS).map(Arc::from).unwrap_or_default(),
                 enroll,
                 annotated: Annotated::of(pod),
+                captured: false,
             };
             if enroll && local.addresses.is_empty() {
                 self.warn(&key, "status.podIP", "the pod is to be enrolled and has no address yet");
             }
-            let node = pod.spec.node_name.as_deref().unwrap_or_default();
-            let captured = local.annotated.captured(word(node, &local.uid));
-            let tunnel = if captured { Tunnel::Hbone } else { Tunnel::None };
+            local.captured = local.annotated.captured(word(node, &local.uid));
+            let tunnel = if local.captured { Tunnel::Hbone } else { Tunnel::None };
             let workload = self.workload(&key, pod, &local, tunnel);
             self.add(workload, pod.metadata.labels.as_ref());
-            match &pod.spec.node_name {
-                Some(node) => self.out.nodes.entry(node.clone()).or_default().push(local),
+            match &pod.node {
+                Some(node) => self.out.nodes.entry(node.clone()).or_default().push(Arc::new(local)),
                 None if enroll => {
                     self.warn(&key, "spec.nodeName", "no node is named: nobody can enroll this pod")
                 }
@@ -66,7 +67,7 @@ impl<'v> Compiler<'v, '_> {
 
     /// Host-network pods and those with a sidecar are never enrolled.
     fn enrolled(&self, pod: &Pod) -> bool {
-        let able = !pod.spec.host_network && pod.metadata.annotation(SIDECAR).is_none();
+        let able = !pod.host_network && pod.metadata.annotation(SIDECAR).is_none();
         able && self.mode(pod) == Some(AMBIENT)
     }
 
@@ -119,8 +120,8 @@ impl<'v> Compiler<'v, '_> {
                 .metadata
                 .label("topology.istio.io/network")
                 .map_or_else(|| self.options.network.clone(), Arc::from),
-            addresses: local.addresses.clone(),
-            node: pod.spec.node_name.clone().unwrap_or_default(),
+            addresses: local.addresses.to_vec(),
+            node: pod.node.clone().unwrap_or_default(),
             cluster_id: self.options.cluster_id.clone(),
             canonical_name: canonical_name.unwrap_or_else(|| workload_name.clone()),
             canonical_revision: canonical_revision.unwrap_or_else(|| "latest".into()),
@@ -129,7 +130,7 @@ impl<'v> Compiler<'v, '_> {
             tunnel,
             waypoint: self.waypoint(key, &[&pod.metadata]),
             healthy: pod.ready(),
-            locality: self.locality(pod.spec.node_name.as_deref()),
+            locality: self.locality(pod.node.as_deref()),
             ..Workload::named(uid, key.namespace.clone(), key.name.clone())
         }
     }
@@ -163,23 +164,22 @@ impl<'v> Compiler<'v, '_> {
 
 /// Name and kind of what owns the pod, as dashboards group it.
 fn owner(pod: &Pod) -> (Arc<str>, WorkloadKind) {
-    let owners = pod.metadata.owner_references.iter().flatten();
-    let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else {
+    let Some(owner) = &pod.owner else {
         return (pod.metadata.name.clone(), WorkloadKind::Pod);
     };
-    match owner.kind.as_str() {
+    match &*owner.kind {
         "ReplicaSet" => {
             let hash = pod.metadata.label("pod-template-hash").unwrap_or_default();
             let deployment = owner.name.strip_suffix(hash).and_then(|name| name.strip_suffix('-'));
-            (deployment.unwrap_or(&owner.name).into(), WorkloadKind::Deployment)
+            (deployment.map_or_else(|| owner.name.clone(), Arc::from), WorkloadKind::Deployment)
         }
         "Job" => match owner.name.rsplit_once('-') {
             // A CronJob names its jobs after the minute they were due.
             Some((cron, minute)) if minute.len() >= 8 && minute.bytes().all(|byte| byte.is_ascii_digit()) => {
                 (cron.into(), WorkloadKind::CronJob)
             }
-            _ => (owner.name.as_str().into(), WorkloadKind::Job),
+            _ => (owner.name.clone(), WorkloadKind::Job),
         },
-        _ => (owner.name.as_str().into(), WorkloadKind::Pod),
+        _ => (owner.name.clone(), WorkloadKind::Pod),
     }
 }

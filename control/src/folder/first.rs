@@ -46,7 +46,8 @@ impl Folder {
             }
             found = again;
         }
-        self.scan(&Default::default(), &Default::default());
+        // What is good is kept when it is followed: nobody is to wait for the disk.
+        self.look(&Default::default(), &Default::default());
         if let Some((path, reason)) = self.unlisted.first_key_value() {
             return Err(FirstLookError::Unlisted { path: path.clone(), reason: reason.clone() });
         }

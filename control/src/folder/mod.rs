@@ -20,8 +20,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -40,6 +42,10 @@ const GONE_AFTER: Duration = Duration::from_millis(200);
 const MAX_DEPTH: usize = 16;
 /// Larger files are refused (bytes).
 const MAX_FILE: u64 = 64 * 1024 * 1024;
+/// Files that are read at a time: a bound on texts in memory.
+const AT_ONCE: usize = 64;
+/// Fewer files are not worth a thread.
+const FEW: usize = 4;
 /// What is said of a folder that lost all its manifests.
 const EMPTIED: &str =
     "no manifest is left in it; is it mounted? (to take everything away, leave one manifest)";
@@ -54,6 +60,8 @@ pub struct Folder {
     rest: Duration,
     /// Folders of which nothing is known since the last look, and why.
     unlisted: BTreeMap<PathBuf, String>,
+    /// Good texts that are still to be kept: that takes the disk's time, and nobody is to wait for it.
+    to_keep: BTreeMap<PathBuf, String>,
 }
 
 /// A file as it was last read.
@@ -90,8 +98,8 @@ impl Outcome {
 impl Folder {
     /// A folder that was not looked at yet.
     pub fn new(root: PathBuf, kept: Option<Kept>) -> Self {
-        let (files, unlisted) = (BTreeMap::new(), BTreeMap::new());
-        Self { root, objects: Arc::default(), kept, files, rest: Duration::ZERO, unlisted }
+        let (files, unlisted, to_keep) = Default::default();
+        Self { root, objects: Arc::default(), kept, files, rest: Duration::ZERO, unlisted, to_keep }
     }
 
     /// What the files hold; shared with whoever compiles it.
@@ -99,14 +107,22 @@ impl Folder {
         self.objects.clone()
     }
 
-    /// Looks at every file. Those in `written` are read even if they look unchanged, those in `open` not
-    /// at all: somebody is writing them.
+    /// Looks at every file, and keeps what is good. Those in `written` are read even if they look unchanged,
+    /// those in `open` not at all: somebody is writing them.
     pub fn scan(&mut self, written: &BTreeSet<PathBuf>, open: &BTreeSet<PathBuf>) -> Outcome {
+        let outcome = self.look(written, open);
+        self.keep();
+        outcome
+    }
+
+    /// As [`Self::scan`]; what is good is still to be kept.
+    fn look(&mut self, written: &BTreeSet<PathBuf>, open: &BTreeSet<PathBuf>) -> Outcome {
         let mut outcome = Outcome::default();
         let mut found = Found::of(&self.root);
         if found.files.is_empty() && found.unlisted.is_empty() && !self.files.is_empty() {
             found.unlisted.insert(self.root.clone(), EMPTIED.to_owned());
         }
+        let mut to_read = Vec::new();
         for (path, stamp) in &found.files {
             if open.contains(path) {
                 continue;
@@ -120,9 +136,14 @@ impl Folder {
                 continue;
             }
             if !same || closed {
-                let first = seen.is_none();
-                outcome.changed |= self.read(path, *stamp, first);
-                self.files.insert(path.clone(), Seen { stamp: *stamp, missing_since: None });
+                to_read.push((path, *stamp));
+            }
+        }
+        for some in to_read.chunks(AT_ONCE) {
+            for (path, stamp, text) in read_all(some) {
+                let first = !self.files.contains_key(path);
+                outcome.changed |= self.take(path, text, first);
+                self.files.insert(path.clone(), Seen { stamp, missing_since: None });
             }
         }
         self.sweep(&found, open, &mut outcome);
@@ -149,6 +170,7 @@ impl Folder {
         }
         for path in gone {
             self.files.remove(&path);
+            self.to_keep.remove(&path);
             self.lock().remove(&path);
             if let Some(kept) = &self.kept {
                 kept.forget(&self.root, &path);
@@ -173,8 +195,9 @@ impl Folder {
         self.unlisted = unlisted;
     }
 
-    fn read(&mut self, path: &Path, stamp: Stamp, first: bool) -> bool {
-        let text = match read_text(path, stamp) {
+    /// Takes a file in as it was read; whether anything differs.
+    fn take(&mut self, path: &Path, text: Result<Option<Text>, String>, first: bool) -> bool {
+        let Text { text, parsed } = match text {
             Ok(Some(text)) => text,
             // It is gone between listing and reading; the next look decides.
             Ok(None) => return false,
@@ -185,7 +208,7 @@ impl Folder {
                 return self.refuse(path, reason);
             }
         };
-        if text.trim().is_empty() {
+        let Some(parsed) = parsed else {
             // A new empty file holds nothing, and that is all there is to say of it.
             let held = !first || self.kept.as_ref().is_some_and(|kept| kept.holds(&self.root, path));
             if first {
@@ -193,8 +216,7 @@ impl Folder {
             }
             let reason = "it is empty; what it held before holds until it says something or is removed";
             return held && self.refuse(path, reason.to_owned());
-        }
-        let parsed = parse(path, &text);
+        };
         let good = is_good(&parsed);
         if first && !good {
             self.bring_back(path);
@@ -203,10 +225,19 @@ impl Folder {
             file = %path.display(), objects = parsed.objects.len(), problems = parsed.problems.len(), "manifest read"
         );
         self.lock().apply(path, parsed);
-        if let Some(kept) = self.kept.as_ref().filter(|_| good) {
-            kept.keep(&self.root, path, &text);
+        if good && self.kept.is_some() {
+            self.to_keep.insert(path.to_owned(), text);
         }
         true
+    }
+
+    /// Keeps the good texts that were read.
+    fn keep(&mut self) {
+        for (path, text) in std::mem::take(&mut self.to_keep) {
+            if let Some(kept) = &self.kept {
+                kept.keep(&self.root, &path, &text);
+            }
+        }
     }
 
     /// After a start: what held of this file when control last ran.
@@ -224,6 +255,47 @@ impl Folder {
     fn lock(&self) -> MutexGuard<'_, Objects> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Drop for Folder {
+    /// Who looks once and does not follow it has kept what he has seen, too.
+    fn drop(&mut self) {
+        self.keep();
+    }
+}
+
+/// A manifest's text, and what it says; nothing if it is empty.
+struct Text {
+    text: String,
+    parsed: Option<Parsed>,
+}
+
+/// A file as it was read.
+type Read<'f> = (&'f PathBuf, Stamp, Result<Option<Text>, String>);
+
+/// Reads files, on all cores where there are several.
+fn read_all<'f>(files: &[(&'f PathBuf, Stamp)]) -> Vec<Read<'f>> {
+    let read = |&(path, stamp): &(&'f PathBuf, Stamp)| -> Read<'f> {
+        let text = read_text(path, stamp).map(|text| {
+            text.map(|text| {
+                let parsed = (!text.trim().is_empty()).then(|| parse(path, &text));
+                Text { text, parsed }
+            })
+        });
+        (path, stamp, text)
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let share = files.len().div_ceil(cores);
+    if share < FEW {
+        return files.iter().map(read).collect();
+    }
+    thread::scope(|scope| {
+        let of_each =
+            files.chunks(share).map(|some| scope.spawn(move || some.iter().map(read).collect::<Vec<_>>()));
+        let begun: Vec<_> = of_each.collect();
+        let joined = begun.into_iter().map(|part| part.join());
+        joined.flat_map(|part| part.unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
 }
 
 /// The text of a manifest; `None` where there is no such file any more, or the reason why it is of no use.

@@ -21,6 +21,8 @@ use super::Folder;
 
 /// The folder is looked at when nothing has happened for this long …
 const SETTLED: Duration = Duration::from_millis(60);
+/// … or for this long, where all that is known to have been written is complete …
+const COMPLETE: Duration = Duration::from_millis(10);
 /// … or this long after the first thing that happened.
 const LATEST: Duration = Duration::from_millis(300);
 /// A file that is open for writing is taken as it is after resting this long.
@@ -73,6 +75,8 @@ struct Watched {
 
 impl Follower {
     fn run(mut self, happened: &Receiver<Happened>) {
+        // Of the first look.
+        self.folder.keep();
         // Something may have happened between the first look and the watch.
         let mut look_at = Instant::now();
         let mut first_event: Option<Instant> = None;
@@ -82,7 +86,8 @@ impl Follower {
                     if self.take(event) {
                         let now = Instant::now();
                         let first = *first_event.get_or_insert(now);
-                        look_at = (now + SETTLED).min(first + LATEST);
+                        let settled = if self.open.is_empty() { COMPLETE } else { SETTLED };
+                        look_at = (now + settled).min(first + LATEST);
                     }
                     continue;
                 }
@@ -105,10 +110,11 @@ impl Follower {
         let (later, written) =
             std::mem::take(&mut self.written).into_iter().partition(|path| open.contains(path));
         self.written = later;
-        let outcome = self.folder.scan(&written, &open);
+        let outcome = self.folder.look(&written, &open);
         if outcome.changed {
             self.changes.send_modify(|number| *number += 1);
         }
+        self.folder.keep();
         let rested =
             self.open.values().map(|written| self.resting.saturating_sub(now.duration_since(*written)));
         rested.chain(outcome.again).min().unwrap_or(ANYWAY)

@@ -1,9 +1,7 @@
-//! What is held of the cluster: every object in the store that folders use too, each as a file of its own,
-//! and of which kinds everything was seen.
+//! What is held of the cluster: every object in the store that folders use too, and of which kinds everything was seen.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
-    path::PathBuf,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -60,23 +58,10 @@ impl Name {
         Some(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
+    /// As it is named in the store.
     fn key(&self, kind: Kind) -> ObjectKey {
         ObjectKey { kind, namespace: self.namespace.as_str().into(), name: self.name.as_str().into() }
     }
-
-    /// The file that the object is in the store: `kubernetes:Pod/shop/web-1`.
-    fn file(&self, kind: Kind) -> PathBuf {
-        let mut file = folder(kind);
-        if !self.namespace.is_empty() {
-            file.push(&self.namespace);
-        }
-        file.push(&self.name);
-        file
-    }
-}
-
-fn folder(kind: Kind) -> PathBuf {
-    PathBuf::from(format!("kubernetes:{kind:?}"))
 }
 
 impl Default for Held {
@@ -105,25 +90,28 @@ impl Held {
         }
         strip(kind, place, &mut object);
         let parsed = parse_json(&object);
-        if self.lock().apply(&name.file(kind), parsed) {
+        if self.lock().put(&name.key(kind), parsed) {
             self.changed();
         }
     }
 
     /// The object is gone.
     pub fn remove(&self, kind: Kind, name: &Name) {
-        self.lock_said().remove(&name.key(kind));
-        if self.lock().remove(&name.file(kind)) {
+        let key = name.key(kind);
+        self.lock_said().remove(&key);
+        if self.lock().forget(&key) {
             self.changed();
         }
     }
 
     /// Everything of a kind was listed: what is not among `names` is gone.
     pub fn listed(&self, kind: Kind, names: &HashSet<Name>) {
-        let named: BTreeSet<PathBuf> = names.iter().map(|name| name.file(kind)).collect();
-        self.retain(kind, |file| named.contains(file));
-        let keys: BTreeSet<ObjectKey> = names.iter().map(|name| name.key(kind)).collect();
-        self.lock_said().retain(|key, _| key.kind != kind || keys.contains(key));
+        let named = |key: &ObjectKey| {
+            let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
+            names.contains(&Name { namespace, name })
+        };
+        self.retain(kind, named);
+        self.lock_said().retain(|key, _| key.kind != kind || named(key));
         self.look(kind, Look::Listed);
     }
 
@@ -203,8 +191,8 @@ impl Held {
 
     /// A pod as it is now.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
-        let name = Name { namespace: namespace.to_owned(), name: name.to_owned() };
-        match self.lock().in_file(&name.file(Kind::Pod), &name.key(Kind::Pod)) {
+        let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: name.into() };
+        match self.lock().get(&key) {
             Some(Object::Pod(pod)) => Some(Pod::clone(pod)),
             _ => None,
         }
@@ -213,22 +201,19 @@ impl Held {
     /// How many objects of each kind are held.
     pub fn count(&self) -> BTreeMap<Kind, usize> {
         let mut counts: BTreeMap<Kind, usize> = Kind::ALL.into_iter().map(|kind| (kind, 0)).collect();
-        let folders = Kind::ALL.map(|kind| (kind, folder(kind)));
-        for file in self.lock().files() {
-            if let Some((kind, _)) = folders.iter().find(|(_, folder)| file.starts_with(folder)) {
-                *counts.entry(*kind).or_default() += 1;
-            }
+        let objects = self.lock();
+        for kind in Kind::ALL {
+            counts.insert(kind, objects.of_kind(kind).count());
         }
+        drop(objects);
         counts
     }
 
-    fn retain(&self, kind: Kind, keep: impl Fn(&PathBuf) -> bool) {
-        let folder = folder(kind);
+    fn retain(&self, kind: Kind, keep: impl Fn(&ObjectKey) -> bool) {
         let mut objects = self.lock();
-        let held = objects.files().filter(|file| file.starts_with(&folder)).map(ToOwned::to_owned);
-        let gone: Vec<PathBuf> = held.filter(|file| !keep(file)).collect();
-        for file in &gone {
-            objects.remove(file);
+        let gone: Vec<ObjectKey> = objects.of_kind(kind).filter(|key| !keep(key)).collect();
+        for key in &gone {
+            objects.forget(key);
         }
         drop(objects);
         if !gone.is_empty() {

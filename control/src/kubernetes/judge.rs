@@ -102,10 +102,10 @@ pub fn node(proved: &Proved, pod: Option<&Pod>, accounts: &BTreeSet<Account>) ->
             "the token is bound to a pod {namespace}/{name} that is gone; another has its name"
         ));
     }
-    if pod.spec.service_account_name.as_deref() != Some(account.name.as_str()) {
+    if pod.service_account.as_deref() != Some(account.name.as_str()) {
         return Err(format!("pod {namespace}/{name} does not run as {account}"));
     }
-    let Some(node) = pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) else {
+    let Some(node) = pod.node.as_deref().filter(|node| !node.is_empty()) else {
         return Err(format!("pod {namespace}/{name} is not bound to a node"));
     };
     match written {

@@ -15,9 +15,10 @@ use tracing::{debug, warn};
 
 use super::api::Api;
 use crate::{
-    compile::{Annotated, Compiled, LocalPod, MARK, Mark, REDIRECTION},
+    compile::{Annotated, LocalPod, MARK, Mark, REDIRECTION},
     metrics::Metrics,
     nodes::{Capture, Nodes},
+    shards::Outline,
 };
 
 /// At most one write in this time.
@@ -77,22 +78,22 @@ impl Marks {
     }
 
     /// Until nobody compiles any more.
-    pub async fn run(mut self, mut compiled: watch::Receiver<Arc<Compiled>>) {
+    pub async fn run(mut self, mut outlines: watch::Receiver<Arc<Outline>>) {
         loop {
-            let newest = compiled.borrow_and_update().clone();
+            let newest = outlines.borrow_and_update().clone();
             let again = self.write(&newest).await;
             tokio::select! {
-                changed = compiled.changed() => if changed.is_err() { return },
+                changed = outlines.changed() => if changed.is_err() { return },
                 () = sleep_until(again.unwrap_or_else(|| Instant::now() + AGAIN)) => {}
             }
         }
     }
 
     /// Writes what is to be written. When to look again, if something is left.
-    async fn write(&mut self, compiled: &Compiled) -> Option<Instant> {
+    async fn write(&mut self, outline: &Outline) -> Option<Instant> {
         let now = Instant::now();
         self.tried.retain(|_, (_, until)| now < *until);
-        let due = due(&|node, uid| self.nodes.fresh_word(node, uid), compiled);
+        let due = due(&|node, uid| self.nodes.fresh_word(node, uid), outline);
         for (node, pod, write) in due {
             if self.tried.get(&*pod.uid).is_some_and(|(tried, _)| *tried == write) {
                 continue;
@@ -127,9 +128,9 @@ impl Marks {
 /// What is to be written, in the order of nodes. Only on pods that run on the node whose agent spoke.
 fn due<'c>(
     fresh: &dyn Fn(&str, &str) -> Option<Capture>,
-    compiled: &'c Compiled,
+    outline: &'c Outline,
 ) -> Vec<(&'c str, &'c LocalPod, Write)> {
-    let pods = compiled.nodes.iter().flat_map(|(node, pods)| pods.iter().map(move |pod| (&**node, pod)));
+    let pods = outline.nodes.iter().flat_map(|(node, pods)| pods.iter().map(move |pod| (&**node, &**pod)));
     pods.filter_map(|(node, pod)| Some((node, pod, decide(fresh(node, &pod.uid)?, pod.annotated)?))).collect()
 }
 
@@ -166,24 +167,27 @@ mod tests {
 
     #[test]
     fn only_the_pods_of_the_reporting_node_are_written_on() {
-        let pod = |uid: &str| LocalPod {
-            uid: uid.into(),
-            namespace: "shop".into(),
-            name: uid.into(),
-            service_account: "web".into(),
-            addresses: Vec::new(),
-            netns: "".into(),
-            enroll: true,
-            annotated: Annotated::default(),
+        let pod = |uid: &str| {
+            Arc::new(LocalPod {
+                uid: uid.into(),
+                namespace: "shop".into(),
+                name: uid.into(),
+                service_account: "web".into(),
+                addresses: [].into(),
+                netns: "".into(),
+                enroll: true,
+                annotated: Annotated::default(),
+                captured: false,
+            })
         };
-        let compiled = Compiled {
-            nodes: [("a".into(), vec![pod("u-1")]), ("b".into(), vec![pod("u-2")])].into(),
-            ..Compiled::default()
+        let outline = Outline {
+            nodes: [("a".into(), [pod("u-1")].into()), ("b".into(), [pod("u-2")].into())].into(),
+            ..Outline::default()
         };
         let fresh = |node: &str, _: &str| (node == "a").then_some(Capture::Measured);
-        let due: Vec<&str> = due(&fresh, &compiled).into_iter().map(|(_, pod, _)| &*pod.uid).collect();
+        let due: Vec<&str> = due(&fresh, &outline).into_iter().map(|(_, pod, _)| &*pod.uid).collect();
         assert_eq!(due, ["u-1"]);
-        let patch = Write { redirection: false, mark: Mark::Withdrawing }.patch(&compiled.nodes["a"][0]);
+        let patch = Write { redirection: false, mark: Mark::Withdrawing }.patch(&outline.nodes["a"][0]);
         assert_eq!(patch["metadata"]["uid"], "u-1");
         assert!(patch["metadata"]["annotations"][REDIRECTION].is_null());
     }

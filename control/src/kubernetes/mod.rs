@@ -45,7 +45,7 @@ pub use self::{
     verdicts::ACCEPTED,
 };
 use crate::{
-    compile::Compiled, manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects, serve::Signer,
+    manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects, serve::Signer, shards::Outline,
 };
 
 /// Where control runs if nobody says so.
@@ -194,12 +194,12 @@ impl Cluster {
     pub fn begin_writing(
         &mut self,
         nodes: &Arc<Nodes>,
-        compiled: &watch::Sender<Arc<Compiled>>,
+        outline: &watch::Sender<Arc<Outline>>,
         signing: Signing,
     ) {
         let Signing { signer, kept, trust_domain, lifetime } = signing;
         let marks = Marks::new(self.api.clone(), nodes.clone(), self.metrics.clone());
-        self.tasks.spawn(marks.run(compiled.subscribe()));
+        self.tasks.spawn(marks.run(outline.subscribe()));
         let pod = std::env::var("HOSTNAME").unwrap_or_else(|_| "control".to_owned());
         let election = Election::new(self.api.clone(), &self.namespace, &pod, self.metrics.clone());
         self.tasks.spawn(keep_bundle(
@@ -221,7 +221,7 @@ impl Cluster {
             self.tasks.spawn(keeper.run());
         }
         let (api, held) = (self.api.clone(), self.held.clone());
-        self.tasks.spawn(verdicts::keep(api, held, compiled.subscribe(), election.leading()));
+        self.tasks.spawn(verdicts::keep(api, held, outline.subscribe(), election.leading()));
         self.tasks.spawn(election.run());
         let (held, metrics) = (self.held.clone(), self.metrics.clone());
         self.tasks.spawn(async move {

@@ -23,8 +23,8 @@ use super::{
     kinds::Place,
 };
 use crate::{
-    compile::Compiled,
     manifest::{Kind, ObjectKey, Problem, Severity},
+    shards::Outline,
 };
 
 /// The type of our condition.
@@ -140,7 +140,7 @@ impl Verdict {
 pub async fn keep(
     api: Api,
     held: Arc<Held>,
-    mut compiled: watch::Receiver<Arc<Compiled>>,
+    mut compiled: watch::Receiver<Arc<Outline>>,
     mut leading: watch::Receiver<bool>,
 ) {
     // What was written or tried, and until when the same is not written again: whoever takes it away again and again,
@@ -158,7 +158,7 @@ pub async fn keep(
             .filter_map(|(key, _)| now.get(&key).map(|now| (key, now.clone())))
             .collect();
         tried.retain(|_, (_, _, until)| *until > Instant::now());
-        for (said, wanted) in due(&same, &newest) {
+        for (said, wanted) in due(&same, newest.problems.iter()) {
             if !*leading.borrow() {
                 break;
             }
@@ -193,9 +193,9 @@ pub async fn keep(
 }
 
 /// The objects that say something else than what holds, and what they are to say.
-fn due(said: &BTreeMap<ObjectKey, Said>, compiled: &Compiled) -> Vec<(Said, Verdict)> {
+fn due<'p>(said: &BTreeMap<ObjectKey, Said>, all: impl Iterator<Item = &'p Problem>) -> Vec<(Said, Verdict)> {
     let mut problems: HashMap<&ObjectKey, Vec<&Problem>> = HashMap::new();
-    for problem in &compiled.problems {
+    for problem in all {
         if let Some(object) = &problem.object {
             problems.entry(object).or_default().push(problem);
         }
@@ -250,7 +250,7 @@ mod tests {
     fn only_what_is_not_said_yet_is_written() {
         let refused = Problem::about(&key("bad"), Severity::Refused, "spec.action", "no such action");
         let warned = Problem::about(&key("odd"), Severity::Warning, "", "selects nothing");
-        let compiled = Compiled { problems: vec![refused, warned], ..Compiled::default() };
+        let problems = [refused, warned];
         let said = BTreeMap::from([
             (key("new"), object("new", 1, Value::Null)),
             (key("fine"), object("fine", 3, json!([ours("True", "Accepted", "", 3)]))),
@@ -261,7 +261,7 @@ mod tests {
                 object("odd", 1, json!([ours("True", "AcceptedWithWarnings", "selects nothing", 1)])),
             ),
         ]);
-        let due: Vec<(String, bool, String)> = due(&said, &compiled)
+        let due: Vec<(String, bool, String)> = due(&said, problems.iter())
             .into_iter()
             .map(|(said, wanted)| (said.path, wanted.accepted, wanted.words))
             .collect();

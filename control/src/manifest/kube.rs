@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use serde::Deserialize;
 
-use super::labels::Labels;
+use super::{labels::Labels, shared::Shared};
 
 type Checked = Result<(), (String, String)>;
 
@@ -17,17 +17,17 @@ pub struct Metadata {
     pub uid: Option<Arc<str>>,
     pub labels: Option<Labels>,
     pub annotations: Option<Labels>,
-    pub owner_references: Option<Vec<OwnerReference>>,
+    pub owner_references: Option<Box<[OwnerReference]>>,
     /// RFC 3339; compared as text, which sorts as time does in UTC.
-    pub creation_timestamp: Option<String>,
-    pub deletion_timestamp: Option<String>,
+    pub creation_timestamp: Option<Box<str>>,
+    pub deletion_timestamp: Option<Box<str>>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(default)]
 pub struct OwnerReference {
-    pub kind: String,
-    pub name: String,
+    pub kind: Arc<str>,
+    pub name: Arc<str>,
     pub controller: Option<bool>,
 }
 
@@ -43,6 +43,17 @@ impl Metadata {
 
     pub fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(name)
+    }
+}
+
+impl Metadata {
+    /// Its own texts become those that all share; its name is the key's.
+    pub(crate) fn share(&mut self, name: &Arc<str>, shared: &mut Shared) {
+        self.name = name.clone();
+        self.namespace.iter_mut().for_each(|namespace| shared.replace(namespace));
+        for labels in [&mut self.labels, &mut self.annotations].into_iter().flatten() {
+            labels.share(shared);
+        }
     }
 }
 
@@ -73,118 +84,6 @@ pub struct Namespace {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct Node {
     pub metadata: Metadata,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-pub struct Pod {
-    pub metadata: Metadata,
-    #[serde(default)]
-    pub spec: PodSpec,
-    #[serde(default)]
-    pub status: PodStatus,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PodSpec {
-    pub node_name: Option<Arc<str>>,
-    pub service_account_name: Option<Arc<str>>,
-    pub host_network: bool,
-    pub containers: Option<Vec<Container>>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Container {
-    pub ports: Option<Vec<ContainerPort>>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ContainerPort {
-    pub name: Option<String>,
-    pub container_port: u16,
-    pub protocol: Option<String>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PodStatus {
-    pub phase: Option<String>,
-    #[serde(rename = "podIP")]
-    pub pod_ip: Option<String>,
-    #[serde(rename = "podIPs")]
-    pub pod_ips: Option<Vec<PodIp>>,
-    pub conditions: Option<Vec<Condition>>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct PodIp {
-    pub ip: String,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Condition {
-    #[serde(rename = "type")]
-    pub kind: String,
-    pub status: String,
-}
-
-impl Pod {
-    pub(super) fn check(&self) -> Checked {
-        if let Some(ip) = &self.status.pod_ip {
-            parse_ip("status.podIP", ip)?;
-        }
-        for (index, ip) in self.status.pod_ips.iter().flatten().enumerate() {
-            parse_ip(&format!("status.podIPs[{index}].ip"), &ip.ip)?;
-        }
-        Ok(())
-    }
-
-    /// Every address, the primary one first.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        let all = self.status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
-        let mut found: Vec<IpAddr> = Vec::new();
-        for ip in self.status.pod_ip.as_deref().into_iter().chain(all) {
-            if let Ok(ip) = ip.parse()
-                && !found.contains(&ip)
-            {
-                found.push(ip);
-            }
-        }
-        found
-    }
-
-    /// Ready to be sent traffic. A pod without status conditions (a hand-written manifest) is.
-    pub fn ready(&self) -> bool {
-        let phase = self.status.phase.as_deref().is_none_or(|phase| phase == "Running");
-        let ready = self
-            .status
-            .conditions
-            .iter()
-            .flatten()
-            .find(|condition| condition.kind == "Ready")
-            .is_none_or(|condition| condition.status == "True");
-        phase && ready && self.metadata.deletion_timestamp.is_none()
-    }
-
-    /// It ran to its end: its addresses are free for others.
-    pub fn ended(&self) -> bool {
-        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
-    }
-
-    /// The number of a named TCP container port.
-    pub fn named_port(&self, name: &str) -> Option<u16> {
-        let mut ports =
-            self.spec.containers.iter().flatten().flat_map(|container| container.ports.iter().flatten());
-        ports
-            .find(|port| {
-                port.name.as_deref() == Some(name) && port.protocol.as_deref().is_none_or(|p| p == "TCP")
-            })
-            .map(|port| port.container_port)
-    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -324,6 +223,15 @@ impl EndpointSlice {
             }
         }
         Ok(())
+    }
+
+    /// Its own texts become those that all share. Lists have no more room than they need.
+    pub(crate) fn share(&mut self, shared: &mut Shared) {
+        for endpoint in self.endpoints.iter_mut().flatten() {
+            endpoint.node_name.iter_mut().for_each(|node| shared.replace(node));
+            endpoint.addresses.shrink_to_fit();
+        }
+        self.endpoints.iter_mut().for_each(Vec::shrink_to_fit);
     }
 
     /// The service it is a slice of (label `kubernetes.io/service-name`).

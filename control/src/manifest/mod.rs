@@ -10,7 +10,9 @@ mod kube;
 mod labels;
 mod locate;
 mod mistaken;
+mod pod;
 mod problem;
+mod shared;
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -22,11 +24,13 @@ pub use istio::{
     WorkloadEntry, WorkloadEntrySpec,
 };
 pub use kube::{
-    EndpointSlice, IntOrName, LabelSelector, Metadata, Namespace, Node, Pod, Service, ServicePort,
-    SliceEndpoint, selects,
+    EndpointSlice, IntOrName, LabelSelector, Metadata, Namespace, Node, Service, ServicePort, SliceEndpoint,
+    selects,
 };
 pub use labels::Labels;
+pub use pod::Pod;
 pub use problem::{Problem, Severity};
+pub use shared::Shared;
 
 /// Documents beyond this number in one file are refused: a bound on what a file may cost.
 const MAX_DOCUMENTS: usize = 100_000;
@@ -113,6 +117,27 @@ pub enum Object {
     WorkloadEntry(Box<WorkloadEntry>),
     AuthorizationPolicy(Box<Authorization>),
     PeerAuthentication(Box<PeerAuthentication>),
+}
+
+impl Object {
+    /// Its own texts become those that all share.
+    pub(crate) fn share(&mut self, key: &ObjectKey, shared: &mut Shared) {
+        let metadata = match self {
+            Self::Pod(pod) => return pod.share(&key.name, shared),
+            Self::EndpointSlice(slice) => {
+                slice.share(shared);
+                &mut slice.metadata
+            }
+            Self::Namespace(object) => &mut object.metadata,
+            Self::Node(object) => &mut object.metadata,
+            Self::Service(object) => &mut object.metadata,
+            Self::ServiceEntry(_)
+            | Self::WorkloadEntry(_)
+            | Self::AuthorizationPolicy(_)
+            | Self::PeerAuthentication(_) => return,
+        };
+        metadata.share(&key.name, shared);
+    }
 }
 
 /// What one file holds.
@@ -317,7 +342,7 @@ impl Reader<'_, '_> {
         let object = match key.kind {
             Kind::Namespace => Object::Namespace(Box::new(self.typed_or(item)?)),
             Kind::Node => Object::Node(Box::new(self.typed_or(item)?)),
-            Kind::Pod => Object::Pod(Box::new(self.checked(item, Pod::check)?)),
+            Kind::Pod => Object::Pod(Box::new(self.checked(item, pod::Manifest::check)?.into())),
             Kind::Service => Object::Service(Box::new(self.checked(item, Service::check)?)),
             Kind::EndpointSlice => Object::EndpointSlice(Box::new(self.checked(item, EndpointSlice::check)?)),
             Kind::ServiceEntry => Object::ServiceEntry(Box::new(self.checked(item, ServiceEntry::check)?)),

@@ -65,6 +65,11 @@ impl Clients {
         self.lock().clients.values().cloned().collect()
     }
 
+    /// How many are connected.
+    pub fn count(&self) -> usize {
+        self.lock().clients.len()
+    }
+
     /// Waits until every connected client that follows workloads has `generation` in force. A client
     /// that goes away is not waited for: when it comes back it is told everything before it acts.
     pub async fn acknowledged(&self, generation: u64) {

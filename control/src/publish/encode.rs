@@ -5,27 +5,46 @@
 use std::{net::IpAddr, sync::Arc};
 
 use aws_lc_rs::digest;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use mesh::{
-    Action, GatewayAddress, Match, NetworkAddress, Policy, PortMapping, Scope, Service, ServiceKey,
-    StringMatch, Tunnel, Workload, WorkloadKind,
+    Action, GatewayAddress, Match, NetworkAddress, Policy, PortMapping, Scope, Service, StringMatch, Tunnel,
+    Workload, WorkloadKind,
 };
-use prost::Message;
-use proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, Any, discovery, security, workload as wire};
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
+};
+use proto::{Any, discovery, security, workload as wire};
 
-/// One encoded resource, shared by every client it is sent to.
+use super::Type;
+
+/// One encoded resource, shared by every client it is sent to. There is one for each workload of the mesh: it
+/// holds nothing that can be had from the rest.
 #[derive(Debug)]
 pub struct Resource {
     pub name: Arc<str>,
-    pub version: String,
-    /// `network/IP` of each address, by which it may be asked for.
-    pub aliases: Vec<String>,
-    /// Names of the services this resource is an endpoint of.
-    pub services: Vec<String>,
+    r#type: Type,
     /// A policy that takes effect only where a workload names it.
     pub by_selector: bool,
-    any: Any,
+    version: Version,
+    /// The encoded object, and behind it the aliases as fields of `discovery.Resource`.
+    bytes: Box<[u8]>,
+    /// How much of `bytes` is the object.
+    object: u32,
 }
+
+/// A digest of the object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version([u8; 16]);
+
+/// Characters of a version as it is told.
+const VERSION: usize = 32;
+/// `discovery.Resource` and `google.protobuf.Any`: fields and what they are called.
+const RESOURCE_VERSION: u32 = 1;
+const RESOURCE_OBJECT: u32 = 2;
+const RESOURCE_NAME: u32 = 3;
+const ANY_TYPE: u32 = 1;
+const ANY_VALUE: u32 = 2;
 
 /// Equal names and versions are equal resources: the version is a digest of the content.
 impl PartialEq for Resource {
@@ -36,66 +55,153 @@ impl PartialEq for Resource {
 
 impl Eq for Resource {}
 
+impl Version {
+    fn of(bytes: &[u8]) -> Self {
+        let mut version = [0; 16];
+        version.copy_from_slice(&digest::digest(&digest::SHA256, bytes).as_ref()[..16]);
+        Self(version)
+    }
+
+    fn text(self) -> [u8; VERSION] {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; VERSION];
+        for (at, byte) in self.0.into_iter().enumerate() {
+            text[2 * at] = DIGITS[usize::from(byte >> 4)];
+            text[2 * at + 1] = DIGITS[usize::from(byte & 15)];
+        }
+        text
+    }
+
+    /// What was never a version of ours is a digest of itself, which is none of an object's.
+    fn parse(text: &str) -> Self {
+        let digit = |at: usize| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
+        let mut version = [0; 16];
+        for (at, byte) in version.iter_mut().enumerate() {
+            match digit(2 * at) {
+                Some(value) if text.len() == VERSION => *byte = value,
+                _ => return Self::of(text.as_bytes()),
+            }
+        }
+        Self(version)
+    }
+}
+
 impl Resource {
-    /// The resource as it goes on the wire; the encoded object is not copied.
+    /// What it is called in this version.
+    pub fn version(&self) -> String {
+        self.version.text().into_iter().map(char::from).collect()
+    }
+
+    /// The resource as it goes on the wire.
     pub fn on_the_wire(&self) -> discovery::Resource {
+        let any =
+            Any { type_url: self.r#type.url().to_owned(), value: Bytes::copy_from_slice(self.object()) };
         discovery::Resource {
             name: self.name.to_string(),
-            version: self.version.clone(),
-            aliases: self.aliases.clone(),
-            resource: Some(self.any.clone()),
+            version: self.version(),
+            aliases: self.aliases(),
+            resource: Some(any),
             ttl: None,
         }
     }
 
-    /// What a client said it holds: nothing is known of it but name and version.
-    pub fn held(name: Arc<str>, version: String) -> Self {
-        Self {
-            name,
-            version,
-            aliases: Vec::new(),
-            services: Vec::new(),
-            by_selector: false,
-            any: Any::default(),
+    /// Appends `discovery.Resource`, without a copy in between.
+    pub(super) fn put(&self, into: &mut BytesMut) {
+        let url = self.r#type.url();
+        put_text(into, RESOURCE_VERSION, &self.version.text());
+        put_head(
+            into,
+            RESOURCE_OBJECT,
+            field_len(ANY_TYPE, url.len()) + field_len(ANY_VALUE, self.object().len()),
+        );
+        put_text(into, ANY_TYPE, url.as_bytes());
+        put_text(into, ANY_VALUE, self.object());
+        put_text(into, RESOURCE_NAME, self.name.as_bytes());
+        into.extend_from_slice(&self.bytes[self.object as usize..]);
+    }
+
+    /// How much [`Self::put`] appends.
+    pub(super) fn put_len(&self) -> usize {
+        let any = field_len(ANY_TYPE, self.r#type.url().len()) + field_len(ANY_VALUE, self.object().len());
+        field_len(RESOURCE_VERSION, VERSION)
+            + field_len(RESOURCE_OBJECT, any)
+            + field_len(RESOURCE_NAME, self.name.len())
+            + (self.bytes.len() - self.object().len())
+    }
+
+    /// `network/IP` of each address, by which it may be asked for.
+    pub(super) fn aliases(&self) -> Vec<String> {
+        // They were encoded here, so that they decode.
+        discovery::Resource::decode(&self.bytes[self.object as usize..]).unwrap_or_default().aliases
+    }
+
+    /// Names of the services this resource is an endpoint of.
+    pub(super) fn services(&self) -> Vec<String> {
+        match wire::Address::decode(self.object()).ok().and_then(|address| address.r#type) {
+            Some(wire::address::Type::Workload(workload)) => workload.services.into_keys().collect(),
+            Some(wire::address::Type::Service(_)) | None => Vec::new(),
         }
     }
 
-    fn new(name: Arc<str>, type_url: &str, message: &impl Message) -> Self {
-        let value = Bytes::from(message.encode_to_vec());
-        let digest = digest::digest(&digest::SHA256, &value);
-        let version = digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let any = Any { type_url: type_url.to_owned(), value };
-        Self { any, ..Self::held(name, version) }
+    /// What a client said it holds: nothing is known of it but name and version.
+    pub fn held(name: Arc<str>, version: &str) -> Self {
+        let version = Version::parse(version);
+        Self { name, r#type: Type::Address, by_selector: false, version, bytes: Box::default(), object: 0 }
     }
+
+    fn object(&self) -> &[u8] {
+        &self.bytes[..self.object as usize]
+    }
+
+    fn new(name: Arc<str>, r#type: Type, message: &impl Message, aliases: Vec<String>) -> Self {
+        let object = message.encoded_len();
+        let aliases = discovery::Resource { aliases, ..Default::default() };
+        let mut bytes = Vec::with_capacity(object + aliases.encoded_len());
+        // A vector grows as it is needed: this does not fail.
+        let _ = message.encode(&mut bytes);
+        let version = Version::of(&bytes);
+        let object = u32::try_from(object).unwrap_or(u32::MAX);
+        let _ = aliases.encode(&mut bytes);
+        Self { name, r#type, by_selector: false, version, bytes: bytes.into(), object }
+    }
+}
+
+/// Appends what comes before the content of a field.
+pub(super) fn put_head(into: &mut BytesMut, field: u32, length: usize) {
+    encode_key(field, WireType::LengthDelimited, into);
+    encode_varint(length as u64, into);
+}
+
+/// Appends a field of text or bytes.
+pub(super) fn put_text(into: &mut BytesMut, field: u32, content: &[u8]) {
+    put_head(into, field, content.len());
+    into.extend_from_slice(content);
+}
+
+/// What a field with so much content takes.
+pub(super) fn field_len(field: u32, content: usize) -> usize {
+    key_len(field) + encoded_len_varint(content as u64) + content
 }
 
 /// Encodes a workload; it is named by its uid.
-pub(super) fn workload(from: &Workload) -> Resource {
-    let alias = |address: &IpAddr| format!("{}/{address}", from.network);
+pub(crate) fn workload(from: &Workload) -> Resource {
+    let aliases = from.addresses.iter().map(|address| format!("{}/{address}", from.network)).collect();
     let message = wire::Address { r#type: Some(wire::address::Type::Workload(workload_message(from))) };
-    Resource {
-        aliases: from.addresses.iter().map(alias).collect(),
-        services: from.services.keys().map(ServiceKey::to_string).collect(),
-        ..Resource::new(from.uid.clone(), ADDRESS_TYPE, &message)
-    }
+    Resource::new(from.uid.clone(), Type::Address, &message, aliases)
 }
 
 /// Encodes a service; it is named `namespace/hostname`.
-pub(super) fn service(from: &Service) -> Resource {
-    let alias = |at: &NetworkAddress| format!("{}/{}", at.network, at.address);
+pub(crate) fn service(from: &Service) -> Resource {
+    let aliases = from.addresses.iter().map(|at| format!("{}/{}", at.network, at.address)).collect();
     let message = wire::Address { r#type: Some(wire::address::Type::Service(service_message(from))) };
-    Resource {
-        aliases: from.addresses.iter().map(alias).collect(),
-        ..Resource::new(from.key.to_string().into(), ADDRESS_TYPE, &message)
-    }
+    Resource::new(from.key.to_string().into(), Type::Address, &message, aliases)
 }
 
 /// Encodes a policy; it is named `namespace/name`.
-pub(super) fn policy(from: &Policy) -> Resource {
-    Resource {
-        by_selector: from.scope == Scope::WorkloadSelector,
-        ..Resource::new(from.key.to_string().into(), AUTHORIZATION_TYPE, &policy_message(from))
-    }
+pub(crate) fn policy(from: &Policy) -> Resource {
+    let name = from.key.to_string().into();
+    let resource = Resource::new(name, Type::Authorization, &policy_message(from), Vec::new());
+    Resource { by_selector: from.scope == Scope::WorkloadSelector, ..resource }
 }
 
 fn workload_message(from: &Workload) -> wire::Workload {
@@ -288,5 +394,34 @@ fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_is_the_resource() {
+        let mut from = Workload::named("c//Pod/a/one", "a", "one");
+        from.addresses = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        let resource = workload(&from);
+        let mut bytes = BytesMut::new();
+        resource.put(&mut bytes);
+        assert_eq!(bytes.len(), resource.put_len());
+        let read = discovery::Resource::decode(bytes).unwrap();
+        assert_eq!(read, resource.on_the_wire());
+        assert_eq!(read.aliases, ["/10.0.0.1", "/fd00::1"]);
+        assert_eq!(read.name, "c//Pod/a/one");
+    }
+
+    #[test]
+    fn a_version_that_a_client_holds_is_known_again() {
+        let resource = workload(&Workload::named("c//Pod/a/one", "a", "one"));
+        let held = |version: &str| Resource::held(resource.name.clone(), version);
+        assert_eq!(held(&resource.version()), resource);
+        for other in ["", "7", &"0".repeat(32), &"ä".repeat(16)] {
+            assert_ne!(held(other), resource);
+        }
     }
 }

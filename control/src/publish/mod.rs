@@ -4,15 +4,16 @@
 //! queue: what it is to be sent is the difference between what it holds and the newest state, however
 //! many states came between.
 
+mod answer;
 mod clients;
-mod encode;
+pub(crate) mod encode;
 mod server;
 mod stream;
 mod subscription;
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
 };
 
 use imbl::OrdMap;
@@ -105,11 +106,11 @@ impl Index {
     fn of(addresses: &Resources) -> Self {
         let mut index = Self::default();
         for (name, resource) in addresses {
-            for alias in &resource.aliases {
-                index.aliases.entry(alias.clone()).or_insert_with(|| name.clone());
+            for alias in resource.aliases() {
+                index.aliases.entry(alias).or_insert_with(|| name.clone());
             }
-            for service in &resource.services {
-                index.endpoints.entry(service.clone()).or_default().push(name.clone());
+            for service in resource.services() {
+                index.endpoints.entry(service).or_default().push(name.clone());
             }
         }
         index
@@ -119,20 +120,36 @@ impl Index {
 /// What is published. One writer, many followers.
 pub struct Store {
     state: watch::Sender<Arc<State>>,
-    /// The objects of the newest state: what is equal is not encoded again.
-    objects: Mutex<Objects>,
-}
-
-#[derive(Default)]
-struct Objects {
-    workloads: BTreeMap<Arc<str>, Workload>,
-    services: BTreeMap<mesh::ServiceKey, Service>,
-    policies: BTreeMap<mesh::PolicyKey, Policy>,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Self { state: watch::Sender::new(Arc::default()), objects: Mutex::default() }
+        Self { state: watch::Sender::new(Arc::default()) }
+    }
+}
+
+/// What the next state differs in.
+#[derive(Debug, Default)]
+pub struct Edit {
+    /// New, or in a new version.
+    pub addresses: Vec<Arc<Resource>>,
+    pub policies: Vec<Arc<Resource>>,
+    /// Names of what is gone; one that is among the new ones is not.
+    pub gone_addresses: Vec<Arc<str>>,
+    pub gone_policies: Vec<Arc<str>>,
+}
+
+impl Edit {
+    fn apply(held: &mut Resources, gone: Vec<Arc<str>>, new: Vec<Arc<Resource>>) -> bool {
+        let mut changed = false;
+        for name in gone {
+            changed |= held.remove(&name).is_some();
+        }
+        for resource in new {
+            changed = true;
+            held.insert(resource.name.clone(), resource);
+        }
+        changed
     }
 }
 
@@ -142,63 +159,49 @@ impl Store {
         self.state.subscribe()
     }
 
-    /// Makes these the published objects. Returns the generation they are published as: that of the
-    /// state before, where nothing differs.
+    /// Publishes the next state. Returns its generation: that of the state before, where nothing differs.
+    pub fn update(&self, edit: Edit) -> u64 {
+        let before = self.state.borrow().clone();
+        let (mut addresses, mut policies) = (before.addresses.clone(), before.policies.clone());
+        let mut changed = Edit::apply(&mut addresses, edit.gone_addresses, edit.addresses);
+        changed |= Edit::apply(&mut policies, edit.gone_policies, edit.policies);
+        // The first state is one even if it is empty: an empty mesh is an answer.
+        if !changed && before.generation > 0 {
+            return before.generation;
+        }
+        let generation = before.generation + 1;
+        self.state.send_replace(Arc::new(State { generation, addresses, policies, index: Arc::default() }));
+        generation
+    }
+
+    /// Makes these all that is published. Returns the generation, as [`Self::update`] does.
     pub fn publish(
         &self,
         workloads: impl IntoIterator<Item = Workload>,
         services: impl IntoIterator<Item = Service>,
         policies: impl IntoIterator<Item = Policy>,
     ) -> u64 {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.state.borrow().clone();
-        let (mut addresses, mut rules) = (before.addresses.clone(), before.policies.clone());
-        let keyed = workloads.into_iter().map(|workload| (workload.uid.clone(), workload));
-        let mut changed =
-            replace(&mut objects.workloads, keyed, &mut addresses, encode::workload, |uid| uid.clone());
-        let keyed = services.into_iter().map(|service| (service.key.clone(), service));
-        changed |= replace(&mut objects.services, keyed, &mut addresses, encode::service, name_of);
-        let keyed = policies.into_iter().map(|policy| (policy.key.clone(), policy));
-        changed |= replace(&mut objects.policies, keyed, &mut rules, encode::policy, name_of);
-        // The first state is one even if it is empty: an empty mesh is an answer.
-        if !changed && before.generation > 0 {
-            return before.generation;
-        }
-        let generation = before.generation + 1;
-        let index = Arc::default();
-        self.state.send_replace(Arc::new(State { generation, addresses, policies: rules, index }));
-        generation
+        let workloads = workloads.into_iter().map(|workload| encode::workload(&workload));
+        let services = services.into_iter().map(|service| encode::service(&service));
+        let (addresses, gone_addresses) = difference(&before.addresses, workloads.chain(services));
+        let policies = policies.into_iter().map(|policy| encode::policy(&policy));
+        let (policies, gone_policies) = difference(&before.policies, policies);
+        self.update(Edit { addresses, policies, gone_addresses, gone_policies })
     }
 }
 
-fn name_of(key: &impl ToString) -> Arc<str> {
-    key.to_string().into()
-}
-
-/// Replaces the objects of one kind, encoding only those that differ. Whether any did.
-fn replace<K: Ord, T: PartialEq>(
-    held: &mut BTreeMap<K, T>,
-    objects: impl Iterator<Item = (K, T)>,
-    resources: &mut Resources,
-    encode: impl Fn(&T) -> Resource,
-    name: impl Fn(&K) -> Arc<str>,
-) -> bool {
-    let mut next = BTreeMap::new();
-    let mut changed = false;
-    for (key, object) in objects {
-        if held.remove(&key).as_ref() != Some(&object) {
-            let resource = encode(&object);
-            resources.insert(resource.name.clone(), Arc::new(resource));
-            changed = true;
+/// What of `all` is not held, and what is held and not among `all`.
+fn difference(held: &Resources, all: impl Iterator<Item = Resource>) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
+    let (mut new, mut names) = (Vec::new(), BTreeSet::new());
+    for resource in all {
+        names.insert(resource.name.clone());
+        if held.get(&resource.name).is_none_or(|held| **held != resource) {
+            new.push(Arc::new(resource));
         }
-        next.insert(key, object);
     }
-    for key in held.keys() {
-        resources.remove(&name(key));
-        changed = true;
-    }
-    *held = next;
-    changed
+    let gone = held.keys().filter(|name| !names.contains(*name)).cloned();
+    (new, gone.collect())
 }
 
 #[cfg(test)]
@@ -236,7 +239,7 @@ mod tests {
             let store = Store::default();
             store.publish([workload("one", "10.0.0.1")], [], []);
             let state = store.subscribe().borrow().clone();
-            state.addresses.get("c//Pod/a/one").unwrap().version.clone()
+            state.addresses.get("c//Pod/a/one").unwrap().version()
         };
         assert_eq!(version(), version());
     }

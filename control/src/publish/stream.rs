@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use proto::discovery::DeltaDiscoveryRequest;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 
 use super::{
     State, Type,
+    answer::Answer,
     clients::Entered,
     subscription::{Part, Received, Subscription, TooMany},
 };
@@ -47,7 +48,7 @@ impl Session {
     pub(super) async fn run(
         mut self,
         mut requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Unpin,
-        answers: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+        answers: mpsc::Sender<Result<Answer, Status>>,
         mut states: watch::Receiver<Arc<State>>,
     ) {
         let patience = tokio::time::sleep(PATIENCE);
@@ -57,9 +58,9 @@ impl Session {
             while let Some(answer) = self.next(&state) {
                 debug!(
                     client = self.who,
-                    type_url = answer.type_url,
+                    r#type = answer.r#type.name(),
                     resources = answer.resources.len(),
-                    removed = answer.removed_resources.len(),
+                    removed = answer.removed.len(),
                     generation = state.generation,
                     "discovery answer"
                 );
@@ -92,17 +93,17 @@ impl Session {
 
     /// New policies, then the workloads that name them, then what nobody names any more: at no moment a
     /// workload names a policy that its ztunnel does not hold, which would refuse its callers.
-    fn next(&mut self, state: &State) -> Option<DeltaDiscoveryResponse> {
-        let mut answer = self.policies.next(state, Part::Early).map(|answer| (Type::Authorization, answer));
+    fn next(&mut self, state: &State) -> Option<Answer> {
+        let mut answer = self.policies.next(state, Part::Early);
         if answer.is_none() && self.policies.is_early_sent(state) {
-            answer = self.addresses.next(state, Part::Whole).map(|answer| (Type::Address, answer));
+            answer = self.addresses.next(state, Part::Whole);
         }
         let addresses_due = self.patient && !self.addresses.is_open();
         if answer.is_none() && !addresses_due && self.addresses.is_sent(state) {
-            answer = self.policies.next(state, Part::Whole).map(|answer| (Type::Authorization, answer));
+            answer = self.policies.next(state, Part::Whole);
         }
-        let (r#type, answer) = answer?;
-        self.metrics.pushed(r#type);
+        let answer = answer?;
+        self.metrics.pushed(answer.r#type);
         Some(answer)
     }
 

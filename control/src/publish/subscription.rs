@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, mem, sync::Arc};
 
 use imbl::ordmap::DiffItem;
-use proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use proto::discovery::DeltaDiscoveryRequest;
 
-use super::{Resource, Resources, State, Type};
+use super::{Resource, Resources, State, Type, answer::Answer};
 
 /// Names beyond this number in one client's subscription end its stream: a bound on what it may cost.
 const MAX_NAMES: usize = 100_000;
@@ -87,7 +87,7 @@ impl Subscription {
             self.owed = true;
             for (name, version) in request.initial_resource_versions {
                 let name: Arc<str> = name.into();
-                self.held.insert(name.clone(), Arc::new(Resource::held(name, version)));
+                self.held.insert(name.clone(), Arc::new(Resource::held(name, &version)));
             }
             // A first request without names asks for everything, as it always did.
             self.wildcard = request.resource_names_subscribe.is_empty();
@@ -168,17 +168,13 @@ impl Subscription {
     }
 
     /// The next answer, unless one is still to be acknowledged or there is none to give.
-    pub(super) fn next(&mut self, state: &State, part: Part) -> Option<DeltaDiscoveryResponse> {
+    pub(super) fn next(&mut self, state: &State, part: Part) -> Option<Answer> {
         if !self.open || self.in_flight.is_some() || state.generation == 0 {
             return None;
         }
         self.early = state.generation;
         let target = self.target(state);
-        let mut answer = DeltaDiscoveryResponse {
-            type_url: self.r#type.url().to_owned(),
-            system_version_info: state.generation.to_string(),
-            ..Default::default()
-        };
+        let (mut resources, mut removed): (Vec<Arc<Resource>>, Vec<Arc<str>>) = Default::default();
         let mut held = self.held.clone();
         let mut whole = true;
         for difference in self.held.diff(&target) {
@@ -191,23 +187,27 @@ impl Subscription {
                     whole = false;
                 }
                 DiffItem::Remove(name, _) => {
-                    answer.removed_resources.push(name.to_string());
-                    held.remove(name);
+                    removed.push(name.clone());
+                    if part == Part::Early {
+                        held.remove(name);
+                    }
                 }
                 DiffItem::Add(name, resource) | DiffItem::Update { new: (name, resource), .. } => {
-                    answer.resources.push(resource.on_the_wire());
-                    held.insert(name.clone(), resource.clone());
+                    resources.push(resource.clone());
+                    if part == Part::Early {
+                        held.insert(name.clone(), resource.clone());
+                    }
                 }
             }
         }
         for name in mem::take(&mut self.asked) {
             if state.resolve(self.r#type, &name).is_empty() {
-                answer.removed_resources.push(name);
+                removed.push(name.into());
             }
         }
         // The stored resources rather than what the client said it holds.
         self.held = if whole { target } else { held };
-        let empty = answer.resources.is_empty() && answer.removed_resources.is_empty();
+        let empty = resources.is_empty() && removed.is_empty();
         // An answer that is owed counts as the complete state: a part of it is none.
         let owed = self.owed && whole;
         if empty && !owed {
@@ -219,11 +219,11 @@ impl Subscription {
         }
         self.owed = self.owed && !whole;
         self.nonces += 1;
-        answer.nonce = self.nonces.to_string();
+        let nonce = self.nonces.to_string();
         let generation = if whole { state.generation } else { self.sent };
         self.sent = generation;
-        self.in_flight = Some((answer.nonce.clone(), generation));
-        Some(answer)
+        self.in_flight = Some((nonce.clone(), generation));
+        Some(Answer { r#type: self.r#type, generation: state.generation, nonce, resources, removed })
     }
 
     /// What the client is to hold.

@@ -25,9 +25,15 @@ pub struct Entitled {
 }
 
 impl Entitled {
-    /// These from now on.
-    pub fn set(&self, by_node: BTreeMap<String, BTreeSet<Identity>>) {
-        *self.by_node.write().unwrap_or_else(PoisonError::into_inner) = by_node;
+    /// These from now on, of the nodes that are named; nobody, where there is nothing.
+    pub fn update(&self, nodes: BTreeMap<String, Option<BTreeSet<Identity>>>) {
+        let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
+        for (node, identities) in nodes {
+            match identities {
+                Some(identities) => drop(by_node.insert(node, identities)),
+                None => drop(by_node.remove(&node)),
+            }
+        }
     }
 
     /// Whether `node` runs pods of that identity.

@@ -9,7 +9,6 @@ use std::{io, sync::Arc, time::Duration};
 
 use proto::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
-    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
     node::node_service_server::NodeServiceServer,
 };
 use tokio::net::TcpListener;
@@ -47,16 +46,13 @@ pub async fn serve(
     services: Services,
     end: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let discovery = AggregatedDiscoveryServiceServer::new(services.discovery)
-        // The first request of a stream that comes back lists all it holds.
-        .max_decoding_message_size(proto::MAX_MESSAGE);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .initial_connection_window_size(WINDOW)
         .initial_stream_window_size(WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
-        .add_service(discovery)
+        .add_service(services.discovery)
         .add_service(IstioCertificateServiceServer::new(services.certificates))
         .add_service(NodeServiceServer::new(services.nodes))
         .serve_with_incoming_shutdown(tls::incoming(listener, identities), end)

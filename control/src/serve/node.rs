@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::node::{NodeDirective, NodePod, NodeReport, node_service_server::NodeService};
+use proto::node::{NodeDirective, NodeReport, node_service_server::NodeService};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -10,7 +10,7 @@ use tracing::{debug, info};
 
 use crate::{
     auth::Authenticator,
-    nodes::{Directives, Nodes},
+    nodes::{Directives, Nodes, Wanted},
 };
 
 /// Serves agents.
@@ -58,13 +58,13 @@ impl Agent {
         directives: &mpsc::Sender<Result<NodeDirective, Status>>,
     ) -> Result<(), Status> {
         let mut newest = self.nodes.directives();
-        let mut sent: Option<(Arc<Directives>, Vec<NodePod>)> = None;
+        let mut sent: Option<(Arc<Directives>, Wanted)> = None;
         loop {
             // A directive without pods says that the node has none, and its agent lets go of those it has.
             // So nothing is said before the first state is compiled, nor of a node that control does not
             // know; of one that it knows, that it has none is said, too.
             let wanted = newest.borrow_and_update().clone();
-            let told = sent.as_ref().map(|(told, pods)| (&**told, &pods[..]));
+            let told = sent.as_ref().map(|(told, before)| (&**told, before));
             if let Some(news) = wanted.news(&self.node, told) {
                 debug!(
                     node = self.node,
@@ -72,11 +72,11 @@ impl Agent {
                     namespaces = news.namespaces.len(),
                     "directive"
                 );
-                let pods = news.pods.clone();
                 if directives.send(Ok(news)).await.is_err() {
                     return Ok(());
                 }
-                sent = Some((wanted, pods));
+                let of_it = wanted.of(&self.node).cloned();
+                sent = of_it.map(|of_it| (wanted, of_it));
             }
             tokio::select! {
                 changed = newest.changed() => if changed.is_err() { return Ok(()) },
@@ -108,10 +108,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{
-        compile::{Compiled, LocalPod},
-        publish::Clients,
-    };
+    use crate::{compile::LocalPod, publish::Clients, shards::Outline};
 
     /// An agent that listens, and control's knowledge of it.
     struct Bed {
@@ -129,30 +126,33 @@ mod tests {
         }
 
         fn compiled(&self, nodes: &[(&str, &[&str])]) {
-            let pod = |name: &&str| LocalPod {
-                uid: (*name).into(),
-                namespace: "shop".into(),
-                name: (*name).into(),
-                service_account: "web".into(),
-                addresses: Vec::new(),
-                netns: "".into(),
-                enroll: true,
-                annotated: Default::default(),
+            let pod = |name: &&str| {
+                Arc::new(LocalPod {
+                    uid: (*name).into(),
+                    namespace: "shop".into(),
+                    name: (*name).into(),
+                    service_account: "web".into(),
+                    addresses: [].into(),
+                    netns: "".into(),
+                    enroll: true,
+                    annotated: Default::default(),
+                    captured: false,
+                })
             };
             let nodes = nodes.iter().map(|(node, pods)| ((*node).into(), pods.iter().map(pod).collect()));
-            self.settle(Compiled { nodes: nodes.collect(), ..Compiled::default() });
+            self.settle(Outline { nodes: nodes.collect(), ..Outline::default() });
         }
 
         /// Node a without pods, and these namespaces.
         fn namespaces(&self, namespaces: &[(&str, bool)]) {
             let namespaces = namespaces.iter().map(|(name, enroll)| ((*name).into(), *enroll)).collect();
-            let nodes = [("a".into(), Vec::new())].into();
-            self.settle(Compiled { nodes, namespaces, ..Compiled::default() });
+            let nodes = [("a".into(), [].into())].into();
+            self.settle(Outline { nodes, namespaces: Arc::new(namespaces), ..Outline::default() });
         }
 
-        fn settle(&self, compiled: Compiled) {
-            let compiled = Arc::new(compiled);
-            self.nodes.settle(&compiled, 1, &Arc::new(Clients::default()), "cluster.local");
+        fn settle(&self, outline: Outline) {
+            let touched = ["a", "b"].map(Arc::from).into();
+            self.nodes.settle(&outline, &touched, 1, &Arc::new(Clients::default()), "cluster.local");
         }
 
         async fn hears(&mut self, pods: &[&str]) {

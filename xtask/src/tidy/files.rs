@@ -15,6 +15,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("capture", "bpf(2), setns and socket options without a safe wrapper"),
     ("ztunnel", "sockets from received file descriptors, socket options without a safe wrapper, mallopt"),
     ("agent", "descriptors received over a socket"),
+    ("control", "mallopt and malloc_trim, in one module of the program"),
     ("hbone", "socket options without a safe wrapper"),
     ("bed", "packet sockets, in one module"),
     ("app", "a packet socket, in one module"),

@@ -33,7 +33,7 @@ const AGENT: &[&str] = &["abi", "capture", "cni", "hbone", "identity", "mesh", "
 const PROGRAM: &[&str] = &["abi", "capture", "hbone", "identity", "mesh", "proto", "runtime", "xds"];
 
 /// The rings of tests may use everything.
-const RINGS: &[&str] = &["sim", "node", "interop", "bench"];
+const RINGS: &[&str] = &["sim", "node", "interop", "bench", "scale"];
 
 /// What any package's own tests may use.
 const TESTS_MAY_USE: &[&str] = &["bed"];

@@ -1,0 +1,124 @@
+//! Which namespaces must be compiled together: an endpoint that is named by its address alone is whoever holds
+//! that address, in whichever namespace.
+//!
+//! There are few such endpoints (of services without a selector, and of ServiceEntries), so that only of their
+//! addresses it is known who holds them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::{
+    manifest::{EndpointSlice, Object, ServiceEntry},
+    objects::Objects,
+};
+
+type Names = BTreeSet<Arc<str>>;
+
+/// What is known of such addresses.
+#[derive(Debug, Default)]
+pub(super) struct Couplings {
+    /// Namespace → the addresses that its endpoints are named by.
+    mentioned: BTreeMap<Arc<str>, BTreeSet<IpAddr>>,
+    /// Each of these → the namespaces that mention it or have a workload there.
+    concerned: BTreeMap<IpAddr, Names>,
+}
+
+impl Couplings {
+    /// Takes in what has `changed`.
+    pub(super) fn update(&mut self, objects: &Objects, changed: &Names) {
+        let before = self.mentioned.len();
+        let mut other = false;
+        for namespace in changed {
+            let mentioned: BTreeSet<IpAddr> = objects.of_namespace(namespace).flat_map(mentioned).collect();
+            other |=
+                self.mentioned.get(namespace).is_some_and(|held| *held != mentioned) || !mentioned.is_empty();
+            match mentioned.is_empty() {
+                true => drop(self.mentioned.remove(namespace)),
+                false => drop(self.mentioned.insert(namespace.clone(), mentioned)),
+            }
+        }
+        if other || self.mentioned.len() != before {
+            // Rare: everybody is asked.
+            self.concerned.clear();
+            for (namespace, mentioned) in &self.mentioned {
+                for address in mentioned {
+                    self.concerned.entry(*address).or_default().insert(namespace.clone());
+                }
+            }
+            if !self.concerned.is_empty() {
+                for namespace in &objects.namespaces() {
+                    self.note_holders(objects, namespace);
+                }
+            }
+        } else if !self.concerned.is_empty() {
+            for (address, names) in &mut self.concerned {
+                let mentions =
+                    |name: &Arc<str>| self.mentioned.get(name).is_some_and(|all| all.contains(address));
+                names.retain(|name| !changed.contains(name) || mentions(name));
+            }
+            for namespace in changed {
+                self.note_holders(objects, namespace);
+            }
+        }
+    }
+
+    fn note_holders(&mut self, objects: &Objects, namespace: &Arc<str>) {
+        let addresses = objects.of_namespace(namespace).flat_map(held);
+        for address in addresses {
+            if let Some(names) = self.concerned.get_mut(&address) {
+                names.insert(namespace.clone());
+            }
+        }
+    }
+
+    /// Each namespace that is compiled with others, and with which (itself among them).
+    pub(super) fn groups(&self) -> BTreeMap<Arc<str>, Arc<Names>> {
+        let mut groups: BTreeMap<Arc<str>, Arc<Names>> = BTreeMap::new();
+        for names in self.concerned.values().filter(|names| names.len() > 1) {
+            let mut group = names.clone();
+            for name in names {
+                group.extend(groups.get(name).into_iter().flat_map(|group| group.iter().cloned()));
+            }
+            let group = Arc::new(group);
+            for name in group.iter() {
+                groups.insert(name.clone(), group.clone());
+            }
+        }
+        groups
+    }
+}
+
+/// Addresses by which an object names workloads.
+fn mentioned(object: &Object) -> Vec<IpAddr> {
+    match object {
+        Object::EndpointSlice(slice) => of_slice(slice),
+        Object::ServiceEntry(entry) => of_entry(entry),
+        _ => Vec::new(),
+    }
+}
+
+fn of_slice(slice: &EndpointSlice) -> Vec<IpAddr> {
+    let endpoints = slice.endpoints.iter().flatten();
+    let by_address =
+        endpoints.filter(|endpoint| endpoint.target_ref.as_ref().is_none_or(|target| target.kind != "Pod"));
+    by_address.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| address.parse().ok()).collect()
+}
+
+fn of_entry(entry: &ServiceEntry) -> Vec<IpAddr> {
+    let endpoints = entry.spec.endpoints.iter().flatten();
+    endpoints.filter_map(|endpoint| endpoint.address.as_ref()?.parse().ok()).collect()
+}
+
+/// Addresses at which an object is a workload.
+fn held(object: &Object) -> Vec<IpAddr> {
+    match object {
+        Object::Pod(pod) => pod.addresses.to_vec(),
+        Object::WorkloadEntry(entry) => {
+            entry.spec.address.iter().filter_map(|address| address.parse().ok()).collect()
+        }
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,204 @@
+//! Whatever happens in whichever order, what the shards publish is what one compilation of everything gives.
+
+use std::{collections::BTreeMap, path::Path};
+
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+use crate::{manifest::parse, publish::Store};
+
+/// Few names, so that they meet.
+const NAMESPACES: [&str; 4] = ["a", "b", "c", "istio-system"];
+
+/// Something that happens to one object.
+#[derive(Debug, Clone)]
+struct Step {
+    kind: usize,
+    namespace: usize,
+    number: usize,
+    address: usize,
+    variant: usize,
+    gone: bool,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    (0..9usize, 0..4usize, 0..2usize, 0..3usize, 0..4usize, prop::bool::weighted(0.3)).prop_map(
+        |(kind, namespace, number, address, variant, gone)| Step {
+            kind,
+            namespace,
+            number,
+            address,
+            variant,
+            gone,
+        },
+    )
+}
+
+impl Step {
+    /// The object's file and text.
+    fn manifest(&self) -> (String, String) {
+        let Self { kind, namespace, number, address, variant, .. } = self;
+        let (space, ip) = (NAMESPACES[*namespace], format!("10.0.0.{address}"));
+        let app = format!("app: x{}", variant % 2);
+        let meta = format!("metadata: {{name: n{number}, namespace: {space}, labels: {{{app}}}}}");
+        let text = match kind {
+            0 => {
+                let mode = ["ambient", "none"][variant % 2];
+                format!(
+                    "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {space}, labels: {{istio.io/dataplane-mode: {mode}}}}}"
+                )
+            }
+            1 => format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{name: n{number}, labels: {{topology.kubernetes.io/zone: z{variant}}}}}"
+            ),
+            2 => format!(
+                "apiVersion: v1\nkind: Pod\n{meta}\nspec: {{nodeName: n{}}}\nstatus: {{podIP: {ip}}}",
+                variant / 2
+            ),
+            3 => format!(
+                "apiVersion: v1\nkind: Service\n{meta}\nspec: {{selector: {{{app}}}, ports: [{{port: 80}}]}}"
+            ),
+            4 => {
+                let target = ["", ", targetRef: {kind: Pod, name: n0}"][variant % 2];
+                format!(
+                    "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s{number}, namespace: {space}, \
+                     labels: {{kubernetes.io/service-name: n{}}}}}\naddressType: IPv4\nports: [{{port: 80}}]\n\
+                     endpoints: [{{addresses: [{ip}]{target}}}]",
+                    variant / 2
+                )
+            }
+            5 => format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n{meta}\nspec: {{hosts: [h{variant}.example], addresses: [240.0.0.{number}], \
+                 ports: [{{number: 80, name: tcp, protocol: TCP}}], resolution: STATIC, endpoints: [{{address: {ip}}}]}}"
+            ),
+            6 => format!(
+                "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n{meta}\nspec: {{address: {ip}, labels: {{{app}}}}}"
+            ),
+            7 => {
+                let selector = ["", "selector: {matchLabels: {app: x0}}, "][variant % 2];
+                format!(
+                    "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n{meta}\n\
+                     spec: {{{selector}action: DENY, rules: [{{to: [{{operation: {{ports: [\"8{variant}\"]}}}}]}}]}}"
+                )
+            }
+            _ => {
+                let selector = ["", "selector: {matchLabels: {app: x1}}, "][variant % 2];
+                let mode = ["STRICT", "PERMISSIVE"][variant / 2];
+                format!(
+                    "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n{meta}\nspec: {{{selector}mtls: {{mode: {mode}}}}}"
+                )
+            }
+        };
+        (format!("{kind}-{namespace}-{number}.yaml"), text)
+    }
+}
+
+/// The shards, what they have published, and what they were made of.
+#[derive(Default)]
+struct Bed {
+    objects: Objects,
+    shards: Shards,
+    store: Store,
+    /// Pods that their node has reported, by uid.
+    measured: BTreeSet<String>,
+}
+
+impl Bed {
+    fn turn(&mut self, reported: &BTreeSet<String>) -> usize {
+        let options = Options::default();
+        let measured = self.measured.clone();
+        let word = |_: &str, uid: &str| match measured.contains(uid) {
+            true => Word::Fresh { measured: true },
+            false => Word::None,
+        };
+        let turn = self.shards.turn(&mut self.objects, reported, &word, &options);
+        let compiled = turn.compiled;
+        self.store.update(turn.edit);
+        let whole = compile(&self.objects.view(), &word, &options);
+        self.holds(&whole);
+        compiled
+    }
+
+    fn holds(&self, whole: &Compiled) {
+        let fresh = Store::default();
+        fresh.publish(
+            whole.workloads.values().cloned(),
+            whole.services.values().cloned(),
+            whole.policies.values().cloned(),
+        );
+        let (wanted, got) = (fresh.subscribe().borrow().clone(), self.store.subscribe().borrow().clone());
+        let names = |resources: &crate::publish::Resources| -> BTreeMap<String, String> {
+            resources
+                .iter()
+                .map(|(name, one)| (name.to_string(), format!("{:?}", one.on_the_wire())))
+                .collect()
+        };
+        assert_eq!(names(&got.addresses), names(&wanted.addresses));
+        assert_eq!(names(&got.policies), names(&wanted.policies));
+        let outline = self.shards.outline();
+        let pods = |node: &[Arc<LocalPod>]| node.iter().map(|pod| LocalPod::clone(pod)).collect::<Vec<_>>();
+        let got: BTreeMap<_, _> = outline.nodes.iter().map(|(node, of)| (node.clone(), pods(of))).collect();
+        let wanted: BTreeMap<_, _> = whole.nodes.iter().map(|(node, of)| (node.clone(), pods(of))).collect();
+        assert_eq!(got, wanted);
+        assert_eq!(*outline.namespaces, whole.namespaces);
+        assert_eq!((outline.workloads, outline.services), (whole.workloads.len(), whole.services.len()));
+        assert_eq!(outline.problems.iter().collect::<Vec<_>>(), whole.problems.iter().collect::<Vec<_>>());
+    }
+
+    fn take(&mut self, step: &Step) {
+        let (file, text) = step.manifest();
+        let path = Path::new(&file);
+        if step.gone {
+            self.objects.remove(path);
+        } else {
+            let parsed = parse(path, &text);
+            assert_eq!(parsed.problems, [], "{text}");
+            self.objects.apply(path, parsed);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn the_shards_sum_is_the_whole(turns in vec((vec(step(), 1..6), any::<bool>()), 1..12)) {
+        let mut bed = Bed::default();
+        for (steps, reports) in turns {
+            for step in &steps {
+                bed.take(step);
+            }
+            let mut reported = BTreeSet::new();
+            if reports {
+                // The other way round from now on.
+                let uid = format!("{}.n0", NAMESPACES[steps[0].namespace]);
+                if !bed.measured.remove(&uid) {
+                    bed.measured.insert(uid);
+                }
+                reported = ["n0".to_owned(), "n1".to_owned()].into();
+            }
+            bed.turn(&reported);
+        }
+    }
+}
+
+#[test]
+fn one_change_compiles_one_namespace() {
+    let mut bed = Bed::default();
+    let pod =
+        |namespace, address, variant| Step { kind: 2, namespace, number: 0, address, variant, gone: false };
+    for namespace in 0..4 {
+        bed.take(&pod(namespace, 0, 0));
+    }
+    assert_eq!(bed.turn(&BTreeSet::new()), 4);
+    bed.take(&pod(0, 1, 0));
+    assert_eq!(bed.turn(&BTreeSet::new()), 1);
+    assert_eq!(bed.turn(&["n0".to_owned()].into()), 0, "nothing new was reported");
+    // An endpoint at an address that two other namespaces have: the three are one from now on.
+    let slice = Step { kind: 4, namespace: 1, number: 0, address: 0, variant: 0, gone: false };
+    bed.take(&slice);
+    assert_eq!(bed.turn(&BTreeSet::new()), 3);
+    bed.take(&Step { gone: true, ..slice });
+    assert_eq!(bed.turn(&BTreeSet::new()), 3);
+    bed.take(&pod(2, 2, 0));
+    assert_eq!(bed.turn(&BTreeSet::new()), 1);
+}
