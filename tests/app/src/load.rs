@@ -66,6 +66,9 @@ pub(crate) struct Load {
 #[derive(Debug, Default, Clone, Serialize)]
 struct Counts {
     requests: u64,
+    /// Requests that were answered as they should be.
+    served: u64,
+    /// Connects and requests that were not.
     failed: u64,
     connects: u64,
     slow_connects: u64,
@@ -79,6 +82,7 @@ struct Counts {
 impl Counts {
     fn add(&mut self, other: &Self) {
         self.requests += other.requests;
+        self.served += other.served;
         self.failed += other.failed;
         self.connects += other.connects;
         self.slow_connects += other.slow_connects;
@@ -221,6 +225,7 @@ impl Client {
             let mut counts = counts.borrow_mut();
             counts.requests += 1;
             counts.slowest_request_ms = counts.slowest_request_ms.max(start.elapsed().as_millis() as u64);
+            counts.served += u64::from(got.is_ok());
             match got {
                 Ok(true) if used + 1 < limit => open = Some((connection, used + 1)),
                 Ok(_) => {}

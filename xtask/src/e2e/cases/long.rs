@@ -238,8 +238,15 @@ fn dual_stack_in(world: &World<'_>) -> Result<String> {
     })?;
     let logs = world
         .ask(SYSTEM, &["logs", "--selector=app.kubernetes.io/name=ztunnel", "--since=60s", "--tail=-1"])?;
-    let tunnelled =
-        logs.lines().any(|line| line.contains("src.workload=caller-1 ") && line.contains("security="));
-    demand(tunnelled, || "no ztunnel tells of the second caller".to_owned())?;
+    for (number, address) in addresses.split(' ').enumerate() {
+        let caller = format!("src.workload=caller-{number} ");
+        let family = if address.contains(':') { "dst.addr=[" } else { "dst.addr=10." };
+        let tunnelled = logs.lines().any(|line| {
+            line.contains(&caller)
+                && line.contains(family)
+                && (line.contains("security=mutual_tls") || line.contains("security=same_node"))
+        });
+        demand(tunnelled, || format!("no ztunnel tells that it carried {caller}to {address}:\n{logs}"))?;
+    }
     Ok(told)
 }

@@ -2,7 +2,7 @@
 
 use std::{thread::sleep, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::{
@@ -68,6 +68,30 @@ fn probes(world: &World<'_>) -> Result<String> {
     Ok(format!("4 pods, all ready {} after they were made, and for 10 s more", span(took)))
 }
 
+/// How often a client failed that was served nothing at all.
+fn refused(words: &str) -> Option<u64> {
+    let total: Value = serde_json::from_str(words.lines().last()?).ok()?;
+    let failed = total["failed"].as_u64()?;
+    (total["served"].as_u64()? == 0 && failed > 0).then_some(failed)
+}
+
+/// What curl's status says of a node's call to the NodePort: 200 bytes of a page, or how it was refused.
+fn by_node_port(world: &World<'_>, from: &str, to: &str, port: &str) -> Result<(i32, String)> {
+    let script = format!(
+        "curl --silent --max-time 5 --output /dev/null --write-out '%{{http_code}}' http://{to}:{port}/10; echo \" $?\""
+    );
+    let answer = world.cluster.on(from, &script)?;
+    let (code, status) = answer.trim().rsplit_once(' ').context("curl says how it ended")?;
+    Ok((status.parse().context("curl's status")?, code.to_owned()))
+}
+
+fn mode(world: &World<'_>, mode: &str) -> Result<()> {
+    let patch = format!(r#"{{"spec":{{"mtls":{{"mode":"{mode}"}}}}}}"#);
+    world
+        .ask(PROBES, &["patch", "peerauthentication", "default", "--type=merge", "--patch", &patch])
+        .map(drop)
+}
+
 fn strict(world: &World<'_>) -> Result<String> {
     world.apply("probes")?;
     world.captured(PROBES, 4, Duration::from_secs(60))?;
@@ -83,25 +107,37 @@ fn strict(world: &World<'_>) -> Result<String> {
     let (ok, words) = call(PROBES, "inside")?;
     demand(ok, || format!("a caller of the mesh: {words}"))?;
     let (ok, words) = call("e2e-outside", "outside")?;
-    let total: Value = serde_json::from_str(words.lines().last().unwrap_or_default()).unwrap_or_default();
-    let nothing = total["requests"]
-        .as_u64()
-        .zip(total["failed"].as_u64())
-        .is_some_and(|(all, failed)| failed >= all && failed > 0);
-    demand(!ok && nothing, || format!("a caller from outside was served: {words}"))?;
+    let outside = refused(&words);
+    demand(!ok && outside.is_some(), || format!("a caller from outside was served: {words}"))?;
     let port =
         world.ask(PROBES, &["get", "service", "probed", "--output=jsonpath={.spec.ports[0].nodePort}"])?;
-    let mut refused = 0;
-    for from in world.cluster.workers() {
-        for to in &world.cluster.nodes {
-            // Through kube-proxy, which masquerades: it arrives from a node's address, as a probe does.
-            let script = format!("curl --silent --max-time 3 http://{to}:{port}/10 | head -c 10 || true");
-            let answer = world.cluster.on(from, &script)?;
-            demand(answer.is_empty(), || format!("{from} got {answer:?} by {to}'s port {port}"))?;
-            refused += 1;
-        }
+    let ways: Vec<(&str, &str)> = world
+        .cluster
+        .workers()
+        .flat_map(|from| world.cluster.nodes.iter().map(move |to| (from, to.as_str())))
+        .collect();
+    // First that these ways lead to the pods at all: without STRICT they are served.
+    mode(world, "PERMISSIVE")?;
+    for (from, to) in &ways {
+        eventually(Duration::from_secs(20), "a NodePort that serves", || {
+            let (status, code) = by_node_port(world, from, to, &port)?;
+            Ok(if status == 0 && code == "200" { Ok(()) } else { Err(format!("curl {status}, {code}")) })
+        })?;
     }
-    Ok(format!("{} calls from outside and {refused} by NodePort from nodes: all refused", total["failed"]))
+    mode(world, "STRICT")?;
+    // Through kube-proxy, which masquerades: it arrives from a node's address, as a probe does.
+    for (from, to) in &ways {
+        eventually(Duration::from_secs(20), &format!("{from} refused by {to}'s NodePort"), || {
+            let (status, code) = by_node_port(world, from, to, &port)?;
+            // An empty answer, or a reset.
+            Ok(if matches!(status, 52 | 56) { Ok(()) } else { Err(format!("curl {status}, {code}")) })
+        })?;
+    }
+    Ok(format!(
+        "{} calls from outside failed, none was served; {} ways by NodePort from nodes: served without STRICT, reset with it",
+        outside.unwrap_or_default(),
+        ways.len()
+    ))
 }
 
 fn authorization(world: &World<'_>) -> Result<String> {
@@ -121,12 +157,7 @@ fn authorization(world: &World<'_>) -> Result<String> {
     demand(ok, || format!("the friend was refused: {words}"))?;
     let friend = words.lines().last().unwrap_or_default().to_owned();
     let (ok, words) = call("stranger")?;
-    let total: Value = serde_json::from_str(words.lines().last().unwrap_or_default()).unwrap_or_default();
-    let served = total["requests"]
-        .as_u64()
-        .unwrap_or_default()
-        .saturating_sub(total["failed"].as_u64().unwrap_or_default());
-    demand(!ok && served == 0, || format!("the stranger was served: {words}"))?;
+    demand(!ok && refused(&words).is_some(), || format!("the stranger was served: {words}"))?;
     let selector = "--selector=app.kubernetes.io/name=ztunnel";
     let logs = world.ask(crate::kind::cluster::SYSTEM, &["logs", selector, "--since=60s", "--tail=-1"])?;
     let named = logs.lines().find(|line| {

@@ -193,7 +193,9 @@ fn neighbours(world: &World<'_>) -> Result<String> {
     };
     call("inside", json!({"app": "inside"}), &[&to[0], &to[1]])?;
     let none = json!({"app": "other", "istio.io/dataplane-mode": "none"});
-    call("other", none, &["--to=catalog.shop:80", &to[0], &to[1]])?;
+    world.ask(SPACE, &["wait", "--for=condition=Ready", "pod/door", "--timeout=60s"])?;
+    let door = format!("--to={}:8080", address("door")?);
+    call("other", none, &[&door, &to[0], &to[1]])?;
     Ok("from the mesh to both, from an opted-out pod to the mesh and to both: no request failed".to_owned())
 }
 
