@@ -306,6 +306,8 @@ impl Worker {
                 inbound::tunnel(&worker, &pod, accepted).await;
                 drop((place, load));
             }),
+            // Datagrams are not accepted.
+            Role::Dns => return,
         };
     }
 

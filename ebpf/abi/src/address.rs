@@ -51,6 +51,16 @@ impl Address {
     }
 }
 
+impl Address {
+    /// Whether a resolver may be asked at this address through the pod's device. Besides everything that is not
+    /// [`Self::is_local_scope`] these are the link-local ones of IPv4: a resolver that each node keeps for itself
+    /// is commonly there (169.254.20.10, 169.254.169.253).
+    #[inline(always)]
+    pub const fn may_resolve(&self) -> bool {
+        self.is_v4() && u32::from_be(self.0[3]) >> 16 == 0xa9fe || !self.is_local_scope()
+    }
+}
+
 impl From<IpAddr> for Address {
     fn from(ip: IpAddr) -> Self {
         let bytes = match ip {
@@ -132,6 +142,16 @@ mod tests {
         assert_eq!(Address::from_v6_be(words), address("2001:db8::7"));
         assert_eq!(Port::new(443).to_be(), u16::from_ne_bytes([1, 0xbb]));
         assert_eq!(Port::from_be(u16::from_ne_bytes([1, 0xbb])).get(), 443);
+    }
+
+    #[test]
+    fn resolvers_are_sought_on_the_link_too() {
+        for text in ["10.96.0.10", "169.254.20.10", "fd00::a", "2001:db8::53"] {
+            assert!(address(text).may_resolve(), "{text}");
+        }
+        for text in ["127.0.0.53", "::1", "224.0.0.251", "255.255.255.255", "ff02::fb", "fe80::1"] {
+            assert!(!address(text).may_resolve(), "{text}");
+        }
     }
 
     #[test]
