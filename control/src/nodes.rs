@@ -322,6 +322,7 @@ impl Nodes {
                     enroll: pod.enroll,
                     withdrawn: !pod.enroll && withdrawn(&pod.uid),
                     trust_domain: trust_domain.to_owned(),
+                    dns_off: pod.dns_off,
                 });
                 (node.to_string(), pods.collect())
             })

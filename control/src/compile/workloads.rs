@@ -14,6 +14,8 @@ const AMBIENT: &str = "ambient";
 const NONE: &str = "none";
 /// Istio's sidecar injector says here that it has put one into the pod.
 pub(crate) const SIDECAR: &str = "sidecar.istio.io/status";
+/// `false` leaves the pod's DNS queries alone.
+pub(crate) const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 /// In folder mode: the path of the pod's network namespace.
 pub(crate) const NETNS: &str = "culvert.dev/netns";
 
@@ -44,6 +46,7 @@ impl<'v> Compiler<'v, '_> {
                 addresses: pod.addresses(),
                 netns: pod.metadata.annotation(NETNS).unwrap_or_default().into(),
                 enroll,
+                dns_off: pod.metadata.annotation(DNS_CAPTURE) == Some("false"),
                 annotated: Annotated::of(pod),
             };
             if enroll && local.addresses.is_empty() {

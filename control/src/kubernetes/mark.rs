@@ -174,6 +174,7 @@ mod tests {
             addresses: Vec::new(),
             netns: "".into(),
             enroll: true,
+            dns_off: false,
             annotated: Annotated::default(),
         };
         let compiled = Compiled {

@@ -137,6 +137,7 @@ mod tests {
                 addresses: Vec::new(),
                 netns: "".into(),
                 enroll: true,
+                dns_off: false,
                 annotated: Default::default(),
             };
             let nodes = nodes.iter().map(|(node, pods)| ((*node).into(), pods.iter().map(pod).collect()));
