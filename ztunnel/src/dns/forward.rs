@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::UdpSocket, time::timeout};
+use tokio::{io::Interest, net::UdpSocket, time::timeout};
 
 use super::{message, sockets};
 use crate::pods::Pod;
@@ -87,7 +87,11 @@ pub(super) async fn ask(
     socket.send(query).await.map_err(unreachable)?;
     let answer = async {
         loop {
-            socket.readable().await?;
+            // A refusal (ICMP) is an error of the socket and nothing to read.
+            if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error() {
+                let error = socket.take_error()?;
+                return Err(error.unwrap_or_else(|| io::ErrorKind::ConnectionRefused.into()));
+            }
             let read = BUFFER.with_borrow_mut(|buffer| {
                 let length = socket.try_recv(buffer)?;
                 let bytes = &buffer[..length];
