@@ -19,6 +19,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use crate::netns;
 
 const NAME: &str = "kubelet";
+/// What it runs: a program of its own, or the one of all of Kubernetes.
+const PROGRAMS: [&str; 2] = [NAME, "hyperkube"];
 
 /// Between two looks: a kubelet that was restarted may be in a new cgroup, and its probes are refused until then.
 const EVERY: Duration = Duration::from_secs(5);
@@ -97,7 +99,8 @@ fn is_kubelet(process: &Path, proc: &Path) -> bool {
     // The name of a process is that of a link, too; what it runs is not.
     let runs = fs::read_link(process.join("exe")).is_ok_and(|program| {
         let program = program.to_string_lossy();
-        program.trim_end_matches(" (deleted)").rsplit('/').next() == Some(NAME)
+        let name = program.trim_end_matches(" (deleted)").rsplit('/').next().unwrap_or_default();
+        PROGRAMS.contains(&name)
     });
     let of_root = fs::read_to_string(process.join("status")).is_ok_and(|status| {
         let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
@@ -198,6 +201,9 @@ mod tests {
         fs::remove_file(linked.join("exe")).unwrap();
         symlink("/usr/bin/su", linked.join("exe")).unwrap();
         assert!(!is(&linked), "another program under its name");
+        fs::remove_file(linked.join("exe")).unwrap();
+        symlink("/usr/bin/hyperkube (deleted)", linked.join("exe")).unwrap();
+        assert!(is(&linked), "the program of all of Kubernetes, upgraded meanwhile");
         let user = proc.process(7, "kubelet", "net:[1]", NODE);
         fs::write(user.join("status"), "Uid:\t1000\t0\t0\t0\n").unwrap();
         assert!(!is(&user), "another user, who runs something as root");

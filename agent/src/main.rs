@@ -12,6 +12,7 @@
 mod args;
 mod bpffs;
 mod broker;
+mod checks;
 mod enroll;
 mod handover;
 mod kubelet;
@@ -115,6 +116,19 @@ async fn serve(args: Serve, common: Common) -> anyhow::Result<()> {
         );
     }
     register(&handlers, &args, &inputs);
+    let looked = checks::Looked {
+        node: args.node.clone(),
+        pins: args.pins.clone(),
+        cgroup: args.cgroup.clone(),
+        plugin: plugin.clone().map(|plugin| (plugin, namespaces.clone())),
+        kubelet: args.kubelet_probes.then(|| metrics.kubelet.clone()),
+        control: metrics.control.clone(),
+        ztunnels: metrics.ztunnels.clone(),
+    };
+    handlers.add("/checks", "what the agent finds on its node, each with what to do about it", move |_| {
+        let found = looked.json();
+        async move { Ok(found) }
+    });
 
     tokio::spawn(broker.serve(zds));
     tokio::spawn(handover::serve(handover));

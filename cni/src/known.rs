@@ -59,8 +59,8 @@ pub fn decide(exempt: &[String], knowledge: &Knowledge, namespace: &str, why: &s
     if exempt.iter().any(|exempt| exempt == namespace) {
         return Ok(());
     }
-    let look = "look at the agent of this node (kubectl --namespace culvert-system get pods --output wide); the \
-                pod is tried again by itself";
+    let look = "look at the agent of this node (kubectl get pods --all-namespaces --selector \
+                app.kubernetes.io/name=agent --output wide); the pod is tried again by itself";
     let refuse = |about: String, details: String| {
         Err(Refusal { message: format!("not started outside of the mesh: {about}"), details })
     };

@@ -17,12 +17,12 @@ use crate::{
     compile::{Compiled, Options},
     engine::{Engine, TokenFiles},
     folder::{FirstLookError, Folder, Kept, watch as follow},
-    kubernetes::{self, Cluster, ConnectError},
+    kubernetes::{self, Cluster, ConnectError, Signing},
     metrics::Metrics,
     nodes::Nodes,
     objects::Objects,
     publish::{Clients, Discovery, Store},
-    serve::{Certificates, Entitled, Identities, NodeReports, Services, serve},
+    serve::{Certificates, Entitled, Identities, NodeReports, Services, Signer, serve},
     tokens::{TokenFileError, Tokens},
 };
 
@@ -100,8 +100,8 @@ struct Begun {
 /// What is followed from now on.
 enum Followed {
     Folder(Folder),
-    /// With the roots to be published.
-    Cluster(Cluster, String),
+    /// With the fingerprint of its authority, where that is kept there, too.
+    Cluster(Cluster, Option<String>),
 }
 
 impl Control {
@@ -126,7 +126,8 @@ impl Control {
             }
         };
         let Begun { followed, objects, nodes, proof, token_files, authority, names: further } = begun;
-        let authority = Arc::new(authority);
+        let root_pem = authority.root_pem().to_owned();
+        let signer = Signer::new(authority);
         let (store, clients) = (Arc::new(Store::default()), Arc::new(Clients::default()));
         let auth = Arc::new(Authenticator::new(proof));
         let entitled = Arc::new(Entitled::default());
@@ -160,7 +161,7 @@ impl Control {
                 metrics: metrics.clone(),
             },
             certificates: Certificates {
-                authority: authority.clone(),
+                signer: signer.clone(),
                 auth: auth.clone(),
                 entitled,
                 lifetime: certificate_lifetime,
@@ -168,8 +169,7 @@ impl Control {
             },
             nodes: NodeReports { nodes: nodes.clone(), auth },
         };
-        let root_pem = authority.root_pem().to_owned();
-        let identities = Arc::new(Identities::new(authority, dns, addresses));
+        let identities = Arc::new(Identities::new(signer.clone(), dns, addresses));
         Ok(Self {
             address,
             nodes,
@@ -199,9 +199,15 @@ impl Control {
         let mut held = None;
         let changes = match self.followed {
             Followed::Folder(folder) => follow(folder)?,
-            Followed::Cluster(mut cluster, bundle) => {
+            Followed::Cluster(mut cluster, kept) => {
                 let changes = cluster.changes();
-                cluster.begin_writing(&self.nodes, &self.compiled, bundle);
+                let signing = Signing {
+                    signer: self.services.certificates.signer.clone(),
+                    kept,
+                    trust_domain: self.engine.options.trust_domain.to_string(),
+                    lifetime: self.services.certificates.lifetime,
+                };
+                cluster.begin_writing(&self.nodes, &self.compiled, signing);
                 held = Some(cluster);
                 changes
             }
@@ -252,15 +258,11 @@ async fn begin_cluster(
     mesh: &Options,
     waiting: impl Fn(String),
 ) -> Result<Begun, StartError> {
-    let (authority, bundle) = match plugged {
-        Some((chain, key)) => {
-            let authority = Authority::from_pem(&read(&chain)?, &read(&key)?)?;
-            let bundle = authority.root_pem().to_owned();
-            (authority, bundle)
-        }
+    let (authority, kept) = match plugged {
+        Some((chain, key)) => (Authority::from_pem(&read(&chain)?, &read(&key)?)?, None),
         None => {
             let found = cluster.authority(&mesh.trust_domain, &waiting).await;
-            (found.authority, found.bundle)
+            (found.authority, Some(found.fingerprint))
         }
     };
     cluster.first_look(&waiting).await;
@@ -271,7 +273,7 @@ async fn begin_cluster(
         token_files: None,
         authority,
         names: cluster.names(&mesh.cluster_domain),
-        followed: Followed::Cluster(cluster, bundle),
+        followed: Followed::Cluster(cluster, kept),
     })
 }
 

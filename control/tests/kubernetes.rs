@@ -119,7 +119,11 @@ fn settings(cluster: &Cluster) -> Settings {
 
 impl Running {
     async fn start(cluster: &Cluster) -> Self {
-        let start = Control::start(settings(cluster), Arc::new(Metrics::default()), |_| {});
+        Self::start_with(settings(cluster)).await
+    }
+
+    async fn start_with(settings: Settings) -> Self {
+        let start = Control::start(settings, Arc::new(Metrics::default()), |_| {});
         let control = timeout(PATIENCE, start).await.expect("control starts").unwrap();
         let (address, nodes, root_pem) =
             (control.address, control.nodes.clone(), control.root_pem().to_owned());
@@ -391,4 +395,111 @@ async fn what_an_agent_measured_is_known_to_all_replicas() {
     agent.until("u-web", |pod| pod.enroll).await;
     agent.report("u-web", CaptureState::CaptureMeasured);
     one.until("HBONE by the mark", |now| tunnel(now, "web") == Tunnel::Hbone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_of_a_policy_is_said_in_its_status() {
+    let cluster = shop();
+    cluster.serve("security.istio.io/v1", "authorizationpolicies");
+    let written = |port: &str, generation: i64, status: Value| {
+        let mut policy = policy(port);
+        policy["metadata"]["generation"] = generation.into();
+        policy["status"] = status;
+        policy
+    };
+    let others = json!({"conditions": [{"type": "ZtunnelAccepted", "status": "True"}]});
+    cluster.put(POLICIES, written("http", 1, others));
+    let _control = Running::start(&cluster).await;
+    let said = |generation: i64, status: &'static str| {
+        let cluster = cluster.clone();
+        async move {
+            let is = || {
+                let policy = cluster.get(POLICIES, "shop", "p")?;
+                let conditions = policy["status"]["conditions"].as_array()?.clone();
+                let ours = conditions.iter().find(|one| one["type"] == "culvert.dev/Accepted")?.clone();
+                let fits = ours["status"] == status && ours["observedGeneration"] == generation;
+                fits.then_some((conditions.len(), ours))
+            };
+            timeout(PATIENCE, async {
+                loop {
+                    if let Some(found) = is() {
+                        return found;
+                    }
+                    sleep(Duration::from_millis(20)).await;
+                }
+            })
+            .await
+            .expect("the condition is written")
+        }
+    };
+    let (conditions, ours) = said(1, "False").await;
+    assert_eq!((conditions, &ours["reason"]), (2, &json!("Refused")), "the other one stays");
+    let words = ours["message"].as_str().unwrap();
+    assert!(words.starts_with("spec.rules[0].to[0].operation.ports[0]: "), "{words}");
+    // Its writer mends it; whoever writes the spec may drop the status.
+    cluster.put(POLICIES, written("80", 2, Value::Null));
+    let (conditions, ours) = said(2, "True").await;
+    assert_eq!((conditions, &ours["message"]), (1, &json!("")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_root_is_trusted_before_it_signs() {
+    const SECRETS: &str = "/api/v1/secrets";
+    const CONFIG_MAPS: &str = "/api/v1/configmaps";
+    let cluster = shop();
+    // The Secret is looked at in a quarter of this.
+    let settings = Settings { certificate_lifetime: Duration::from_secs(2), ..settings(&cluster) };
+    let control = Running::start_with(settings).await;
+    let roots = || {
+        let map = cluster.get(CONFIG_MAPS, "culvert-system", "culvert-ca-root-cert");
+        let bundle = map.and_then(|map| map["data"]["root-cert.pem"].as_str().map(str::to_owned));
+        bundle.unwrap_or_default()
+    };
+    let until = |what: &'static str, is: Box<dyn Fn(&str) -> bool>| async move {
+        let waited = timeout(PATIENCE, async {
+            while !is(&roots()) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "never: {what}");
+    };
+    let old = control.root_pem.clone();
+    until(
+        "the root is published",
+        Box::new({
+            let old = old.clone();
+            move |roots| roots == old
+        }),
+    )
+    .await;
+    let mut secret = cluster.get(SECRETS, "culvert-system", "culvert-ca").unwrap();
+    secret["metadata"]["annotations"] = json!({"culvert.dev/rotate": "now"});
+    cluster.put(SECRETS, secret);
+    until(
+        "both are trusted",
+        Box::new({
+            let old = old.clone();
+            move |roots| roots.contains(old.trim()) && roots.matches("BEGIN CERTIFICATE").count() == 2
+        }),
+    )
+    .await;
+    // An authority from elsewhere goes before our own, as soon as it is there; one that is broken changes nothing.
+    let (root, key) = identity::authority::new_root("cluster.local").unwrap();
+    let data = |root: &str, key: &str, bundle: &str| {
+        use base64::{Engine, engine::general_purpose::STANDARD};
+        let encoded = |text: &str| STANDARD.encode(text);
+        json!({
+            "metadata": {"name": "cacerts", "namespace": "culvert-system"},
+            "data": {"ca-cert.pem": encoded(root), "ca-key.pem": encoded(key), "root-cert.pem": encoded(bundle)},
+        })
+    };
+    cluster.put(SECRETS, data(&root, "no key", &root));
+    sleep(Duration::from_millis(1200)).await;
+    assert!(roots().contains(old.trim()), "the one from before");
+    cluster.put(SECRETS, data(&root, &key, &format!("{root}{old}")));
+    until(
+        "the plugged one is trusted, and the one from before",
+        Box::new(move |roots| roots.starts_with(root.trim()) && roots.contains(old.trim())),
+    )
+    .await;
 }

@@ -40,6 +40,8 @@ pub struct Authority {
     /// From the signing certificate up to but without the root; empty where the root itself signs.
     intermediates: Vec<String>,
     root_pem: String,
+    /// Every root that whoever gets a certificate is to trust, its own among them; PEM.
+    trusted_pem: String,
     /// Nothing that it signs outlives it.
     not_after: SystemTime,
     clock: Arc<dyn Clock>,
@@ -112,6 +114,7 @@ impl Authority {
                 .map_err(|error| unusable(error.to_string()))?,
             intermediates: chain[..chain.len() - 1].iter().map(|der| pem_of(der)).collect(),
             root_pem: pem_of(root),
+            trusted_pem: pem_of(root),
             not_after,
             clock: Arc::new(SystemClock),
         })
@@ -134,13 +137,31 @@ impl Authority {
         Ok((chain.concat(), key.serialize_pem()))
     }
 
+    /// The same authority, which tells everyone to trust all roots of `bundle_pem`, too: while one root follows
+    /// another, certificates of both must be taken.
+    ///
+    /// # Errors
+    /// If the bundle holds something that is no certificate.
+    pub fn trusting(mut self, bundle_pem: &str) -> Result<Self, AuthorityError> {
+        let all = certificates(bundle_pem).map_err(|error| AuthorityError::Unusable {
+            what: "the bundle of roots".into(),
+            reason: error.to_string(),
+        })?;
+        let mut roots: Vec<String> = all.iter().map(|der| pem_of(der)).collect();
+        if !roots.contains(&self.root_pem) {
+            roots.insert(0, self.root_pem.clone());
+        }
+        self.trusted_pem = roots.concat();
+        Ok(self)
+    }
+
     /// The same authority on another clock.
     pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
         Self { clock, ..self }
     }
 
     /// Signs the key of a request for `identity`, whatever else the request claims. The answer is
-    /// leaf, intermediates, root, each PEM.
+    /// leaf, intermediates, and last all roots to trust, each PEM.
     pub fn sign(
         &self,
         csr_pem: &str,
@@ -158,7 +179,7 @@ impl Authority {
             .map_err(|error| AuthorityError::BadRequest(error.to_string()))?;
         let uri = identity.to_string().as_str().try_into().map_err(sign)?;
         let leaf = self.leaf(&request.public_key, vec![SanType::URI(uri)], ttl)?;
-        Ok([vec![leaf], self.intermediates.clone(), vec![self.root_pem.clone()]].concat())
+        Ok([vec![leaf], self.intermediates.clone(), vec![self.trusted_pem.clone()]].concat())
     }
 
     /// A certificate for a server that clients reach by DNS name or address.
@@ -181,6 +202,11 @@ impl Authority {
     /// The root that clients must trust, PEM.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
+    }
+
+    /// Every root that clients must trust, PEM.
+    pub fn trusted_pem(&self) -> &str {
+        &self.trusted_pem
     }
 
     fn end_of(&self, ttl: Duration) -> SystemTime {

@@ -8,24 +8,44 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{demo, ebpf, fuzz, kind, setup, shell, tidy};
+use crate::{demo, ebpf, fuzz, kind, manifests, setup, shell, tidy};
 
 /// Seconds that CI gives each fuzz target.
 const FUZZ_SECONDS: u32 = 5;
 
+/// What is left out.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Leave out the tests on Kubernetes, which need docker.
+    #[arg(long)]
+    without_cluster: bool,
+}
+
 /// Runs every step.
-pub(crate) fn run(root: &Path) -> Result<()> {
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let mut steps = Steps::default();
     steps.step("set up", setup::everything);
     steps.step("format", || format(root));
     steps.step("tidy", || tidy::run(root));
     steps.step("chart", || kind::lint_chart(root));
+    steps.step("manifests", || manifests::run(root, &manifests::Args { check: true }));
     steps.step("kernel programs", || ebpf::build(root).map(drop));
     steps.step("lints", || lints(root));
     steps.step("tests", || tests(root));
     steps.step("demo", || demo::play_built().map(drop));
     steps.step("fuzz", || fuzz::run(root, &fuzz::Args { seconds: FUZZ_SECONDS, target: None }));
+    if args.without_cluster {
+        println!("\n==== NOT RUN: e2e, as was asked for");
+    } else {
+        steps.step("e2e", e2e);
+    }
     steps.report()
+}
+
+/// In a process of its own: it watches for Ctrl-C by itself.
+fn e2e() -> Result<()> {
+    let own = std::env::current_exe().context("own path")?;
+    shell::run(Command::new(own).arg("e2e"), "cargo xtask e2e")
 }
 
 #[derive(Debug, Default)]

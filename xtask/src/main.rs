@@ -12,10 +12,12 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod e2e;
 mod ebpf;
 mod fuzz;
 mod image;
 mod kind;
+mod manifests;
 mod setup;
 mod shell;
 mod test;
@@ -42,8 +44,12 @@ enum Task {
     Demo(demo::Args),
     /// Build the images of the programs, each a static binary on nothing, with its bill of materials.
     Image(image::Args),
+    /// Fill in the chart with its defaults for `culvert install`; writes deploy/manifests/culvert.yaml.
+    Manifests(manifests::Args),
     /// The mesh in a real cluster of kind's, from an empty one to an empty one, under load, every step checked.
     Kind(kind::Args),
+    /// Try the mesh on a real Kubernetes, case by case, under load; a cluster of kind's, or any.
+    E2e(e2e::Args),
     /// Run every test, or those of one ring.
     Test(test::Args),
     /// Measure against no mesh, side by side; writes target/bench/l4.json.
@@ -52,8 +58,8 @@ enum Task {
     Tidy,
     /// Build the fuzz targets and run each for a while.
     Fuzz(fuzz::Args),
-    /// Exactly what CI runs: format, lints, tidy, tests, fuzzing.
-    Ci,
+    /// Exactly what CI runs: format, lints, tidy, tests, fuzzing, the cases on Kubernetes.
+    Ci(ci::Args),
     /// Remove test worlds whose owner is gone.
     Sweep,
 }
@@ -76,12 +82,14 @@ fn run(task: Task) -> Result<()> {
         Task::Build(args) => build::run(&root, &args),
         Task::Demo(args) => demo::run(&root, &args),
         Task::Image(args) => image::run(&root, &args),
+        Task::Manifests(args) => manifests::run(&root, &args),
         Task::Kind(args) => kind::run(&root, &args),
+        Task::E2e(args) => e2e::run(&root, &args),
         Task::Test(args) => test::run(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
         Task::Tidy => tidy::run(&root),
         Task::Fuzz(args) => fuzz::run(&root, &args),
-        Task::Ci => ci::run(&root),
+        Task::Ci(args) => ci::run(&root, &args),
         Task::Sweep => {
             let removed = bed::sweep()?;
             println!(

@@ -19,7 +19,7 @@ use nix::{
 };
 use serde::Deserialize;
 
-use crate::{ebpf, setup, shell, tool_table::Use};
+use crate::{ebpf, kind, setup, shell, tool_table::Use};
 
 /// The reason by which a test may be ignored: it is the part of another test that runs in a process of its
 /// own, and that test starts it.
@@ -82,6 +82,8 @@ impl Ring {
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     shell::demand_root("the test suite")?;
     setup::ensure(&[Use::Test])?;
+    // The tests of `culvert install` compare with what helm makes of the chart.
+    kind::demand_helm(root)?;
     bed::sweep()?;
     ebpf::build(root)?;
     let programs = build_all(root)?;

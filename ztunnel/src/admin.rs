@@ -19,6 +19,19 @@ pub(crate) fn register(handlers: &Handlers, shared: &Arc<Shared>, workers: &Work
         let shared = dumped.clone();
         async move { Ok(dump(&shared)) }
     });
+    let asked = shared.clone();
+    handlers.add(
+        "/certificates",
+        "the certificates, until when they hold, and what their renewal met",
+        move |_| {
+            let shared = asked.clone();
+            async move {
+                let certificates = shared.store.summaries();
+                let certificates: Vec<Value> = certificates.iter().map(certificate).collect();
+                Ok(json!({ "version": runtime::VERSION, "certificates": certificates }))
+            }
+        },
+    );
     let asked = workers.clone();
     handlers.add("/connections", "live connections", move |_| {
         let workers = asked.clone();

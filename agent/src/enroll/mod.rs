@@ -362,7 +362,8 @@ impl Enroller {
             Answer::Learned(earlier) => {
                 tracing::info!(uid, pod = pod.name(), earlier, "open connections recorded");
             }
-            Answer::Attached { .. } | Answer::Probed(Ok(()), _) | Answer::Counted(_) | Answer::Done => {}
+            Answer::Probed(Ok(()), _) => pod.measured = Some(Instant::now()),
+            Answer::Attached { .. } | Answer::Counted(_) | Answer::Done => {}
         }
         pod.hand = Some(hand);
         self.event(uid, Event::Done(answer));

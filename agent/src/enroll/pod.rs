@@ -25,6 +25,8 @@ pub(super) struct Pod {
     pub(super) netns: Option<u64>,
     pub(super) guarded: bool,
     pub(super) earlier: usize,
+    /// When a probe connection was last seen to be turned round.
+    pub(super) measured: Option<Instant>,
     /// Since when it is wanted and not measured.
     pub(super) wanted_since: Option<Instant>,
     /// Control names it no more; the number tells this time from another.
@@ -41,6 +43,7 @@ impl Pod {
             netns: None,
             guarded: false,
             earlier: 0,
+            measured: None,
             wanted_since: None,
             deleted: None,
         }
@@ -129,6 +132,7 @@ impl Pod {
             "netns_inode": self.netns,
             "enroll": self.wanted.enroll,
             "withdrawn": self.wanted.withdrawn,
+            "measured_seconds_ago": self.measured.map(|at| at.elapsed().as_secs()),
             "deleted": self.deleted.is_some(),
             "state": report.state().as_str_name(),
             "reason": report.reason,

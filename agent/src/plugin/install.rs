@@ -15,7 +15,7 @@ use std::{
 use notify::{RecursiveMode, Watcher as _};
 use serde_json::Value;
 
-use super::conflist;
+use cni::conflist;
 
 /// Changes come in bursts; they are looked at this long after the last one.
 const SETTLED: Duration = Duration::from_millis(100);
@@ -35,6 +35,16 @@ pub(crate) struct Install {
     pub(crate) bin_dir: PathBuf,
     /// The node's directory of CNI configurations.
     pub(crate) conf_dir: PathBuf,
+}
+
+/// The configuration that the runtime picks, as it is now.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) path: PathBuf,
+    /// What its plugins are, in their order.
+    pub(crate) types: Vec<String>,
+    /// Whether our entry is in it, as it should be.
+    pub(crate) in_place: bool,
 }
 
 /// Why it is not installed.
@@ -87,6 +97,20 @@ impl Install {
         // Until then the runtime picks the old one, which sorts before.
         fs::rename(&path, saved(&path)).map_err(failed("cannot rename the CNI configuration", &path))?;
         Ok(Some(to))
+    }
+
+    /// How the configuration that the runtime picks stands. Changes nothing.
+    pub(crate) fn look(&self, entry: &Value) -> Result<Chain, InstallError> {
+        let Some(path) = self.configurations()?.into_iter().next() else {
+            return Err(InstallError::NoConfiguration(self.conf_dir.clone()));
+        };
+        let malformed = |problem| InstallError::Malformed { path: path.clone(), problem };
+        let text = read(&path)?;
+        let text = if is_list(&path) { text } else { conflist::convert(&text).map_err(malformed)? };
+        let types = conflist::types(&text).map_err(malformed)?;
+        let in_place = conflist::insert(&text, entry).map_err(malformed)?.is_none();
+        let in_place = in_place && self.bin_dir.join(cni::PLUGIN).is_file();
+        Ok(Chain { path, types, in_place })
     }
 
     /// Takes entry and program away. What was changed.
@@ -296,7 +320,10 @@ mod tests {
         fs::write(install.conf_dir.join("00-kubeconfig"), "x").expect("writes");
         assert!(install.program(&program).expect("copies"));
         assert!(!install.program(&program).expect("is there"));
+        assert!(!install.look(&entry()).expect("looks").in_place);
         assert_eq!(install.entry(&entry()).expect("inserts"), Some(first.clone()));
+        let chain = install.look(&entry()).expect("looks");
+        assert_eq!((chain.in_place, chain.types), (true, vec!["ptp".to_owned(), cni::PLUGIN.to_owned()]));
         assert_eq!(install.entry(&entry()).expect("is there"), None);
         assert_eq!(fs::read_to_string(&second).expect("reads"), LIST);
         assert_eq!(install.remove().expect("removes").len(), 2);

@@ -1,7 +1,6 @@
 //! The agent's side of the CNI plugin: it answers what the plugin asks of a pod that is about to start, keeps what
 //! is known of namespaces for when it is away, and keeps the plugin installed.
 
-mod conflist;
 mod install;
 mod known;
 mod serve;
@@ -14,7 +13,7 @@ use std::{
 use serde_json::{Value, json};
 
 pub(crate) use self::{
-    install::{Install, Keeper},
+    install::{Chain, Install, InstallError, Keeper},
     known::Namespaces,
     serve::{Desk, Listener},
 };
@@ -39,6 +38,11 @@ impl Options {
             "state": namespaces.path(),
             "exemptNamespaces": self.exempt,
         })
+    }
+
+    /// How the node's CNI configuration stands now. Changes nothing.
+    pub(crate) fn look(&self, namespaces: &Namespaces) -> Result<Chain, InstallError> {
+        self.install.look(&self.entry(namespaces))
     }
 
     /// Installs the plugin once the namespaces are known (before, it would refuse every pod of the node), and keeps

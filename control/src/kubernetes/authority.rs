@@ -16,10 +16,11 @@ pub const OWN: &str = "culvert-ca";
 pub const BUNDLE: &str = "culvert-ca-root-cert";
 pub const BUNDLE_KEY: &str = "root-cert.pem";
 
-const CERT: &str = "ca-cert.pem";
-const KEY: &str = "ca-key.pem";
-const CHAIN: &str = "cert-chain.pem";
-const ROOT: &str = "root-cert.pem";
+pub const CERT: &str = "ca-cert.pem";
+pub const KEY: &str = "ca-key.pem";
+pub const CHAIN: &str = "cert-chain.pem";
+/// Every root that is to be trusted; the signing certificate's own comes first, or where a rotation has put it.
+pub const ROOT: &str = "root-cert.pem";
 
 /// Why there is no authority.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +39,10 @@ fn instead(name: &str) -> &'static str {
 
 /// The authority that signs for the mesh.
 pub struct Found {
+    /// It tells everyone to trust every root that the Secret names.
     pub authority: Authority,
-    /// Every root that nodes are to trust, PEM.
-    pub bundle: String,
+    /// Of two that sign with the same certificate and trust the same roots it is the same.
+    pub fingerprint: String,
 }
 
 /// The plugged authority where there is one, else control's own, which is made where there is none. Whoever
@@ -75,7 +77,7 @@ pub async fn load_or_create(api: &Api, namespace: &str, trust_domain: &str) -> R
 async fn load(api: &Api, namespace: &str, name: &'static str) -> Result<Option<Found>, SecretError> {
     match api.get(&format!("/api/v1/namespaces/{namespace}/secrets/{name}")).await {
         Ok(secret) => {
-            let found = read(&secret["data"]).map_err(|reason| SecretError::Content {
+            let found = from_secret(&secret["data"]).map_err(|reason| SecretError::Content {
                 namespace: namespace.to_owned(),
                 name,
                 reason,
@@ -89,7 +91,7 @@ async fn load(api: &Api, namespace: &str, name: &'static str) -> Result<Option<F
 }
 
 /// An authority from the data of a Secret.
-fn read(data: &Value) -> Result<Found, String> {
+pub fn from_secret(data: &Value) -> Result<Found, String> {
     let text = |key: &str| -> Result<Option<String>, String> {
         let Some(encoded) = data[key].as_str() else { return Ok(None) };
         let bytes = BASE64.decode(encoded).map_err(|error| format!("{key}: {error}"))?;
@@ -103,18 +105,30 @@ fn read(data: &Value) -> Result<Found, String> {
         all.collect::<Result<_, _>>().map_err(|error| format!("{name}: {error}"))
     };
     let roots = ders(ROOT, &bundle)?;
-    let first = roots.first().ok_or_else(|| format!("{ROOT} holds no certificate"))?;
+    let signer = ders(CERT, &cert)?;
+    let own = root_of(&signer, &roots).ok_or_else(|| format!("{ROOT} holds no certificate"))?;
     // The chain names its own certificate again, and often the root: each is told once, the root last.
     let mut whole: Vec<CertificateDer<'static>> = Vec::new();
-    for der in [ders(CERT, &cert)?, ders(CHAIN, &chain)?].concat() {
+    for der in [signer, ders(CHAIN, &chain)?].concat() {
         if !whole.contains(&der) && !roots.contains(&der) {
             whole.push(der);
         }
     }
-    whole.push(first.clone());
+    whole.push(own);
     let chain: String = whole.iter().map(|der| identity::authority::pem_of(der)).collect();
     let authority = Authority::from_pem(&chain, &key).map_err(|error| error.to_string())?;
-    Ok(Found { authority, bundle })
+    let authority = authority.trusting(&bundle).map_err(|error| error.to_string())?;
+    let fingerprint = format!("{chain}{}", authority.trusted_pem());
+    Ok(Found { authority, fingerprint })
+}
+
+/// The root of the signing certificate: itself where it is among the roots, else the first of them.
+fn root_of(
+    signer: &[CertificateDer<'static>],
+    roots: &[CertificateDer<'static>],
+) -> Option<CertificateDer<'static>> {
+    let itself = signer.first().filter(|signer| roots.contains(signer));
+    itself.or_else(|| roots.first()).cloned()
 }
 
 /// Publishes the roots for the nodes, if they are not there as they should be.
@@ -152,8 +166,8 @@ mod tests {
     #[test]
     fn a_root_of_our_own_is_read_back() {
         let (root, key) = new_root("cluster.local").unwrap();
-        let found = read(&secret(&[(CERT, &root), (KEY, &key), (ROOT, &root)])).unwrap();
-        assert_eq!(found.bundle, root);
+        let found = from_secret(&secret(&[(CERT, &root), (KEY, &key), (ROOT, &root)])).unwrap();
+        assert_eq!(found.authority.trusted_pem(), root);
         assert!(
             found.authority.server_certificate(&["control".into()], &[], Duration::from_secs(60)).is_ok()
         );
@@ -166,7 +180,7 @@ mod tests {
         let (chain, key) = above.intermediate("plugged", Duration::from_secs(3600)).unwrap();
         let cut = chain.find("-----END CERTIFICATE-----").unwrap() + "-----END CERTIFICATE-----\n".len();
         let data = secret(&[(CERT, &chain[..cut]), (KEY, &key), (CHAIN, &chain), (ROOT, &root)]);
-        let found = read(&data).unwrap();
+        let found = from_secret(&data).unwrap();
         let made = found.authority.server_certificate(&["c".into()], &[], Duration::from_secs(60)).unwrap();
         assert_eq!(made.chain_pem.matches("BEGIN CERTIFICATE").count(), 3, "leaf, intermediate, root");
     }
@@ -175,7 +189,7 @@ mod tests {
     fn what_is_missing_or_wrong_is_named() {
         let (root, key) = new_root("cluster.local").unwrap();
         let (_, other) = new_root("cluster.local").unwrap();
-        let refused = |data: &Value| read(data).err().unwrap();
+        let refused = |data: &Value| from_secret(data).err().unwrap();
         assert!(refused(&secret(&[(CERT, &root), (ROOT, &root)])).contains(KEY));
         assert!(refused(&secret(&[(CERT, &root), (KEY, &key), (ROOT, "")])).contains(ROOT));
         assert!(refused(&json!({CERT: "%"})).contains(CERT));

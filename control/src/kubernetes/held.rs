@@ -11,7 +11,10 @@ use std::{
 use serde_json::Value;
 use tokio::{sync::watch, time};
 
-use super::kinds::{Place, strip};
+use super::{
+    kinds::{Place, strip},
+    verdicts::{Said, is_judged},
+};
 use crate::{
     manifest::{Kind, Object, ObjectKey, Pod, parse_json},
     objects::Objects,
@@ -37,6 +40,8 @@ pub struct Held {
     objects: Arc<Mutex<Objects>>,
     looks: watch::Sender<BTreeMap<Kind, Look>>,
     changes: watch::Sender<u64>,
+    /// What people's manifests say of themselves.
+    said: Mutex<BTreeMap<ObjectKey, Said>>,
 }
 
 /// An object's name.
@@ -53,6 +58,10 @@ impl Name {
         let name = metadata["name"].as_str().filter(|name| !name.is_empty())?;
         let namespace = metadata["namespace"].as_str().unwrap_or_default();
         Some(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    fn key(&self, kind: Kind) -> ObjectKey {
+        ObjectKey { kind, namespace: self.namespace.as_str().into(), name: self.name.as_str().into() }
     }
 
     /// The file that the object is in the store: `kubernetes:Pod/shop/web-1`.
@@ -77,6 +86,7 @@ impl Default for Held {
             objects: Arc::default(),
             looks: watch::Sender::new(looks.into_iter().collect()),
             changes: watch::Sender::new(0),
+            said: Mutex::default(),
         }
     }
 }
@@ -89,6 +99,10 @@ impl Held {
     /// Takes a version of an object in. One that is wrong leaves the last good one.
     pub fn put(&self, kind: Kind, place: &Place, mut object: Value) {
         let Some(name) = Name::of(&object) else { return };
+        if is_judged(kind) {
+            let said = Said::of(place, &name, &object);
+            self.lock_said().insert(name.key(kind), said);
+        }
         strip(kind, place, &mut object);
         let parsed = parse_json(&object);
         if self.lock().apply(&name.file(kind), parsed) {
@@ -98,6 +112,7 @@ impl Held {
 
     /// The object is gone.
     pub fn remove(&self, kind: Kind, name: &Name) {
+        self.lock_said().remove(&name.key(kind));
         if self.lock().remove(&name.file(kind)) {
             self.changed();
         }
@@ -107,12 +122,15 @@ impl Held {
     pub fn listed(&self, kind: Kind, names: &HashSet<Name>) {
         let named: BTreeSet<PathBuf> = names.iter().map(|name| name.file(kind)).collect();
         self.retain(kind, |file| named.contains(file));
+        let keys: BTreeSet<ObjectKey> = names.iter().map(|name| name.key(kind)).collect();
+        self.lock_said().retain(|key, _| key.kind != kind || keys.contains(key));
         self.look(kind, Look::Listed);
     }
 
     /// The API server does not have the kind.
     pub fn absent(&self, kind: Kind) {
         self.retain(kind, |_| false);
+        self.lock_said().retain(|key, _| key.kind != kind);
         self.look(kind, Look::Absent);
     }
 
@@ -178,11 +196,15 @@ impl Held {
         followers
     }
 
+    /// What people's manifests say of themselves now.
+    pub fn said(&self) -> BTreeMap<ObjectKey, Said> {
+        self.lock_said().clone()
+    }
+
     /// A pod as it is now.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
-        let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: name.into() };
-        let file = Name { namespace: namespace.to_owned(), name: name.to_owned() }.file(Kind::Pod);
-        match self.lock().in_file(&file, &key) {
+        let name = Name { namespace: namespace.to_owned(), name: name.to_owned() };
+        match self.lock().in_file(&name.file(Kind::Pod), &name.key(Kind::Pod)) {
             Some(Object::Pod(pod)) => Some(Pod::clone(pod)),
             _ => None,
         }
@@ -220,6 +242,10 @@ impl Held {
 
     fn changed(&self) {
         self.changes.send_modify(|number| *number += 1);
+    }
+
+    fn lock_said(&self) -> MutexGuard<'_, BTreeMap<ObjectKey, Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Objects> {

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::api::{Api, ApiError};
+use super::{
+    api::{Api, ApiError},
+    held::Name,
+};
 use crate::{
     compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR},
     manifest::Kind,
@@ -16,11 +19,27 @@ pub struct Place {
     api_version: String,
 }
 
+impl Place {
+    /// The path of an object.
+    pub fn object(&self, name: &Name) -> String {
+        let (before, plural) = self.path.rsplit_once('/').unwrap_or(("", &self.path));
+        if name.namespace.is_empty() {
+            format!("{}/{}", self.path, name.name)
+        } else {
+            format!("{before}/namespaces/{}/{plural}/{}", name.namespace, name.name)
+        }
+    }
+}
+
 #[cfg(test)]
 impl Place {
     /// For tests that only put objects in.
     pub fn of(api_version: &str) -> Self {
-        Self { path: String::new(), api_version: api_version.to_owned() }
+        Self::at("", api_version)
+    }
+
+    pub fn at(path: &str, api_version: &str) -> Self {
+        Self { path: path.to_owned(), api_version: api_version.to_owned() }
     }
 }
 

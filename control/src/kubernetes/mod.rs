@@ -5,7 +5,8 @@
 //!      ▲  ▲  ▲
 //!      │  │  └─ review, judge: which node a service account's token proves
 //!      │  └──── mark: what agents said of their pods, written on the pods
-//!      └─────── authority, lease: the mesh's root, and which replica keeps what belongs to the whole mesh
+//!      └─────── authority, lease: the mesh's root, and which replica keeps what belongs to the whole mesh;
+//!               verdicts: what is made of people's manifests, written in their status
 //! ```
 //!
 //! Nothing is compiled before every kind that exists was listed once; what cannot be seen is not gone.
@@ -20,9 +21,12 @@ mod kinds;
 mod lease;
 mod mark;
 mod review;
+mod rotation;
+mod verdicts;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
+use identity::authority::Authority;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -30,13 +34,19 @@ use kube::{
 use tokio::{sync::watch, task::JoinSet};
 use tracing::{info, warn};
 
-use self::{api::Api, backoff::Backoff, follow::Follower, held::Held, lease::Election, mark::Marks};
+use self::{
+    api::Api, backoff::Backoff, follow::Follower, held::Held, lease::Election, mark::Marks, rotation::Keeper,
+};
 pub use self::{
     authority::{BUNDLE, BUNDLE_KEY, Found, OWN, PLUGGED, SecretError},
     judge::Account,
     review::Reviews,
+    rotation::ROTATE,
+    verdicts::ACCEPTED,
 };
-use crate::{compile::Compiled, manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects};
+use crate::{
+    compile::Compiled, manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects, serve::Signer,
+};
 
 /// Where control runs if nobody says so.
 pub const NAMESPACE: &str = "culvert-system";
@@ -85,6 +95,16 @@ impl std::fmt::Debug for Settings {
 #[derive(Debug, thiserror::Error)]
 #[error("no way to the API server: {0}; run control in a pod, or name a file with --kubeconfig")]
 pub struct ConnectError(String);
+
+/// Who signs, and where that is kept.
+pub struct Signing {
+    pub signer: Signer,
+    /// The authority's fingerprint, where it is kept in the cluster and may be exchanged there.
+    pub kept: Option<String>,
+    pub trust_domain: String,
+    /// Longest life of a certificate that is signed.
+    pub lifetime: Duration,
+}
 
 /// A cluster that is followed. Whatever it does ends with it.
 pub struct Cluster {
@@ -169,18 +189,39 @@ impl Cluster {
         vec![format!("{short}.svc.{cluster_domain}"), format!("{short}.svc"), short]
     }
 
-    /// Begins to write: marks on the pods of connected agents, and, when leading, the roots in `bundle`.
+    /// Begins to write: marks on the pods of connected agents, and, when leading, the roots that are to be trusted
+    /// and conditions on people's manifests.
     pub fn begin_writing(
         &mut self,
         nodes: &Arc<Nodes>,
         compiled: &watch::Sender<Arc<Compiled>>,
-        bundle: String,
+        signing: Signing,
     ) {
+        let Signing { signer, kept, trust_domain, lifetime } = signing;
         let marks = Marks::new(self.api.clone(), nodes.clone(), self.metrics.clone());
         self.tasks.spawn(marks.run(compiled.subscribe()));
         let pod = std::env::var("HOSTNAME").unwrap_or_else(|_| "control".to_owned());
         let election = Election::new(self.api.clone(), &self.namespace, &pod, self.metrics.clone());
-        self.tasks.spawn(keep_bundle(self.api.clone(), self.namespace.clone(), bundle, election.leading()));
+        self.tasks.spawn(keep_bundle(
+            self.api.clone(),
+            self.namespace.clone(),
+            signer.follow(),
+            election.leading(),
+        ));
+        if let Some(fingerprint) = kept {
+            let keeper = Keeper {
+                api: self.api.clone(),
+                namespace: self.namespace.clone(),
+                trust_domain,
+                signer,
+                leading: election.leading(),
+                fingerprint,
+                lifetime,
+            };
+            self.tasks.spawn(keeper.run());
+        }
+        let (api, held) = (self.api.clone(), self.held.clone());
+        self.tasks.spawn(verdicts::keep(api, held, compiled.subscribe(), election.leading()));
         self.tasks.spawn(election.run());
         let (held, metrics) = (self.held.clone(), self.metrics.clone());
         self.tasks.spawn(async move {
@@ -218,8 +259,14 @@ fn own_namespace() -> Option<String> {
 }
 
 /// Keeps the roots published for as long as we lead.
-async fn keep_bundle(api: Api, namespace: String, bundle: String, mut leading: watch::Receiver<bool>) {
+async fn keep_bundle(
+    api: Api,
+    namespace: String,
+    mut signs: watch::Receiver<Arc<Authority>>,
+    mut leading: watch::Receiver<bool>,
+) {
     while leading.wait_for(|leads| *leads).await.is_ok() {
+        let bundle = signs.borrow_and_update().trusted_pem().to_owned();
         let pause = match authority::publish(&api, &namespace, &bundle).await {
             Ok(()) => LOOK_AFTER_BUNDLE,
             Err(error) => {
@@ -227,6 +274,9 @@ async fn keep_bundle(api: Api, namespace: String, bundle: String, mut leading: w
                 AFTER_FAILURE
             }
         };
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Ok(()) = signs.changed() => {}
+        }
     }
 }

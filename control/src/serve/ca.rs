@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use identity::{
-    Identity,
-    authority::{Authority, AuthorityError},
-};
+use identity::{Identity, authority::AuthorityError};
 use prost_types::value::Kind;
 use proto::ca::{
     IstioCertificateRequest, IstioCertificateResponse,
@@ -18,6 +15,7 @@ use proto::ca::{
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use super::Signer;
 use crate::{auth::Authenticator, metrics::Metrics};
 
 /// A node → the identities that run there. The one rule of who may be whom.
@@ -41,7 +39,7 @@ impl Entitled {
 
 /// Signs for nodes.
 pub struct Certificates {
-    pub authority: Arc<Authority>,
+    pub signer: Signer,
     pub auth: Arc<Authenticator>,
     pub entitled: Arc<Entitled>,
     /// Longest life of a certificate, and what is given where none is asked for.
@@ -83,7 +81,7 @@ impl Certificates {
             Duration::ZERO => self.lifetime,
             asked => asked.min(self.lifetime),
         };
-        match self.authority.sign(&request.csr, &identity, lifetime) {
+        match self.signer.current().sign(&request.csr, &identity, lifetime) {
             Ok(chain) => Ok((identity, chain)),
             Err(error @ AuthorityError::BadRequest(_)) => Err(Status::invalid_argument(error.to_string())),
             Err(

@@ -2,6 +2,7 @@
 
 mod ca;
 mod node;
+mod signer;
 mod tls;
 
 use std::{io, sync::Arc, time::Duration};
@@ -16,6 +17,7 @@ use tonic::transport::Server;
 
 pub use ca::{Certificates, Entitled};
 pub use node::NodeReports;
+pub use signer::Signer;
 pub use tls::Identities;
 
 use crate::publish::Discovery;

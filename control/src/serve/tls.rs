@@ -21,6 +21,8 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{debug, warn};
 
+use super::Signer;
+
 /// Life of a server certificate; a new one is made at half of it.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,41 +35,49 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Control's own certificates.
 pub struct Identities {
-    authority: Arc<Authority>,
+    signer: Signer,
     names: Vec<String>,
     addresses: Vec<IpAddr>,
-    by_address: Mutex<HashMap<IpAddr, (Arc<ServerConfig>, Instant)>>,
+    by_address: Mutex<HashMap<IpAddr, Made>>,
+}
+
+/// A configuration, by whom its certificate was signed, and when it is made anew.
+struct Made {
+    config: Arc<ServerConfig>,
+    by: Arc<Authority>,
+    renew: Instant,
 }
 
 impl Identities {
     /// Certificates for `names` and `addresses`, besides the address each client has dialled.
-    pub fn new(authority: Arc<Authority>, names: Vec<String>, addresses: Vec<IpAddr>) -> Self {
-        Self { authority, names, addresses, by_address: Mutex::default() }
+    pub fn new(signer: Signer, names: Vec<String>, addresses: Vec<IpAddr>) -> Self {
+        Self { signer, names, addresses, by_address: Mutex::default() }
     }
 
     /// The configuration for a client that has reached us at `local`.
     fn config(&self, local: IpAddr) -> Result<Arc<ServerConfig>, String> {
         let local = local.to_canonical();
         let now = Instant::now();
+        let by = self.signer.current();
         let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((config, _)) = by_address.get(&local).filter(|(_, renew)| now < *renew) {
-            return Ok(config.clone());
+        let good = |made: &&Made| now < made.renew && Arc::ptr_eq(&made.by, &by);
+        if let Some(made) = by_address.get(&local).filter(good) {
+            return Ok(made.config.clone());
         }
-        let config = self.make(local)?;
+        let config = self.make(&by, local)?;
         if by_address.len() >= MAX_ADDRESSES {
             by_address.clear();
         }
-        by_address.insert(local, (config.clone(), now + LIFETIME / 2));
+        by_address.insert(local, Made { config: config.clone(), by, renew: now + LIFETIME / 2 });
         Ok(config)
     }
 
-    fn make(&self, local: IpAddr) -> Result<Arc<ServerConfig>, String> {
+    fn make(&self, authority: &Authority, local: IpAddr) -> Result<Arc<ServerConfig>, String> {
         let mut addresses = self.addresses.clone();
         if !addresses.contains(&local) {
             addresses.push(local);
         }
-        let made = self
-            .authority
+        let made = authority
             .server_certificate(&self.names, &addresses, LIFETIME)
             .map_err(|error: AuthorityError| error.to_string())?;
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(made.chain_pem.as_bytes())

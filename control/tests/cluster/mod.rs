@@ -241,6 +241,10 @@ impl State {
                 if !uid.is_null() && *uid != object["metadata"]["uid"] {
                     return refusal(409, "another uid");
                 }
+                let version = &body["metadata"]["resourceVersion"];
+                if !version.is_null() && *version != object["metadata"]["resourceVersion"] {
+                    return refusal(409, "the object has been modified");
+                }
                 merge(&mut object, &body);
                 json_answer(200, &self.put(&collection, key, object))
             }

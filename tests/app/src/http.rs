@@ -1,24 +1,27 @@
-//! A small HTTP/1.1 service, one of a shop: `GET /N` is answered with a first line and N bytes of a pattern.
-//! It keeps connections and refuses what it does not understand; it is no web server.
+//! A small web service, one of a shop: `GET /N` is answered with a first line and N bytes of a pattern. It speaks
+//! HTTP/1.1, HTTP/2 with prior knowledge, and gRPC on one port, keeps connections, refuses what it does not
+//! understand, and leaves as a well-behaved one does; it is no web server.
 
-use std::{io, rc::Rc};
+use std::{io, rc::Rc, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
     task::LocalSet,
 };
 
-use crate::{pattern::Pattern, serve};
+use crate::{pages, pattern::Pattern, serve};
 
 /// A header block of more is not ours.
 const MOST_HEADERS: u64 = 16 << 10;
 /// A page of more is not asked for.
-const MOST_BYTES: u64 = 16 << 20;
+pub(crate) const MOST_BYTES: u64 = 16 << 20;
 
-/// Serve pages over HTTP/1.1 until killed; prints `ready` once the port listens.
+/// Serve pages over HTTP/1.1, h2c and gRPC until SIGTERM; prints `ready` once the port listens.
 #[derive(Debug, Args)]
 pub(crate) struct Http {
     /// Where to serve.
@@ -27,6 +30,10 @@ pub(crate) struct Http {
     /// The first line of every page.
     #[arg(long, default_value = "a page")]
     page: String,
+    /// Seconds after SIGTERM in which connections are still taken, and each told to close after its next answer:
+    /// those who call learn a little later that this one has left.
+    #[arg(long, default_value_t = 0)]
+    linger: u64,
 }
 
 impl Http {
@@ -34,45 +41,91 @@ impl Http {
         let local = LocalSet::new();
         let listener =
             serve::listen(self.port, 1024).with_context(|| format!("listen on port {}", self.port))?;
+        let mut term = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
         let page: Rc<str> = format!("{}\n", self.page).into();
+        let (leave, leaving) = watch::channel(false);
         println!("ready");
-        local
-            .run_until(async move {
-                loop {
-                    match listener.accept().await {
-                        // A connection that fails is the client's to report.
-                        Ok((stream, _)) => drop(tokio::task::spawn_local(converse(stream, page.clone()))),
-                        Err(error) => {
-                            eprintln!("accept: {error}");
-                            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                        }
+        let accept = async {
+            loop {
+                match listener.accept().await {
+                    // A connection that fails is the client's to report.
+                    Ok((stream, _)) => {
+                        drop(tokio::task::spawn_local(converse(stream, page.clone(), leaving.clone())))
+                    }
+                    Err(error) => {
+                        eprintln!("accept: {error}");
+                        tokio::time::sleep(Duration::from_millis(10)).await;
                     }
                 }
+            }
+        };
+        let end = async {
+            term.recv().await;
+            leave.send_replace(true);
+            tokio::time::sleep(Duration::from_secs(self.linger)).await;
+        };
+        local
+            .run_until(async move {
+                tokio::select! {
+                    () = accept => {}
+                    () = end => {}
+                }
             })
-            .await
+            .await;
+        Ok(())
     }
 }
 
-/// Answers until the client has had enough.
-async fn converse(stream: TcpStream, page: Rc<str>) -> io::Result<()> {
+/// Answers until the client has had enough, or we leave.
+async fn converse(stream: TcpStream, page: Rc<str>, leaving: watch::Receiver<bool>) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let mut first = [0; 3];
+    if stream.peek(&mut first).await? == 3 && &first == b"PRI" {
+        return pages::serve(stream, page, leaving).await.map_err(io::Error::other);
+    }
     let mut stream = BufReader::new(stream);
     while let Some(request) = head(&mut stream).await? {
         let size = asked(&request).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, request))?;
-        let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", page.len() as u64 + size);
-        answer.push_str(&page);
-        let mut answer = answer.into_bytes();
-        let at = answer.len();
-        answer.resize(at + size as usize, 0);
-        Pattern::new(size).fill(0, &mut answer[at..]);
-        stream.write_all(&answer).await?;
+        let last = *leaving.borrow();
+        let close = if last { "connection: close\r\n" } else { "" };
+        let length = page.len() as u64 + size;
+        let head = format!("HTTP/1.1 200 OK\r\n{close}content-length: {length}\r\n\r\n");
+        stream.write_all(&[head.as_bytes(), &body(&page, size)].concat()).await?;
+        if last {
+            break;
+        }
     }
     stream.shutdown().await
 }
 
+/// The page's first line, and `size` bytes of the pattern.
+pub(crate) fn body(page: &str, size: u64) -> Vec<u8> {
+    let mut body = page.as_bytes().to_vec();
+    let at = body.len();
+    body.resize(at + size as usize, 0);
+    Pattern::new(size).fill(0, &mut body[at..]);
+    body
+}
+
+/// The first line of a page that has `size` bytes of the pattern after it.
+pub(crate) fn compare(body: &[u8], size: u64) -> io::Result<String> {
+    let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let at =
+        body.len().checked_sub(size as usize).ok_or_else(|| wrong("the page is too short".to_owned()))?;
+    let (page, bytes) = body.split_at(at);
+    if let Some(at) = Pattern::new(size).first_difference(0, bytes, &mut Vec::new()) {
+        return Err(wrong(format!("byte {at} is not as it was sent")));
+    }
+    Ok(String::from_utf8_lossy(page).trim_end().to_owned())
+}
+
 /// The bytes that `GET /N HTTP/1.1` asks for.
 fn asked(request: &str) -> Option<u64> {
-    let path = request.strip_prefix("GET /")?.split_once(' ')?.0;
+    size(request.strip_prefix("GET /")?.split_once(' ')?.0)
+}
+
+/// The bytes that a path asks for, without its slash.
+pub(crate) fn size(path: &str) -> Option<u64> {
     let size = if path.is_empty() { 0 } else { path.parse().ok()? };
     (size <= MOST_BYTES).then_some(size)
 }
@@ -93,8 +146,8 @@ async fn head(stream: &mut BufReader<TcpStream>) -> io::Result<Option<String>> {
     }
 }
 
-/// Asks for a page of `size` bytes after its first line, and compares it. The first line.
-pub(crate) async fn get(stream: &mut BufReader<TcpStream>, host: &str, size: u64) -> io::Result<String> {
+/// Asks for a page of `size` bytes after its first line, and compares it. Whether the connection may be used again.
+pub(crate) async fn get(stream: &mut BufReader<TcpStream>, host: &str, size: u64) -> io::Result<bool> {
     let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     let request = format!("GET /{size} HTTP/1.1\r\nhost: {host}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
@@ -113,11 +166,9 @@ pub(crate) async fn get(stream: &mut BufReader<TcpStream>, host: &str, size: u64
         .ok_or_else(|| wrong(format!("no fitting content-length in {head:?}")))?;
     let mut body = vec![0; length as usize];
     stream.read_exact(&mut body).await?;
-    let (page, bytes) = body.split_at((length - size) as usize);
-    if let Some(at) = Pattern::new(size).first_difference(0, bytes, &mut Vec::new()) {
-        return Err(wrong(format!("byte {at} is not as it was sent")));
-    }
-    Ok(String::from_utf8_lossy(page).trim_end().to_owned())
+    compare(&body, size)?;
+    let close = head.lines().any(|line| line.eq_ignore_ascii_case("connection: close"));
+    Ok(!close)
 }
 
 #[cfg(test)]

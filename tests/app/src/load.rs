@@ -1,4 +1,4 @@
-//! A steady load on HTTP services, by a client without retries: whatever fails, is late or differs is counted.
+//! A steady load on services, by a client without retries: whatever fails, is late or differs is counted.
 //!
 //! A line of JSON each second, and one with the totals at the end: on SIGTERM, or when the time is over.
 
@@ -14,16 +14,15 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use tokio::{
-    io::BufReader,
-    net::{TcpStream, lookup_host},
+    net::lookup_host,
     signal::unix::{SignalKind, signal},
     task::LocalSet,
     time::{MissedTickBehavior, interval, sleep},
 };
 
 use crate::{
-    http,
     outcome::{Failure, print_line, within},
+    protocol::{Open, Protocol},
 };
 
 /// How long names may be unknown at the start.
@@ -31,12 +30,15 @@ const RESOLVE: Duration = Duration::from_secs(60);
 /// Failures that are told in words, so that a broken run does not flood its log.
 const MOST_TOLD: u64 = 20;
 
-/// Load HTTP services steadily and without retries; a JSON line each second and the totals at the end.
+/// Load services steadily and without retries; a JSON line each second and the totals at the end.
 #[derive(Debug, Args)]
 pub(crate) struct Load {
     /// HOST:PORT of a service; may be repeated.
     #[arg(long, required = true)]
     to: Vec<String>,
+    /// What is spoken.
+    #[arg(long, value_enum, default_value = "http1")]
+    protocol: Protocol,
     /// Clients for each service: the even ones keep one connection for ever, the odd ones make many.
     #[arg(long, default_value_t = 4)]
     clients: u32,
@@ -46,7 +48,7 @@ pub(crate) struct Load {
     /// Requests on each connection of the clients that make many.
     #[arg(long, default_value_t = 5)]
     per_connection: u32,
-    /// Bytes of each page.
+    /// Bytes of each page or message.
     #[arg(long, default_value_t = 1000)]
     size: u64,
     /// Seconds in all; 0 for ever.
@@ -185,21 +187,27 @@ impl Client {
         sleep(gap * self.number / self.load.clients.max(1)).await;
         let mut ticks = interval(gap);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut open: Option<(BufReader<TcpStream>, u32)> = None;
+        let protocol = self.load.protocol;
+        let mut open: Option<(Open, u32)> = None;
         loop {
             ticks.tick().await;
-            let (mut stream, used) = match open.take() {
+            if let Some((kept, _)) = &open
+                && kept.is_over().await
+            {
+                open = None;
+            }
+            let (mut connection, used) = match open.take() {
                 Some(open) => open,
                 None => {
                     let start = Instant::now();
-                    let connected = within(patience, TcpStream::connect(self.address)).await;
+                    let connected = within(patience, protocol.open(self.address)).await;
                     let took = start.elapsed().as_millis() as u64;
                     let mut counts = counts.borrow_mut();
                     counts.connects += 1;
                     counts.slow_connects += u64::from(took > self.load.slow_connect);
                     counts.slowest_connect_ms = counts.slowest_connect_ms.max(took);
-                    match connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream)) {
-                        Ok(stream) => (BufReader::new(stream), 0),
+                    match connected {
+                        Ok(connection) => (connection, 0),
                         Err(error) => {
                             self.failed(&mut counts, "connect", &error);
                             continue;
@@ -208,22 +216,28 @@ impl Client {
                 }
             };
             let start = Instant::now();
-            let got = within(patience, http::get(&mut stream, &self.name, self.load.size)).await;
+            let exchange = protocol.exchange(&mut connection, &self.name, self.load.size, used == 0);
+            let got = within(patience, exchange).await;
             let mut counts = counts.borrow_mut();
             counts.requests += 1;
             counts.slowest_request_ms = counts.slowest_request_ms.max(start.elapsed().as_millis() as u64);
             match got {
-                Ok(_) if used + 1 < limit => open = Some((stream, used + 1)),
+                Ok(true) if used + 1 < limit => open = Some((connection, used + 1)),
                 Ok(_) => {}
-                Err(error) => self.failed(&mut counts, "request", &error),
+                // The first request on a connection that stood already is the mesh's to carry; a later one of a
+                // connection that is kept for ever may be cut off with it.
+                Err(error) => {
+                    let step = if used == 0 { "first request" } else { "request" };
+                    self.failed(&mut counts, step, &error);
+                }
             }
         }
     }
 
     fn failed(&self, counts: &mut Counts, step: &str, error: &std::io::Error) {
-        let kind = format!("{step}: {:?}", Failure::of(error)).to_lowercase();
+        let kept = if self.number.is_multiple_of(2) { "kept" } else { "new" };
+        let kind = format!("{kept}: {step}: {:?}", Failure::of(error)).to_lowercase();
         if counts.failed < MOST_TOLD {
-            let kept = if self.number.is_multiple_of(2) { "kept" } else { "new" };
             eprintln!("{} {step} on a {kept} connection: {error}", self.name);
         }
         counts.failed += 1;

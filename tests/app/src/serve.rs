@@ -11,7 +11,7 @@ use clap::Args;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     task::LocalSet,
 };
 
@@ -34,7 +34,8 @@ const BEHAVIOURS: [Behaviour; 8] = [
     Behaviour::Once,
 ];
 
-/// Serve every behaviour: echo on PORT, sink on PORT+1, source +2, banner +3, count +4, reset +5, peer +6, once +7.
+/// Serve every behaviour: echo on PORT, sink on PORT+1, source +2, banner +3, count +4, reset +5, peer +6, once +7;
+/// datagrams are echoed on PORT.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// The first port.
@@ -74,6 +75,9 @@ impl Serve {
             let listener = listen(port, self.backlog).with_context(|| format!("listen on port {port}"))?;
             local.spawn_local(accept(listener, behaviour));
         }
+        let datagrams =
+            datagrams(self.port).with_context(|| format!("take datagrams on port {}", self.port))?;
+        local.spawn_local(echo_datagrams(datagrams));
         println!("ready");
         local.await;
         Ok(())
@@ -82,13 +86,36 @@ impl Serve {
 
 /// Listens for IPv4 and IPv6 on one socket.
 pub(crate) fn listen(port: u16, backlog: i32) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+    let socket = bound(port, Type::STREAM, Protocol::TCP)?;
+    socket.listen(backlog)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn datagrams(port: u16) -> io::Result<UdpSocket> {
+    UdpSocket::from_std(bound(port, Type::DGRAM, Protocol::UDP)?.into())
+}
+
+fn bound(port: u16, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, kind, Some(protocol))?;
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
-    socket.listen(backlog)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
+}
+
+async fn echo_datagrams(socket: UdpSocket) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let echoed = match socket.recv_from(&mut buffer).await {
+            Ok((length, peer)) => socket.send_to(&buffer[..length], peer).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = echoed {
+            // Word of a client that is gone.
+            eprintln!("datagram: {error}");
+        }
+    }
 }
 
 async fn accept(listener: TcpListener, behaviour: Behaviour) {

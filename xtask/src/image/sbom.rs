@@ -15,12 +15,13 @@ struct Part {
     licence: String,
 }
 
-/// What a program is made of; the agent's includes the kernel programs that it carries.
+/// What a program is made of; the agent's includes the kernel programs and the CNI plugin that it carries.
 pub(super) fn of(root: &Path, program: &str, version: &str, target: &str) -> Result<Value> {
     let mut parts = parts(root, &["--package", program], target)?;
     if program == "agent" {
         let kernel = root.join("ebpf/kernel/Cargo.toml");
         parts.extend(self::parts(root, &["--manifest-path", &kernel.to_string_lossy()], target)?);
+        parts.extend(self::parts(root, &["--package", "cni"], target)?);
     }
     parts.retain(|part| part.name != program);
     Ok(document(program, version, &parts))

@@ -1,11 +1,12 @@
 //! What happens in the cluster, told and checked in order.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{
-    cluster::{Cluster, eventually},
+    cluster::{Cluster, SYSTEM, eventually},
+    leftovers,
     shop::{self, NAMESPACE, SECRET},
     wire,
 };
@@ -14,8 +15,6 @@ use crate::{
     image, shell,
 };
 
-/// Where the mesh is installed.
-const SYSTEM: &str = "culvert-system";
 /// From the label to the last pod measured.
 const CAPTURE_LIMIT: Duration = Duration::from_secs(5);
 /// From its removal to the last pod released: control waits for the peers, the agent for what is carried. The
@@ -55,12 +54,12 @@ impl Story<'_> {
         );
         stage.check("the shop is open", || {
             let image = image::name(image::TRAFFIC);
-            self.apply(&shop::manifests(&self.shop, &image))?;
+            self.cluster.apply(&shop::manifests(&self.shop, &image))?;
             let services = ["deployment/catalog", "deployment/cart", "deployment/checkout"];
             self.cluster.rolled_out(NAMESPACE, &services)?;
             // Ready is not yet reachable: kube-proxy is told a moment later.
             std::thread::sleep(Duration::from_secs(3));
-            self.apply(&shop::manifests(&self.customers, &image))?;
+            self.cluster.apply(&shop::manifests(&self.customers, &image))?;
             self.cluster.rolled_out(NAMESPACE, &["deployment/customers"])?;
             Ok(((), "8 pods on 2 nodes".to_owned()))
         })?;
@@ -183,7 +182,7 @@ impl Story<'_> {
         self.cluster.ask(&["--namespace", NAMESPACE, "scale", "deployment/customers", "--replicas=0"])?;
         stage.check("no pod has pins on any node", || {
             let ((), took) = eventually(RELEASE_LIMIT, "no pod pinned", || {
-                let pinned = self.on_nodes("ls /sys/fs/bpf/culvert/pods 2>/dev/null")?;
+                let pinned = leftovers::on_nodes(self.cluster, "ls /sys/fs/bpf/culvert/pods 2>/dev/null")?;
                 Ok(if pinned.is_empty() { Ok(()) } else { Err(pinned) })
             })?;
             Ok(((), format!("after {}", span(took))))
@@ -193,7 +192,7 @@ impl Story<'_> {
             let flags = ["uninstall", "culvert", "--namespace", SYSTEM, "--wait"];
             shell::output(&mut self.cluster.helm(&flags), "uninstall the chart")?;
             let gone = || {
-                let left = self.left()?;
+                let left = leftovers::of_ours(self.cluster)?;
                 Ok(if left.is_empty() { Ok(()) } else { Err(left) })
             };
             let ((), took) = eventually(Duration::from_secs(60), "nothing left", gone)?;
@@ -202,53 +201,15 @@ impl Story<'_> {
         self.same_services(stage, pods)
     }
 
-    /// What of ours is on the nodes and in the system's namespace.
-    fn left(&self) -> Result<String> {
-        let pods = self.cluster.items(&["pods", "--namespace", SYSTEM])?;
-        if !pods.is_empty() {
-            return Ok(format!("{} pods of {SYSTEM}", pods.len()));
-        }
-        // The rule's priority and table are ours alone; see ebpf/abi.
-        self.on_nodes(
-            "find /sys/fs/bpf/culvert /run/culvert /var/lib/culvert -mindepth 1 2>/dev/null; \
-             grep -l culvert -r /etc/cni 2>/dev/null; \
-             for p in $(pidof app); do nsenter --target $p --net ip rule; nsenter --target $p --net ip -6 rule; done \
-             | grep -v -e 'lookup local' -e 'lookup main' -e 'lookup default'",
-        )
-    }
-
-    /// What a script prints on all nodes together; its status does not count.
-    fn on_nodes(&self, script: &str) -> Result<String> {
-        let mut all = String::new();
-        for node in &self.cluster.nodes {
-            all.push_str(&self.cluster.on(node, &format!("{{ {script}; }} || true"))?);
-        }
-        Ok(all.trim().to_owned())
-    }
-
     fn label(&self, label: &str) -> Result<()> {
         self.cluster.ask(&["label", "--overwrite", "namespace", NAMESPACE, label]).map(drop)
     }
 
-    fn apply(&self, manifests: &str) -> Result<()> {
-        let mut kubectl = self.cluster.kubectl(&["apply", "--filename", "-"]);
-        let mut child =
-            kubectl.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().context("start kubectl")?;
-        let mut input = child.stdin.take().context("kubectl reads")?;
-        std::io::Write::write_all(&mut input, manifests.as_bytes()).context("tell kubectl")?;
-        drop(input);
-        let status = child.wait().context("wait for kubectl")?;
-        if !status.success() {
-            bail!("kubectl apply ended with {status}");
-        }
-        Ok(())
-    }
-
     /// Ends the customers' programs, whose pods stay, captured as they are; the kubelet starts them again.
     fn renew_customers(&self) -> Result<()> {
-        let pods = self.cluster.items(&["pods", "--namespace", NAMESPACE, "--selector=app=customers"])?;
+        let pods = shop::customers(self.cluster)?;
         let restarts = || -> Result<i64> {
-            let pods = self.cluster.items(&["pods", "--namespace", NAMESPACE, "--selector=app=customers"])?;
+            let pods = shop::customers(self.cluster)?;
             Ok(pods
                 .iter()
                 .filter_map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_i64())

@@ -11,12 +11,16 @@ use crate::{
 };
 
 mod chapters;
-mod cluster;
-mod shop;
-mod tools;
-mod wire;
+pub(crate) mod cluster;
+pub(crate) mod leftovers;
+pub(crate) mod shop;
+pub(crate) mod tools;
+pub(crate) mod wire;
 
 pub(crate) use tools::demand_helm;
+
+/// The cluster's name.
+const NAME: &str = "culvert";
 
 /// Which cluster, and how to end.
 #[derive(Debug, clap::Args)]
@@ -51,17 +55,23 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     shell::demand_root("the cluster")?;
     let tools = tools::Tools::find(root)?;
     if args.down {
-        return cluster::delete(&tools);
+        return cluster::delete(&tools, NAME);
     }
     let images = image::build(root, &image::Args { profile: args.profile, with_app: true })?;
     let names: Vec<String> = images.iter().map(|(name, _)| name.clone()).collect();
     let cleaner = tools.clone();
-    interrupt::watch("removing the cluster", move || cluster::delete(&cleaner))?;
+    interrupt::watch("removing the cluster", move || cluster::delete(&cleaner, NAME))?;
 
     let mut stage = Stage::open();
     stage.title("CULVERT ON KUBERNETES", "from an empty cluster to an empty cluster, under load");
     let made = stage.check("a cluster of three nodes, and the images on them", || {
-        let cluster = cluster::Cluster::create(root, tools.clone(), args.node_image.as_deref())?;
+        let recipe = cluster::Recipe {
+            name: NAME,
+            config: root.join("deploy/kind/cluster.yaml"),
+            image: args.node_image.as_deref(),
+            folder: root.join("target/kind"),
+        };
+        let cluster = cluster::Cluster::create(&tools, &recipe)?;
         cluster.load(&names)?;
         let sizes: Vec<String> =
             images.iter().map(|(name, bytes)| format!("{name} {:.0} MB", *bytes as f64 / 1e6)).collect();
@@ -87,7 +97,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         stage.show(&format!("export KUBECONFIG={}\nkubectl --namespace shop get pods", kubeconfig.display()));
         return Ok(());
     }
-    let removed = cluster::delete(&tools);
+    let removed = cluster::delete(&tools, NAME);
     played?;
     stage.curtain();
     removed

@@ -22,7 +22,8 @@ pub(crate) struct Counted {
     pub(crate) connects: u64,
     pub(crate) slow_connects: u64,
     pub(crate) slowest_connect_ms: u64,
-    failures: BTreeMap<String, u64>,
+    /// By connections kept or new, step and kind.
+    pub(crate) failures: BTreeMap<String, u64>,
     /// The customers' lines.
     pub(crate) seconds: usize,
 }
@@ -42,6 +43,22 @@ struct Line {
 }
 
 impl Counted {
+    /// What was counted since an earlier reading of the same customers. The slowest connect is that of all time.
+    pub(crate) fn since(mut self, before: &Self) -> Self {
+        self.requests = self.requests.saturating_sub(before.requests);
+        self.failed = self.failed.saturating_sub(before.failed);
+        self.connects = self.connects.saturating_sub(before.connects);
+        self.slow_connects = self.slow_connects.saturating_sub(before.slow_connects);
+        self.seconds = self.seconds.saturating_sub(before.seconds);
+        for (kind, count) in &before.failures {
+            if let Some(now) = self.failures.get_mut(kind) {
+                *now = now.saturating_sub(*count);
+            }
+        }
+        self.failures.retain(|_, count| *count > 0);
+        self
+    }
+
     /// Fails if a single request did.
     pub(crate) fn demand_flawless(&self) -> Result<String> {
         if self.failed > 0 || self.requests == 0 {
@@ -59,12 +76,20 @@ pub(crate) fn manifests(text: &str, image: &str) -> String {
     text.replace("CULVERT_APP", image).replace("CULVERT_SECRET", SECRET)
 }
 
+/// The customers' pods.
+pub(crate) fn customers(cluster: &Cluster) -> Result<Vec<Value>> {
+    let mut pods = cluster.items(&["pods", "--namespace", NAMESPACE, "--selector=role=customers"])?;
+    // Who leaves is gone before it can be asked.
+    pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    Ok(pods)
+}
+
 /// Reads every customer's log from its beginning.
 pub(crate) fn counted(cluster: &Cluster) -> Result<Counted> {
     let mut counted = Counted::default();
-    for pod in cluster.items(&["pods", "--namespace", NAMESPACE, "--selector=app=customers"])? {
+    for pod in customers(cluster)? {
         let name = pod["metadata"]["name"].as_str().context("a pod has a name")?;
-        let log = cluster.ask(&["--namespace", NAMESPACE, "logs", name])?;
+        let log = cluster.ask(&["--namespace", NAMESPACE, "logs", name, "--all-containers"])?;
         add(&mut counted, &log);
     }
     Ok(counted)

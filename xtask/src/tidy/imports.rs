@@ -10,6 +10,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("abi", &[]),
     // A program, and what the agent must agree on with it.
     ("cni", &[]),
+    // The command speaks with the API server and the programs' admin servers, and links none of them.
+    ("cli", &[]),
     // Libraries: the layers, lowest first.
     ("capture", &["abi"]),
     ("identity", &["mesh"]),

@@ -58,7 +58,8 @@ imagePullSecrets:
     name: culvert-ca-root-cert
 - name: token
   projected:
-    defaultMode: 0400
+    # 0400, as a number that every reader of YAML takes for the same.
+    defaultMode: 256
     sources:
       - serviceAccountToken:
           audience: istio-ca

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 /// Why a configuration is left alone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Malformed {
+pub enum Malformed {
     #[error("it is no JSON: {0}")]
     Json(String),
     #[error("{0}")]
@@ -16,7 +16,10 @@ pub(crate) enum Malformed {
 
 /// The text of a list of plugins with `entry` behind the others; `None` where it is there already. An entry that
 /// says something else is replaced.
-pub(crate) fn insert(list: &str, entry: &Value) -> Result<Option<String>, Malformed> {
+///
+/// # Errors
+/// If the text is no list of plugins as the CNI specification (1.1.0, section 1) has it.
+pub fn insert(list: &str, entry: &Value) -> Result<Option<String>, Malformed> {
     let mut list = parse(list)?;
     let plugins = plugins(&mut list)?;
     let first_is_ours = plugins.first().is_some_and(is_ours);
@@ -32,7 +35,10 @@ pub(crate) fn insert(list: &str, entry: &Value) -> Result<Option<String>, Malfor
 }
 
 /// The text of a list of plugins without our entry; `None` where there is none.
-pub(crate) fn remove(list: &str) -> Result<Option<String>, Malformed> {
+///
+/// # Errors
+/// As [`insert`].
+pub fn remove(list: &str) -> Result<Option<String>, Malformed> {
     let mut list = parse(list)?;
     let plugins = plugins(&mut list)?;
     let before = plugins.len();
@@ -40,8 +46,18 @@ pub(crate) fn remove(list: &str) -> Result<Option<String>, Malformed> {
     Ok((plugins.len() != before).then(|| text(list)))
 }
 
+/// What the plugins of a list are, in their order.
+pub(crate) fn types(list: &str) -> Result<Vec<String>, Malformed> {
+    let mut list = parse(list)?;
+    let types = plugins(&mut list)?.iter().filter_map(|plugin| plugin["type"].as_str());
+    Ok(types.map(str::to_owned).collect())
+}
+
 /// The text of a list with the one plugin of a configuration that is none.
-pub(crate) fn convert(single: &str) -> Result<String, Malformed> {
+///
+/// # Errors
+/// If the text is no configuration of a plugin.
+pub fn convert(single: &str) -> Result<String, Malformed> {
     let mut single = parse(single)?;
     if !single.get("type").is_some_and(Value::is_string) {
         return Err(Malformed::Shape("it has neither plugins nor a type"));
@@ -68,7 +84,7 @@ fn plugins(list: &mut Map<String, Value>) -> Result<&mut Vec<Value>, Malformed> 
         return Err(Malformed::Shape("it has no name"));
     }
     let version = list.get("cniVersion").and_then(Value::as_str).unwrap_or_default();
-    if !cni::config::VERSIONS.contains(&version) {
+    if !crate::config::VERSIONS.contains(&version) {
         return Err(Malformed::Version(version.to_owned()));
     }
     let plugins = list.get_mut("plugins").and_then(Value::as_array_mut);
@@ -80,7 +96,7 @@ fn plugins(list: &mut Map<String, Value>) -> Result<&mut Vec<Value>, Malformed> 
 }
 
 fn is_ours(plugin: &Value) -> bool {
-    plugin["type"] == cni::PLUGIN
+    plugin["type"] == crate::PLUGIN
 }
 
 fn text(list: Map<String, Value>) -> String {
@@ -106,7 +122,7 @@ mod tests {
         {"type":"cilium-cni","enable-debug":false,"log-file":"/var/run/cilium/cilium-cni.log"}]}"#;
 
     fn entry() -> Value {
-        json!({"type": cni::PLUGIN, "socket": "/run/culvert/cni.sock"})
+        json!({"type": crate::PLUGIN, "socket": "/run/culvert/cni.sock"})
     }
 
     fn value(text: &str) -> Value {
@@ -129,7 +145,7 @@ mod tests {
 
     #[test]
     fn an_entry_that_says_something_else_is_replaced_and_two_become_one() {
-        let old = json!({"type": cni::PLUGIN, "socket": "/old"});
+        let old = json!({"type": crate::PLUGIN, "socket": "/old"});
         let stale = insert(CILIUM, &old).expect("understood").expect("changed");
         let fresh = insert(&stale, &entry()).expect("understood").expect("changed");
         assert_eq!(value(&fresh)["plugins"][1], entry());

@@ -1,0 +1,132 @@
+//! What an install does and leaves alone, against an API server of our own.
+
+use serde_json::json;
+
+use super::*;
+use crate::cluster::Cluster;
+
+const AGENT: &str = "/apis/apps/v1/namespaces/mesh/daemonsets/agent";
+const BUDGET: &str = "/apis/policy/v1/namespaces/mesh/poddisruptionbudgets/control";
+const DEFINITION: &str =
+    "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/authorizationpolicies.security.istio.io";
+
+fn args(flags: &[&str]) -> Args {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+    <Line as clap::Parser>::parse_from([&["culvert"], flags].concat()).args
+}
+
+async fn run(cluster: &Cluster, flags: &[&str]) -> Result<(), String> {
+    let done = install(&cluster.api(), (1, 34), "mesh", &args(flags)).await;
+    done.map_err(|error| format!("{error:#}"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_install_makes_all_and_a_second_one_removes_what_is_not_wanted_any_more() {
+    let cluster = Cluster::new();
+    run(&cluster, &["--replicas=2"]).await.unwrap();
+    assert!(cluster.get("/api/v1/namespaces/mesh").is_some() && cluster.get(BUDGET).is_some());
+    // Of another make, and of another install of ours: neither is a concern.
+    let labels = json!({PART_OF: "culvert", MANAGED_BY: "Helm"});
+    cluster.put(
+        "/api/v1/namespaces/mesh/services/theirs",
+        json!({"metadata": {"name": "theirs", "namespace": "mesh", "labels": labels}}),
+    );
+    let labels = json!({PART_OF: "culvert", MANAGED_BY: MANAGER_LABEL});
+    let elsewhere = "/apis/rbac.authorization.k8s.io/v1/clusterroles/other-control";
+    cluster.put(elsewhere, json!({"metadata": {"name": "other-control", "labels": labels}}));
+    run(&cluster, &[]).await.unwrap();
+    assert_eq!(cluster.deleted(), [BUDGET]);
+    assert_eq!(
+        cluster.get("/apis/apps/v1/namespaces/mesh/deployments/control").unwrap()["spec"]["replicas"],
+        1
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_belongs_to_others_is_left_alone() {
+    let cluster = Cluster::new();
+    let theirs = json!({"kind": "CustomResourceDefinition", "metadata": {"name": "authorizationpolicies.security.istio.io"}, "spec": "theirs"});
+    cluster.put(DEFINITION, theirs);
+    run(&cluster, &[]).await.unwrap();
+    assert_eq!(cluster.get(DEFINITION).unwrap()["spec"], "theirs");
+
+    let mut agent = cluster.get(AGENT).unwrap();
+    agent["metadata"]["annotations"] = json!({RELEASE: "culvert", "meta.helm.sh/release-namespace": "mesh"});
+    cluster.put(AGENT, agent.clone());
+    let refused = run(&cluster, &[]).await.unwrap_err();
+    assert!(
+        refused.contains("helm upgrade culvert") && refused.contains("DaemonSet mesh/agent"),
+        "{refused}"
+    );
+    agent["metadata"] = json!({"name": "agent", "namespace": "mesh"});
+    cluster.put(AGENT, agent);
+    let refused = run(&cluster, &[]).await.unwrap_err();
+    assert!(refused.contains("not Culvert's"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_cannot_carry_it_is_left_as_it_was() {
+    let cluster = Cluster::new();
+    cluster.put(
+        "/api/v1/nodes/old",
+        json!({"metadata": {"name": "old"}, "status": {"nodeInfo":
+        {"kernelVersion": "5.15.0", "operatingSystem": "linux", "architecture": "amd64"}}}),
+    );
+    let refused = run(&cluster, &[]).await.unwrap_err();
+    assert!(refused.contains("--skip-check"), "{refused}");
+    assert!(cluster.get(AGENT).is_none() && cluster.get("/api/v1/namespaces/mesh").is_none());
+    run(&cluster, &["--skip-check"]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_of_an_app_holds_up_no_upgrade() {
+    let cluster = Cluster::new();
+    let shop = json!({"metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}}});
+    cluster.put("/api/v1/namespaces/shop", shop);
+    cluster.put(
+        "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies/p",
+        json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": {"ingress": [{"ports": [{"port": 80}]}]}}),
+    );
+    let report = check::before(&cluster.api(), "mesh").await.unwrap();
+    assert_eq!((report.problems(), report.obstacles()), (1, 0));
+    run(&cluster, &[]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_become_ready_is_named_with_the_reason() {
+    let cluster = Cluster::new();
+    run(&cluster, &["--no-wait"]).await.unwrap();
+    let mut agent = cluster.get(AGENT).unwrap();
+    agent["status"] = json!({"desiredNumberScheduled": 1, "updatedNumberScheduled": 1, "numberAvailable": 0});
+    cluster.put(AGENT, agent);
+    let labels = json!({PART_OF: "culvert", "app.kubernetes.io/name": "agent"});
+    cluster.put("/api/v1/namespaces/mesh/pods/agent-1", json!({"metadata": {"name": "agent-1", "namespace": "mesh", "labels": labels},
+        "spec": {"nodeName": "n1"}, "status": {"containerStatuses": [
+            {"name": "agent", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}}));
+    cluster
+        .put("/api/v1/namespaces/mesh/events/e", json!({"reason": "Failed", "message": "the event says so"}));
+    let late = rollout::wait(&cluster.api(), "mesh", Duration::from_secs(0)).await.unwrap_err().to_string();
+    for said in [
+        "DaemonSet agent: 0 of 1 ready",
+        "agent-1 on n1",
+        "ImagePullBackOff: no such image",
+        "the event says so",
+    ] {
+        assert!(late.contains(said), "{late}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_leaves_all_as_it_was() {
+    let cluster = Cluster::new();
+    run(&cluster, &[]).await.unwrap();
+    cluster.owned("/apis/apps/v1/namespaces/mesh/daemonsets/ztunnel");
+    let before = cluster.get(AGENT);
+    let refused = run(&cluster, &["--tag=next"]).await.unwrap_err();
+    assert!(refused.contains("DaemonSet mesh/ztunnel") && refused.contains("--force-conflicts"), "{refused}");
+    assert_eq!(cluster.get(AGENT), before);
+}

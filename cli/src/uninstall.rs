@@ -1,0 +1,377 @@
+//! `culvert uninstall`: takes everybody out first, then the programs, so that nothing is left on any node.
+//!
+//! The order matters. A pod that is captured when its node's programs go stays captured, and is cut off rather than
+//! sent in plaintext; and an agent clears its node only when it ends while no pod is captured there. So labels go
+//! first, pods are waited for, then the agents end while control and ztunnels still serve, then the rest.
+
+use std::{
+    collections::BTreeSet,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+use crate::{
+    api::{Api, Reach},
+    check::{AMBIENT, DATAPLANE_MODE},
+    install,
+    manifests::{self, MANAGED_BY},
+    object::{self, MANAGER_LABEL, text},
+    rollout,
+};
+
+const EVERY: Duration = Duration::from_millis(500);
+/// Written by control: for everybody, and for its replicas.
+pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
+pub(crate) const MARK: &str = "culvert.dev/redirection";
+/// More names than these are counted.
+const NAMED: usize = 10;
+
+/// How to leave.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Take the labels off all namespaces and pods first, and wait until no pod is captured
+    #[arg(long)]
+    release_all: bool,
+
+    /// Uninstall although pods are captured: they stay captured, and are cut off
+    #[arg(long, conflicts_with = "release_all")]
+    force: bool,
+
+    /// Also remove the certificate authority's Secret, the definitions with all their policies, and the namespace
+    /// if `culvert install` made it
+    #[arg(long)]
+    purge: bool,
+
+    /// How long to wait for the pods to be let go, and then for the programs to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    timeout: u64,
+}
+
+/// Who would be left behind.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Enrolled {
+    /// Namespaces with the label.
+    namespaces: Vec<String>,
+    /// Pods with a label of their own, as namespace and name.
+    labelled: Vec<(String, String)>,
+    /// Pods that are captured, or on their way out.
+    captured: Vec<String>,
+}
+
+impl Enrolled {
+    fn of(namespaces: &[Value], pods: &[Value]) -> Self {
+        let ambient = |object: &&Value| object::label(object, DATAPLANE_MODE) == Some(AMBIENT);
+        let living = |pod: &&Value| !matches!(text(&pod["status"]["phase"]), "Succeeded" | "Failed");
+        let place = |pod: &Value| (object::namespace(pod).to_owned(), object::name(pod).to_owned());
+        Self {
+            namespaces: namespaces.iter().filter(ambient).map(|one| object::name(one).to_owned()).collect(),
+            labelled: pods.iter().filter(ambient).map(place).collect(),
+            captured: pods
+                .iter()
+                .filter(living)
+                .filter(|pod| is_captured(pod))
+                .map(|pod| format!("{}/{}", object::namespace(pod), object::name(pod)))
+                .collect(),
+        }
+    }
+
+    async fn look(api: &Api) -> anyhow::Result<Self> {
+        let namespaces = api.list("/api/v1/namespaces", "").await?;
+        Ok(Self::of(&namespaces, &api.list("/api/v1/pods", "").await?))
+    }
+
+    fn is_nobody(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn text(&self) -> String {
+        let labelled: Vec<String> =
+            self.labelled.iter().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+        let mut lines = Vec::new();
+        for (what, names) in [
+            ("namespaces in the mesh", &self.namespaces),
+            ("pods with a label of their own", &labelled),
+            ("pods captured", &self.captured),
+        ] {
+            if !names.is_empty() {
+                lines.push(format!("  {what} ({}): {}", names.len(), some(names)));
+            }
+        }
+        lines.join("\n")
+    }
+}
+
+/// Whether a node holds the pod captured, as control has written on it.
+fn is_captured(pod: &Value) -> bool {
+    match object::annotation(pod, MARK) {
+        Some("none") => false,
+        Some(_) => true,
+        None => object::annotation(pod, REDIRECTION) == Some("enabled"),
+    }
+}
+
+fn some(names: &[String]) -> String {
+    let mut text = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > NAMED {
+        text.push_str(&format!(" and {} more", names.len() - NAMED));
+    }
+    text
+}
+
+/// Uninstalls.
+///
+/// # Errors
+/// What stands against it, with what to do.
+pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::Result<ExitCode> {
+    uninstall(&Api::connect(reach).await?, namespace, args).await
+}
+
+async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<ExitCode> {
+    let limit = Duration::from_secs(args.timeout);
+    let found = install::installed(api, namespace).await?;
+    refuse_helms(api, namespace, &found).await?;
+    let enrolled = Enrolled::look(api).await?;
+    if !enrolled.is_nobody() {
+        println!("In the mesh now:\n{}\n", enrolled.text());
+        if !args.release_all && !args.force {
+            bail!(
+                "nothing was uninstalled: a captured pod without the mesh's programs is cut off. Let all go first with \
+                 `culvert uninstall --release-all` (connections that are open go on), or take labels off yourself: \
+                 kubectl label namespace NAME {DATAPLANE_MODE}-"
+            );
+        }
+        if args.release_all {
+            release(api, &enrolled, limit).await?;
+        }
+    }
+    remove(api, namespace, &found, limit).await?;
+    if !args.force {
+        unmark(api).await?;
+    }
+    if args.purge {
+        purge(api, namespace).await?;
+    } else {
+        stays(api, namespace).await?;
+    }
+    if args.force && !enrolled.captured.is_empty() {
+        println!(
+            "\n{} pods stay captured and reach nobody. To undo that: `culvert install`, then leave with --release-all.",
+            enrolled.captured.len()
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("\nCulvert is gone.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes control's marks off the pods, now that nobody writes them any more.
+async fn unmark(api: &Api) -> anyhow::Result<()> {
+    let off = json!({"metadata": {"annotations": {MARK: null}}});
+    let marked = api.list("/api/v1/pods", "").await?;
+    let marked: Vec<&Value> =
+        marked.iter().filter(|pod| object::annotation(pod, MARK) == Some("none")).collect();
+    for pod in &marked {
+        let (namespace, name) = (object::namespace(pod), object::name(pod));
+        match api.patch(&format!("/api/v1/namespaces/{namespace}/pods/{name}"), &off).await {
+            Err(error) if error.is_absent() => {}
+            done => drop(done.with_context(|| format!("take the mark off pod {namespace}/{name}"))?),
+        }
+    }
+    if !marked.is_empty() {
+        println!("  mark off   {} pods that had been in the mesh", marked.len());
+    }
+    Ok(())
+}
+
+/// What helm manages is taken away by helm, which would miss it otherwise.
+async fn refuse_helms(api: &Api, namespace: &str, found: &[Value]) -> anyhow::Result<()> {
+    if !found.is_empty() {
+        return Ok(());
+    }
+    let control = format!("{}/control", object::collection("Deployment", namespace));
+    let there = api.find(&control).await?;
+    if let Some(release) =
+        there.as_ref().and_then(|control| object::annotation(control, "meta.helm.sh/release-name"))
+    {
+        bail!(
+            "this mesh belongs to the helm release {release}: take all labels off, see `culvert status`, then helm uninstall {release} --namespace {namespace}"
+        );
+    }
+    println!("Nothing of `culvert install` is in the namespace {namespace}.");
+    Ok(())
+}
+
+/// Takes the labels off, and waits until no pod is captured.
+async fn release(api: &Api, enrolled: &Enrolled, limit: Duration) -> anyhow::Result<()> {
+    let off = json!({"metadata": {"labels": {DATAPLANE_MODE: null}}});
+    for name in &enrolled.namespaces {
+        api.patch(&format!("/api/v1/namespaces/{name}"), &off)
+            .await
+            .with_context(|| format!("take the label off namespace {name}"))?;
+        println!("  label off  Namespace {name}");
+    }
+    for (namespace, name) in &enrolled.labelled {
+        match api.patch(&format!("/api/v1/namespaces/{namespace}/pods/{name}"), &off).await {
+            Err(error) if error.is_absent() => {}
+            done => drop(done.with_context(|| format!("take the label off pod {namespace}/{name}"))?),
+        }
+        println!("  label off  Pod {namespace}/{name}");
+    }
+    let start = Instant::now();
+    let mut told = usize::MAX;
+    loop {
+        let now = Enrolled::look(api).await?;
+        if !now.namespaces.is_empty() || !now.labelled.is_empty() {
+            bail!("somebody puts labels on again (a template, or a GitOps tool?):\n{}", now.text());
+        }
+        if now.captured.is_empty() {
+            println!("  let go     no pod is captured ({} s)", start.elapsed().as_secs());
+            return Ok(());
+        }
+        if now.captured.len() != told {
+            told = now.captured.len();
+            println!(
+                "  waiting    {told} pods are still captured: their open connections are served to their end"
+            );
+        }
+        if start.elapsed() > limit {
+            bail!(
+                "after {} s still captured: {}\n  Long connections hold them; wait longer with --timeout, or see `culvert status` for why",
+                limit.as_secs(),
+                some(&now.captured)
+            );
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Agents first: they clear their nodes while they are served.
+async fn remove(api: &Api, namespace: &str, found: &[Value], limit: Duration) -> anyhow::Result<()> {
+    let turn = |object: &Value| match object::name(object) {
+        "agent" if object["kind"] == "DaemonSet" => 0,
+        "ztunnel" if object["kind"] == "DaemonSet" => 1,
+        _ => 2,
+    };
+    for number in 0..3 {
+        // What was made last goes first.
+        let due: Vec<&Value> = found.iter().rev().filter(|object| turn(object) == number).collect();
+        for object in &due {
+            if api
+                .delete(&object::path(object))
+                .await
+                .with_context(|| format!("delete {}", object::named(object)))?
+            {
+                println!("  removed    {}", object::named(object));
+            }
+        }
+        if !due.is_empty() {
+            let waited: &[&str] = match number {
+                0 => &["agent"],
+                1 => &["ztunnel"],
+                _ => &["agent", "ztunnel", "control"],
+            };
+            ended(api, namespace, waited, limit).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn ended(api: &Api, namespace: &str, programs: &[&str], limit: Duration) -> anyhow::Result<()> {
+    let start = Instant::now();
+    loop {
+        let pods = rollout::pods(api, namespace).await?;
+        let left: BTreeSet<String> = pods
+            .iter()
+            .map(rollout::standing)
+            .filter(|one| programs.contains(&one.program.as_str()))
+            .map(|one| format!("{} on {}", one.program, one.node))
+            .collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if start.elapsed() > limit {
+            let left: Vec<String> = left.into_iter().collect();
+            bail!(
+                "after {} s these have not ended: {}; run it again when their nodes answer",
+                limit.as_secs(),
+                some(&left)
+            );
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// What an uninstall leaves, in control's namespace and beyond.
+const LEFT: [(&str, &str, &str); 3] = [
+    ("api/v1", "secrets", "culvert-ca"),
+    ("api/v1", "configmaps", "culvert-ca-root-cert"),
+    ("apis/coordination.k8s.io/v1", "leases", "culvert-control"),
+];
+
+fn definitions() -> anyhow::Result<Vec<Value>> {
+    let choices = <manifests::Line as clap::Parser>::parse_from(["culvert"]).choices;
+    let objects = manifests::objects(manifests::NAMESPACE, &choices, (1, 34))?;
+    Ok(objects.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect())
+}
+
+/// Says what is left, and why.
+async fn stays(api: &Api, namespace: &str) -> anyhow::Result<()> {
+    let (mut left, mut definitions_left) = (Vec::new(), Vec::new());
+    for (version, plural, name) in LEFT {
+        // Who may not read Secrets may uninstall all the same.
+        let found = api.find(&format!("/{version}/namespaces/{namespace}/{plural}/{name}")).await;
+        if found.is_ok_and(|found| found.is_some()) {
+            left.push(format!("{plural}/{name} in {namespace}"));
+        }
+    }
+    for definition in definitions()? {
+        if api.find(&object::path(&definition)).await?.is_some_and(|there| is_ours(&there)) {
+            definitions_left.push(object::name(&definition).to_owned());
+        }
+    }
+    if !left.is_empty() {
+        println!("\nStays, so that the next install has the same root:\n  {}", left.join("\n  "));
+    }
+    if !definitions_left.is_empty() {
+        println!("\nStays, because policies would go with them:\n  {}", definitions_left.join("\n  "));
+    }
+    if !left.is_empty() || !definitions_left.is_empty() {
+        println!("\n`culvert uninstall --purge` removes these, too.");
+    }
+    Ok(())
+}
+
+async fn purge(api: &Api, namespace: &str) -> anyhow::Result<()> {
+    for (version, plural, name) in LEFT {
+        if api.delete(&format!("/{version}/namespaces/{namespace}/{plural}/{name}")).await? {
+            println!("  removed    {plural}/{name}");
+        }
+    }
+    for definition in definitions()? {
+        let path = object::path(&definition);
+        let managed = api.find(&path).await?.is_some_and(|there| is_ours(&there));
+        if managed && api.delete(&path).await? {
+            println!("  removed    {}, and all objects of it", object::named(&definition));
+        }
+    }
+    let path = format!("/api/v1/namespaces/{namespace}");
+    let ours =
+        api.find(&path).await?.is_some_and(|there| object::label(&there, MANAGED_BY) == Some(MANAGER_LABEL));
+    if ours && api.delete(&path).await? {
+        println!("  removed    Namespace {namespace}");
+    }
+    Ok(())
+}
+
+/// Whether it was our apply that made a definition: Istio's own stay.
+fn is_ours(object: &Value) -> bool {
+    object::items(&object["metadata"]["managedFields"])
+        .iter()
+        .any(|fields| fields["manager"] == crate::api::MANAGER && fields["operation"] == "Apply")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Who is left behind, and in which order all goes, against an API server of our own.
+
+use super::*;
+use crate::cluster::Cluster;
+
+fn pod(namespace: &str, name: &str, labels: Value, annotations: Value) -> Value {
+    json!({"metadata": {"namespace": namespace, "name": name, "labels": labels, "annotations": annotations},
+           "status": {"phase": "Running"}})
+}
+
+#[test]
+fn who_is_left_behind_is_known_by_labels_and_marks() {
+    let namespaces = [
+        json!({"metadata": {"name": "shop", "labels": {DATAPLANE_MODE: AMBIENT}}}),
+        json!({"metadata": {"name": "other", "labels": {DATAPLANE_MODE: "none"}}}),
+    ];
+    let pods = [
+        pod("shop", "in", json!({}), json!({MARK: "measured", REDIRECTION: "enabled"})),
+        pod("shop", "leaving", json!({}), json!({MARK: "withdrawing"})),
+        pod("shop", "left", json!({}), json!({MARK: "none", REDIRECTION: "enabled"})),
+        pod("x", "alone", json!({DATAPLANE_MODE: AMBIENT}), json!({REDIRECTION: "enabled"})),
+    ];
+    let enrolled = Enrolled::of(&namespaces, &pods);
+    assert_eq!(enrolled.namespaces, ["shop"]);
+    assert_eq!(enrolled.labelled, [("x".to_owned(), "alone".to_owned())]);
+    assert_eq!(enrolled.captured, ["shop/in", "shop/leaving", "x/alone"]);
+    assert!(!enrolled.is_nobody() && enrolled.text().contains("shop/leaving"));
+    assert!(Enrolled::of(&namespaces[1..], &pods[2..3]).is_nobody());
+}
+
+#[test]
+fn definitions_of_others_are_no_concern_of_ours() {
+    let of =
+        |manager: &str| json!({"metadata": {"managedFields": [{"manager": manager, "operation": "Apply"}]}});
+    assert!(is_ours(&of("culvert")) && !is_ours(&of("helm")));
+    assert_eq!(definitions().unwrap().len(), 4);
+}
+
+fn args(flags: &[&str]) -> Args {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+    <Line as clap::Parser>::parse_from([&["culvert"], flags].concat()).args
+}
+
+/// A mesh with one pod in it, which control lets go when the label is gone.
+async fn cluster() -> Cluster {
+    let cluster = Cluster::new();
+    let api = cluster.api();
+    let choices = <manifests::Line as clap::Parser>::parse_from(["culvert"]).choices;
+    for object in manifests::objects("mesh", &choices, (1, 34)).unwrap() {
+        api.apply(&object, false).await.unwrap();
+    }
+    let shop =
+        json!({"kind": "Namespace", "metadata": {"name": "shop", "labels": {DATAPLANE_MODE: AMBIENT}}});
+    cluster.put("/api/v1/namespaces/shop", shop);
+    cluster.put("/api/v1/namespaces/shop/pods/web", pod("shop", "web", json!({}), json!({MARK: "measured"})));
+    cluster.put("/api/v1/namespaces/mesh/secrets/culvert-ca", json!({"metadata": {"name": "culvert-ca"}}));
+    cluster
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_left_behind_unasked() {
+    let cluster = cluster().await;
+    let before = cluster.paths();
+    let refused = uninstall(&cluster.api(), "mesh", &args(&[])).await.unwrap_err().to_string();
+    assert!(refused.contains("--release-all"), "{refused}");
+    assert_eq!(cluster.paths(), before);
+    // A pod that is not let go holds everything up.
+    let late = uninstall(&cluster.api(), "mesh", &args(&["--release-all", "--timeout=3"])).await.unwrap_err();
+    assert!(late.to_string().contains("still captured: shop/web"), "{late}");
+    assert!(cluster.get("/apis/apps/v1/namespaces/mesh/daemonsets/agent").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_are_let_go_and_the_agents_end_first() {
+    let cluster = cluster().await;
+    let lets_go = cluster.clone();
+    tokio::spawn(async move {
+        loop {
+            let shop = lets_go.get("/api/v1/namespaces/shop").unwrap();
+            if object::label(&shop, DATAPLANE_MODE).is_none() {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                assert!(lets_go.get("/apis/apps/v1/namespaces/mesh/daemonsets/agent").is_some());
+                lets_go.put(
+                    "/api/v1/namespaces/shop/pods/web",
+                    pod("shop", "web", json!({}), json!({MARK: "none"})),
+                );
+                return;
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    });
+    uninstall(&cluster.api(), "mesh", &args(&["--release-all"])).await.unwrap();
+    let deleted = cluster.deleted();
+    let at = |name: &str| deleted.iter().position(|path| path.ends_with(name)).expect(name);
+    assert!(
+        at("daemonsets/agent") < at("daemonsets/ztunnel")
+            && at("daemonsets/ztunnel") < at("deployments/control")
+    );
+    let web = cluster.get("/api/v1/namespaces/shop/pods/web").unwrap();
+    assert_eq!(object::annotation(&web, MARK), None);
+    let left: Vec<String> = cluster.paths().into_iter().filter(|path| !path.contains("shop")).collect();
+    let of_ours =
+        |path: &&String| path.contains("customresourcedefinitions") || path.ends_with("secrets/culvert-ca");
+    assert_eq!(left.iter().filter(of_ours).count(), 5);
+    assert_eq!(left.len(), 5, "{left:?}");
+    uninstall(&cluster.api(), "mesh", &args(&["--purge"])).await.unwrap();
+    let left: Vec<String> = cluster.paths().into_iter().filter(|path| !path.contains("shop")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -1,0 +1,80 @@
+//! The shop leaves the mesh, and the mesh the cluster.
+
+use std::{thread::sleep, time::Duration};
+
+use anyhow::{Context, Result};
+
+use super::joining::enough;
+use crate::{
+    demo::stage::span,
+    e2e::{Case, world::World},
+    kind::{
+        cluster::{SYSTEM, eventually},
+        leftovers, shop,
+        shop::NAMESPACE,
+    },
+    shell,
+};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "unlabel",
+        holds: "the label goes, every pod is released, and no request fails",
+        long: false,
+        ground: false,
+        on_nodes: false,
+        run: unlabel,
+    },
+    Case {
+        name: "uninstall",
+        holds: "the mesh is uninstalled under load: nothing of it is left, and no request fails",
+        long: false,
+        ground: false,
+        on_nodes: true,
+        run: uninstall,
+    },
+];
+
+fn unlabel(world: &World<'_>) -> Result<String> {
+    let (took, told) = world.flawless(|| {
+        world.label("istio.io/dataplane-mode-")?;
+        let released = || {
+            let (captured, _) = world.shop()?;
+            Ok(if captured == 0 { Ok(()) } else { Err(format!("{captured} captured")) })
+        };
+        let ((), took) = eventually(Duration::from_secs(20), "every pod released", released)?;
+        sleep(Duration::from_secs(3));
+        Ok(took)
+    })?;
+    Ok(format!("the last one after {}; {told}", span(took)))
+}
+
+fn uninstall(world: &World<'_>) -> Result<String> {
+    world.cluster.ask(&["label", "namespace", "--all", "istio.io/dataplane-mode-"])?;
+    // Connections that never end were captured, and are carried for ever: their owners begin anew.
+    for who in ["deployment/customers", "deployment/linguists"] {
+        world.ask(NAMESPACE, &["rollout", "restart", who])?;
+    }
+    world.cluster.rolled_out(NAMESPACE, &["deployment/customers", "deployment/linguists"])?;
+    let pinned = || {
+        let pinned = leftovers::on_nodes(world.cluster, "ls /sys/fs/bpf/culvert/pods 2>/dev/null")?;
+        Ok(if pinned.is_empty() { Ok(()) } else { Err(pinned) })
+    };
+    eventually(Duration::from_secs(60), "no pod pinned", pinned)?;
+    enough(world.cluster)?;
+    let (took, told) = world.flawless(|| {
+        let flags = ["uninstall", "culvert", "--namespace", SYSTEM, "--wait"];
+        shell::output(&mut world.cluster.helm(&flags), "uninstall the chart")?;
+        let gone = || {
+            let left = leftovers::of_ours(world.cluster)?;
+            Ok(if left.is_empty() { Ok(()) } else { Err(left) })
+        };
+        eventually(Duration::from_secs(60), "nothing left", gone).map(|((), took)| took)
+    })?;
+    shop::counted(world.cluster)?.demand_flawless().context("since the customers came again")?;
+    Ok(format!(
+        "nothing left on {} nodes, {} after helm was done; {told}",
+        world.cluster.nodes.len(),
+        span(took)
+    ))
+}

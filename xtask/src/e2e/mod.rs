@@ -1,0 +1,240 @@
+//! `cargo xtask e2e`: the mesh on a real Kubernetes, case by case, under a load whose clients never try twice.
+//!
+//! One cluster, one shop under steady load, and one case after the other; a case that fails does not stop those after
+//! it, but what it leaves to be read is kept under `target/e2e`.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    demo::{
+        interrupt,
+        stage::{Stage, span},
+    },
+    image,
+    kind::{
+        cluster::{self, Cluster, Recipe},
+        tools::Tools,
+    },
+    shell,
+};
+
+mod cases;
+mod world;
+
+use world::World;
+
+/// Which cluster, which cases.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The long cases, too: an API server that is away, nodes that reboot, a cluster of two families, an upgrade.
+    #[arg(long)]
+    full: bool,
+    /// Only cases with this in their name; may be repeated. What they build upon is done all the same.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// Name the cases, and end.
+    #[arg(long)]
+    list: bool,
+    /// Name of the cluster that is made, and removed at the end.
+    #[arg(long, default_value = "culvert-e2e", value_name = "NAME")]
+    name: String,
+    /// Image of the nodes, where kind's own cannot be pulled.
+    #[arg(long, value_name = "IMAGE", env = "CULVERT_NODE_IMAGE")]
+    node_image: Option<String>,
+    /// Leave the cluster running if a case fails.
+    #[arg(long)]
+    keep_on_failure: bool,
+    /// A cluster that is there instead, which must have the images and not the mesh. What needs a shell on its nodes
+    /// is told as not run, unless they are containers of this machine's docker.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// How to compile what runs in the cluster.
+    #[arg(long, value_enum, default_value = "dev")]
+    profile: image::Profile,
+}
+
+/// What is tried, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    /// What has to hold, as a sentence of the report.
+    pub(crate) holds: &'static str,
+    /// Only with `--full`.
+    pub(crate) long: bool,
+    /// Later cases build upon it: it is always run, and nothing is tried after it failed.
+    pub(crate) ground: bool,
+    /// It reads or changes the nodes themselves.
+    pub(crate) on_nodes: bool,
+    pub(crate) run: fn(&World<'_>) -> Result<String>,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Held,
+    Failed(String),
+    NotRun(&'static str),
+}
+
+/// Builds, makes the cluster, tries every case, and removes the cluster.
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    let cases: Vec<Case> = cases::all().into_iter().filter(|case| args.wants(case)).collect();
+    if args.list {
+        for case in cases {
+            println!("{:<22} {}", case.name, case.holds);
+        }
+        return Ok(());
+    }
+    if !args.only.is_empty() && cases.iter().all(|case| case.ground) {
+        bail!("no case is named so: `cargo xtask e2e --list --full` names them all");
+    }
+    shell::demand_root("the cluster")?;
+    let tools = Tools::find(root)?;
+    let began = Instant::now();
+    let folder = root.join("target/e2e");
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let images = image::build(root, &image::Args { profile: args.profile, with_app: true })?;
+    let names: Vec<String> = images.into_iter().map(|(name, _)| name).collect();
+    println!("images built in {}", span(began.elapsed()));
+
+    let begin = Instant::now();
+    let cluster = match &args.kubeconfig {
+        Some(kubeconfig) => Cluster::existing(&tools, kubeconfig)?,
+        None => {
+            let (cleaner, name) = (tools.clone(), args.name.clone());
+            interrupt::watch("removing the cluster", move || cluster::delete(&cleaner, &name))?;
+            let recipe = Recipe {
+                name: &args.name,
+                config: root.join("deploy/kind/cluster.yaml"),
+                image: args.node_image.as_deref(),
+                folder: folder.clone(),
+            };
+            let cluster = Cluster::create(&tools, &recipe)?;
+            cluster.load(&names)?;
+            cluster
+        }
+    };
+    println!("{} nodes, ready in {}\n", cluster.nodes.len(), span(begin.elapsed()));
+    let world = World::new(root, &cluster, args.node_image.as_deref(), names);
+    let tried = try_all(&world, &cases, &folder);
+    let failed = report(&tried, began.elapsed());
+    if args.kubeconfig.is_none() {
+        if failed > 0 && args.keep_on_failure {
+            println!("the cluster is left running: kind delete cluster --name {}", args.name);
+        } else {
+            cluster::delete(&tools, &args.name)?;
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} cases failed; what all parties said is in {}", tried.len(), folder.display());
+    }
+    Ok(())
+}
+
+impl Args {
+    fn wants(&self, case: &Case) -> bool {
+        let named = self.only.is_empty() || self.only.iter().any(|only| case.name.contains(only));
+        case.ground || named && (self.full || !case.long || !self.only.is_empty())
+    }
+}
+
+fn try_all(world: &World<'_>, cases: &[Case], folder: &Path) -> Vec<(Case, Outcome, Duration)> {
+    let mut tried: Vec<(Case, Outcome, Duration)> = Vec::new();
+    let has_shell = world.has_shell();
+    for case in cases {
+        let baseless =
+            tried.iter().any(|(case, outcome, _)| case.ground && matches!(outcome, Outcome::Failed(_)));
+        let begin = Instant::now();
+        let outcome = if baseless {
+            Outcome::NotRun("what it builds upon failed")
+        } else if case.on_nodes && !has_shell {
+            Outcome::NotRun("this machine has no shell on the cluster's nodes")
+        } else {
+            match (case.run)(world) {
+                Ok(evidence) => {
+                    println!("✓ {:<22} {:>7}  {}", case.name, span(begin.elapsed()), case.holds);
+                    for line in evidence.lines() {
+                        println!("{:34}{line}", "");
+                    }
+                    Outcome::Held
+                }
+                Err(error) => {
+                    interrupt::give_way();
+                    let words = format!("{error:#}");
+                    println!("✗ {:<22} {:>7}  {}", case.name, span(begin.elapsed()), case.holds);
+                    println!("{:34}{words}", "");
+                    let log = folder.join(format!("{}.log", case.name));
+                    let text = format!("{words}\n\n{}", world.cluster.everything());
+                    if let Err(error) = fs::write(&log, text) {
+                        println!("{}: {error}", log.display());
+                    }
+                    Outcome::Failed(words)
+                }
+            }
+        };
+        if let Outcome::NotRun(why) = outcome {
+            println!("- {:<22} NOT RUN  {why}", case.name);
+        }
+        tried.push((*case, outcome, begin.elapsed()));
+    }
+    tried
+}
+
+/// The closing lines; how many failed.
+fn report(tried: &[(Case, Outcome, Duration)], took: Duration) -> usize {
+    let count = |is: fn(&Outcome) -> bool| tried.iter().filter(|(_, outcome, _)| is(outcome)).count();
+    let held = count(|outcome| matches!(outcome, Outcome::Held));
+    let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
+    let not_run = count(|outcome| matches!(outcome, Outcome::NotRun(_)));
+    let mut text = format!("\ne2e: {held} held, {failed} failed, {not_run} not run, in {}\n", span(took));
+    for (case, outcome, _) in tried {
+        match outcome {
+            Outcome::Held => {}
+            Outcome::Failed(why) => _ = writeln!(text, "  FAILED   {}: {why}", case.name),
+            Outcome::NotRun(why) => _ = writeln!(text, "  NOT RUN  {}: {why}", case.name),
+        }
+    }
+    print!("{text}");
+    failed
+}
+
+/// Fails with a reason unless `fine`.
+pub(crate) fn demand(fine: bool, reason: impl FnOnce() -> String) -> Result<()> {
+    Stage::demand(fine, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn chosen(flags: &[&str]) -> Vec<&'static str> {
+        let args = <Only as clap::Parser>::parse_from([&["e2e"], flags].concat()).args;
+        cases::all().into_iter().filter(|case| args.wants(case)).map(|case| case.name).collect()
+    }
+
+    #[test]
+    fn cases_are_chosen_by_name_and_length() {
+        let all = cases::all();
+        let names: BTreeSet<&str> = all.iter().map(|case| case.name).collect();
+        assert_eq!(names.len(), all.len(), "a name twice");
+        assert!(chosen(&[]).len() < chosen(&["--full"]).len());
+        assert_eq!(chosen(&["--full"]).len(), all.len());
+        let grounds = all.iter().filter(|case| case.ground).count();
+        assert_eq!(chosen(&["--only=conflist"]).len(), grounds + 1);
+        assert!(chosen(&["--only=no such"]).len() == grounds);
+    }
+}
