@@ -83,6 +83,11 @@ impl ApiError {
         self.code() == Some(404)
     }
 
+    /// The caller may not (403).
+    pub(crate) fn is_forbidden(&self) -> bool {
+        self.code() == Some(403)
+    }
+
     /// Somebody else owns what was to be written (409).
     pub(crate) fn is_conflict(&self) -> bool {
         self.code() == Some(409)

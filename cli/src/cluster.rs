@@ -25,6 +25,8 @@ struct State {
     deleted: Vec<String>,
     /// Somebody else has set fields of these.
     owned: BTreeSet<String>,
+    /// Nobody may ask for these.
+    forbidden: BTreeSet<String>,
     version: u64,
 }
 
@@ -59,6 +61,10 @@ impl Cluster {
         self.lock().owned.insert(path.to_owned());
     }
 
+    pub(crate) fn forbid(&self, path: &str) {
+        self.lock().forbidden.insert(path.to_owned());
+    }
+
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
         self.lock().objects.get(path).cloned()
     }
@@ -86,6 +92,12 @@ impl State {
         }
         if path.ends_with("selfsubjectaccessreviews") {
             return (201, json!({"status": {"allowed": true}}));
+        }
+        if self.forbidden.contains(path) {
+            return (
+                403,
+                json!({"kind": "Status", "status": "Failure", "code": 403, "message": "forbidden"}),
+            );
         }
         match *method {
             Method::GET => match self.objects.get(path) {

@@ -47,7 +47,7 @@ pub fn remove(list: &str) -> Result<Option<String>, Malformed> {
 }
 
 /// What the plugins of a list are, in their order.
-pub(crate) fn types(list: &str) -> Result<Vec<String>, Malformed> {
+pub fn types(list: &str) -> Result<Vec<String>, Malformed> {
     let mut list = parse(list)?;
     let types = plugins(&mut list)?.iter().filter_map(|plugin| plugin["type"].as_str());
     Ok(types.map(str::to_owned).collect())

@@ -34,12 +34,17 @@ pub(super) fn kubernetes(facts: &Facts) -> Vec<Finding> {
 }
 
 pub(super) fn rights(facts: &Facts) -> Vec<Finding> {
-    if facts.refused.is_empty() {
+    let mut findings = Vec::new();
+    if !facts.unseen.is_empty() {
+        let seen =
+            format!("you may not list {}: what is judged by them was not judged", facts.unseen.join(", "));
+        findings.push(Finding::warning("rights", "", seen, "use a context that may (--context)"));
+    }
+    if facts.refused.is_empty() && findings.is_empty() {
         return vec![Finding::ok("rights", "you may install the mesh and ask its programs")];
     }
     let (asking, installing): (Vec<_>, Vec<_>) =
         facts.refused.iter().partition(|one| one.ends_with("portforward"));
-    let mut findings = Vec::new();
     if !installing.is_empty() {
         let all: Vec<&str> = installing.iter().map(|one| one.as_str()).collect();
         let seen = format!("you may not {} in {}", all.join(", "), facts.namespace);

@@ -18,6 +18,8 @@ pub(crate) struct Facts {
     pub(crate) version: Value,
     /// What the caller may not do, of that which an install takes.
     pub(crate) refused: Vec<String>,
+    /// What the caller may not list: what is judged by it was not judged.
+    pub(crate) unseen: Vec<String>,
     pub(crate) nodes: Vec<Value>,
     pub(crate) namespaces: Vec<Value>,
     pub(crate) pods: Vec<Value>,
@@ -62,11 +64,23 @@ impl Facts {
             "/apis/security.istio.io/v1/authorizationpolicies",
             "/apis/security.istio.io/v1/peerauthentications",
         ];
-        let mut lists = try_join_all(paths.map(|path| api.list(path, ""))).await?.into_iter();
+        let lists = try_join_all(paths.map(|path| async move {
+            match api.list(path, "").await {
+                Err(error) if error.is_forbidden() => Ok(None),
+                listed => listed.map(Some),
+            }
+        }));
+        let lists = lists.await?;
+        let unseen = paths.iter().zip(&lists).filter(|(_, list)| list.is_none());
+        let unseen = unseen.filter_map(|(path, _)| path.rsplit('/').next()).map(str::to_owned).collect();
+        let mut lists = lists.into_iter().map(Option::unwrap_or_default);
         let mut next = || lists.next().unwrap_or_default();
         let (nodes, namespaces, pods, daemonsets, deployments) = (next(), next(), next(), next(), next());
         let (network_policies, felix, authorization, peer_authentication) = (next(), next(), next(), next());
-        let cilium = api.find("/api/v1/namespaces/kube-system/configmaps/cilium-config").await?;
+        let cilium = match api.find("/api/v1/namespaces/kube-system/configmaps/cilium-config").await {
+            Err(error) if error.is_forbidden() => None,
+            found => found?,
+        };
         let roots = format!("/api/v1/namespaces/{namespace}/configmaps/culvert-ca-root-cert");
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let now = now.map_or(0, |since| since.as_secs() as i64) + ahead.unwrap_or(0);
@@ -74,6 +88,7 @@ impl Facts {
             namespace: namespace.to_owned(),
             version: said.value,
             refused: refused(api, namespace).await,
+            unseen,
             nodes,
             namespaces,
             pods,

@@ -66,6 +66,8 @@ fn missing_rights_are_named() {
     };
     assert!(wrong(&before::rights(&with(&[]))).is_empty());
     one(&before::rights(&with(&["patch clusterroles"])), Level::Problem, "patch clusterroles");
+    let unseen = Facts { unseen: vec!["nodes".to_owned()], ..facts() };
+    one(&before::rights(&unseen), Level::Warning, "may not list nodes");
     one(&before::rights(&with(&["create pods/portforward"])), Level::Warning, "forward ports");
 }
 

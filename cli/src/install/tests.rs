@@ -130,3 +130,11 @@ async fn a_conflict_leaves_all_as_it_was() {
     assert!(refused.contains("DaemonSet mesh/ztunnel") && refused.contains("--force-conflicts"), "{refused}");
     assert_eq!(cluster.get(AGENT), before);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_see_all_is_told_what_was_not_judged() {
+    let cluster = Cluster::new();
+    cluster.forbid("/api/v1/nodes");
+    let report = check::before(&cluster.api(), "mesh").await.unwrap();
+    assert!(report.findings.iter().any(|one| one.seen.contains("may not list nodes")), "{report:#?}");
+}

@@ -19,6 +19,7 @@ use crate::{
     },
     image,
     kind::{
+        self,
         cluster::{self, Cluster, Recipe},
         tools::Tools,
     },
@@ -99,6 +100,13 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let began = Instant::now();
     let folder = root.join("target/e2e");
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    // What earlier runs left would be taken for this one's.
+    for log in fs::read_dir(&folder).context("look at earlier logs")?.flatten() {
+        if log.path().extension().is_some_and(|extension| extension == "log") {
+            fs::remove_file(log.path()).with_context(|| format!("remove {}", log.path().display()))?;
+        }
+    }
+    let culvert = kind::build_culvert(root)?;
     let images = image::build(root, &image::Args { profile: args.profile, with_app: true })?;
     let names: Vec<String> = images.into_iter().map(|(name, _)| name).collect();
     println!("images built in {}", span(began.elapsed()));
@@ -121,7 +129,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         }
     };
     println!("{} nodes, ready in {}\n", cluster.nodes.len(), span(begin.elapsed()));
-    let world = World::new(root, &cluster, args.node_image.as_deref(), names);
+    let world =
+        World { root, cluster: &cluster, culvert, node_image: args.node_image.as_deref(), images: names };
     let tried = try_all(&world, &cases, &folder);
     let failed = report(&tried, began.elapsed());
     if args.kubeconfig.is_none() {

@@ -30,22 +30,15 @@ const CAPTURED: &str = "/metadata/annotations/ambient.istio.io~1redirection";
 pub(crate) struct World<'a> {
     pub(crate) root: &'a Path,
     pub(crate) cluster: &'a Cluster,
+    /// The program.
+    pub(crate) culvert: PathBuf,
     /// Image of nodes, for cases that make clusters of their own.
     pub(crate) node_image: Option<&'a str>,
     /// All images, for the same.
     pub(crate) images: Vec<String>,
 }
 
-impl<'a> World<'a> {
-    pub(crate) fn new(
-        root: &'a Path,
-        cluster: &'a Cluster,
-        node_image: Option<&'a str>,
-        images: Vec<String>,
-    ) -> Self {
-        Self { root, cluster, node_image, images }
-    }
-
+impl World<'_> {
     /// Whether commands can be run on the nodes.
     pub(crate) fn has_shell(&self) -> bool {
         self.cluster.nodes.first().is_some_and(|node| self.cluster.on(node, "true").is_ok())

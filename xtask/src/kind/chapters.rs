@@ -28,6 +28,8 @@ const WATCH: Duration = Duration::from_secs(6);
 pub(crate) struct Story<'a> {
     pub(crate) cluster: &'a Cluster,
     pub(crate) chart: PathBuf,
+    /// The program.
+    pub(crate) culvert: PathBuf,
     /// The shop's manifests, and those of its customers.
     pub(crate) shop: String,
     pub(crate) customers: String,
@@ -111,6 +113,10 @@ impl Story<'_> {
             Ok((took, format!("the last one after {}", span(took))))
         })?;
         stage.fact("from the label to all pods captured", span(took));
+        stage.show(&format!("culvert status {NAMESPACE}"));
+        let mut status = self.cluster.culvert(&self.culvert, &["status", NAMESPACE]);
+        let status = shell::output(&mut status, "culvert status")?;
+        stage.picture(&status.lines().map(str::to_owned).collect::<Vec<_>>());
         std::thread::sleep(WATCH);
         self.flawless(stage, "no request failed, on connections from before and on new ones")?;
         self.same(stage, pods)?;

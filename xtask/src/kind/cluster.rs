@@ -98,6 +98,13 @@ impl Cluster {
         helm
     }
 
+    /// Our own command on this cluster.
+    pub(crate) fn culvert(&self, program: &Path, args: &[&str]) -> Command {
+        let mut culvert = Command::new(program);
+        culvert.arg("--kubeconfig").arg(&self.kubeconfig).args(args);
+        culvert
+    }
+
     /// What kubectl prints.
     pub(crate) fn ask(&self, args: &[&str]) -> Result<String> {
         shell::output(&mut self.kubectl(args), &format!("kubectl {}", args.join(" ")))

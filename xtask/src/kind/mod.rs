@@ -1,7 +1,11 @@
 //! `cargo xtask kind`: the mesh in a real cluster of three nodes, from an empty one to an empty one, every step
 //! checked, under a load whose clients never try twice.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
@@ -50,6 +54,12 @@ pub(crate) fn lint_chart(root: &Path) -> Result<()> {
     shell::output(&mut template, "fill in the chart").map(drop)
 }
 
+/// Builds the command `culvert`; where it is then.
+pub(crate) fn build_culvert(root: &Path) -> Result<PathBuf> {
+    shell::run(shell::cargo(root).args(["build", "--quiet", "--package", "cli"]), "build culvert")?;
+    Ok(root.join("target/debug/culvert"))
+}
+
 /// Builds, makes the cluster, plays, and removes the cluster.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     shell::demand_root("the cluster")?;
@@ -57,6 +67,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     if args.down {
         return cluster::delete(&tools, NAME);
     }
+    let culvert = build_culvert(root)?;
     let images = image::build(root, &image::Args { profile: args.profile, with_app: true })?;
     let names: Vec<String> = images.iter().map(|(name, _)| name.clone()).collect();
     let cleaner = tools.clone();
@@ -84,7 +95,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         };
         let (shop, customers) = (read("shop.yaml")?, read("customers.yaml")?);
         let chart = root.join("deploy/helm/culvert");
-        let story = chapters::Story { cluster: &cluster, chart, shop, customers };
+        let story = chapters::Story { cluster: &cluster, chart, culvert, shop, customers };
         story.tell(&mut stage, args.keep).inspect_err(|_| eprintln!("\n{}", cluster.look()))
     });
     if args.keep {

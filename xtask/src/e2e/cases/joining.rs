@@ -2,7 +2,7 @@
 
 use std::{thread::sleep, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
     demo::stage::span,
@@ -67,6 +67,14 @@ pub(super) const CASES: &[Case] = &[
         ground: false,
         on_nodes: true,
         run: wire,
+    },
+    Case {
+        name: "culvert",
+        holds: "`culvert check` finds no problem, and `culvert status` names every pod of the shop as captured",
+        long: false,
+        ground: false,
+        on_nodes: false,
+        run: culvert,
     },
 ];
 
@@ -154,6 +162,19 @@ fn new_pods(world: &World<'_>) -> Result<String> {
     enough(world.cluster)?;
     let counted = shop::counted(world.cluster)?;
     Ok(format!("captured {} after they were ready; {}", span(took), counted.demand_flawless()?))
+}
+
+fn culvert(world: &World<'_>) -> Result<String> {
+    let culvert = |args: &[&str]| world.cluster.culvert(&world.culvert, args);
+    // It ends with 1 where there is a problem.
+    let checked = shell::output(&mut culvert(&["check"]), "culvert check")?;
+    let status = shell::output(&mut culvert(&["status", NAMESPACE, "--output", "json"]), "culvert status")?;
+    let status: serde_json::Value = serde_json::from_str(&status).context("culvert status")?;
+    let pods = status["pods"].as_array().context("pods of culvert status")?;
+    let captured = pods.iter().filter(|pod| pod["state"] == "captured").count();
+    demand(pods.len() == PODS && captured == PODS, || format!("{captured} of {}: {status:#}", pods.len()))?;
+    let warnings = checked.lines().filter(|line| line.trim_start().starts_with("warning")).count();
+    Ok(format!("{captured} pods captured, {warnings} warnings"))
 }
 
 fn wire(world: &World<'_>) -> Result<String> {

@@ -191,8 +191,20 @@ fn dual_stack(world: &World<'_>) -> Result<String> {
     };
     let outcome = Cluster::create(tools, &recipe).and_then(|cluster| {
         cluster.load(&world.images)?;
-        let dual = World::new(world.root, &cluster, world.node_image, world.images.clone());
-        dual_stack_in(&dual)
+        let dual = World {
+            root: world.root,
+            cluster: &cluster,
+            culvert: world.culvert.clone(),
+            node_image: world.node_image,
+            images: world.images.clone(),
+        };
+        dual_stack_in(&dual).inspect_err(|_| {
+            // It is gone before anybody can look.
+            let log = recipe.folder.join("dual-stack.log");
+            if let Err(error) = std::fs::write(&log, cluster.everything()) {
+                eprintln!("{}: {error}", log.display());
+            }
+        })
     });
     cluster::delete(tools, name)?;
     outcome
