@@ -43,7 +43,8 @@ impl Address {
         let last = u32::from_be(self.0[3]);
         if self.is_v4() {
             let top = last >> 24;
-            return top == 127 || last >> 16 == 0xa9fe || top >= 224;
+            // Above multicast only broadcast: out of 240.0.0.0/4 come the automatic addresses of hosts.
+            return top == 127 || last >> 16 == 0xa9fe || top >> 4 == 0xe || last == u32::MAX;
         }
         let first = u32::from_be(self.0[0]);
         let loopback = self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && last == 1;
@@ -173,6 +174,8 @@ mod tests {
             "169.253.0.1",
             "192.0.2.1",
             "223.255.0.1",
+            "240.240.0.1",
+            "255.255.255.254",
             "2001:db8::1",
             "fec0::1",
             "::2",

@@ -50,8 +50,8 @@ pub struct Segment {
 pub enum Packet {
     /// No TCP for certain: ARP, UDP, ICMP, ICMPv6, SCTP, an IP tunnel.
     Other,
-    /// A whole UDP datagram to port 53: a DNS query, whatever is in it. A fragment, and UDP behind IPv6 extension
-    /// headers, is [`Packet::Other`].
+    /// A whole UDP datagram to port 53, from another port: a DNS query, whatever is in it. A fragment, and UDP
+    /// behind IPv6 extension headers, is [`Packet::Other`].
     Query,
     /// TCP, or what may be TCP, whose ports or flags cannot be read: a fragment, TCP behind IPv6
     /// extension headers (but the jumbo option of a large GSO packet is read over), a truncated or

@@ -167,7 +167,8 @@ impl Frame {
     #[inline(always)]
     fn read_udp(&mut self, ctx: &TcContext, start: usize) {
         let Ok([source, destination]) = ctx.load::<[u16; 2]>(start) else { return };
-        if u16::from_be(destination) == DNS {
+        // From port 53 a resolver speaks to another, or answers one: its peer expects it from that very port.
+        if u16::from_be(destination) == DNS && u16::from_be(source) != DNS {
             self.source_port = Port::from_be(source);
             self.destination_port = Port::from_be(destination);
             self.kind = Kind::Query;

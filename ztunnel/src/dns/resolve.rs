@@ -8,24 +8,27 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use hickory_proto::rr::RecordType;
-use tokio::{net::UdpSocket, time::timeout};
 
 use super::{
     PORT,
-    forward::{self, Failed, PATIENCE},
+    forward::{self, Failed},
     message::{self, Told},
+    sockets,
 };
 use crate::pods::Pod;
 
 /// Names kept for a pod. Those that its ServiceEntries name are far fewer.
 const KEPT: usize = 1024;
+
+/// How often we ask: nobody else repeats a query of ours that is lost.
+const TRIES: u32 = 5;
 
 /// Bounds of how long an answer is kept.
 const KEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -54,9 +57,16 @@ pub(crate) struct Names {
     known: Mutex<HashMap<(Arc<str>, bool), Known>>,
 }
 
+#[derive(Clone)]
 struct Known {
     addresses: Vec<IpAddr>,
     until: Instant,
+}
+
+impl Known {
+    fn is_fresh(&self) -> bool {
+        self.until > Instant::now()
+    }
 }
 
 impl Names {
@@ -65,12 +75,9 @@ impl Names {
         *self.resolver.lock().unwrap_or_else(PoisonError::into_inner) = Some((from, resolver));
     }
 
-    fn known(&self, host: &Arc<str>, v4: bool) -> Option<Vec<IpAddr>> {
+    fn known(&self, host: &Arc<str>, v4: bool) -> Option<Known> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(&(host.clone(), v4))
-            .filter(|known| known.until > Instant::now())
-            .map(|known| known.addresses.clone())
+        known.get(&(host.clone(), v4)).cloned()
     }
 
     fn keep(&self, host: &Arc<str>, v4: bool, told: &Told) {
@@ -101,53 +108,56 @@ pub(crate) async fn resolve(pod: &Pod, host: &Arc<str>, v4: bool, seed: usize) -
     Err(last.unwrap_or(Unresolved::NoResolver))
 }
 
-/// The addresses of one family, at least one.
+/// The addresses of one family, at least one. Where no resolver can be reached, what was known before is better
+/// than nothing, however old.
 async fn addresses(pod: &Pod, host: &Arc<str>, v4: bool) -> Result<Vec<IpAddr>, Unresolved> {
-    if let Some(known) = pod.names.known(host, v4) {
-        return Ok(known);
+    let known = pod.names.known(host, v4);
+    if let Some(known) = known.as_ref().filter(|known| known.is_fresh()) {
+        return Ok(known.addresses.clone());
     }
-    let resolver = *pod.names.resolver.lock().unwrap_or_else(PoisonError::into_inner);
-    let (kind, id) = (if v4 { RecordType::A } else { RecordType::AAAA }, rand::random());
-    let (at, answer) = match resolver {
-        Some((from, at)) => {
-            let query = message::ask(id, host, kind).ok_or(Unresolved::NoAddress(at))?;
-            (at, forward::ask(pod, SocketAddr::new(from, 0), at, &query).await?)
+    match (told(pod, host, v4).await, known) {
+        (Ok(told), _) => {
+            pod.names.keep(host, v4, &told);
+            Ok(told.addresses)
         }
-        None => {
-            let at = of_ours(Path::new(RESOLV_CONF)).await.ok_or(Unresolved::NoResolver)?;
-            let query = message::ask(id, host, kind).ok_or(Unresolved::NoAddress(at))?;
-            (at, ask_here(at, &query).await?)
+        (Err(Unresolved::Failed(_) | Unresolved::Refused(_) | Unresolved::NoResolver), Some(known)) => {
+            Ok(known.addresses)
         }
-    };
-    let told = message::read_addresses(&answer).ok_or(Unresolved::Refused(at))?;
-    // Part of them is enough to dial one.
-    if told.addresses.is_empty() {
-        return Err(if told.truncated { Unresolved::Refused(at) } else { Unresolved::NoAddress(at) });
+        (Err(unresolved), _) => Err(unresolved),
     }
-    pod.names.keep(host, v4, &told);
-    Ok(told.addresses)
 }
 
-/// Asks from ztunnel's own surroundings.
-async fn ask_here(at: SocketAddr, query: &[u8]) -> Result<Vec<u8>, Failed> {
-    let exchange = async {
-        let any: SocketAddr = if at.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
-        let socket = UdpSocket::bind(any).await?;
-        socket.connect(at).await?;
-        socket.send(query).await?;
-        let mut buffer = vec![0; 4096];
-        loop {
-            let length = socket.recv(&mut buffer).await?;
-            if message::answers(&buffer[..length], query) {
-                buffer.truncate(length);
-                return Ok::<_, io::Error>(buffer);
-            }
-        }
+/// What the resolver says, with one address at least.
+async fn told(pod: &Pod, host: &str, v4: bool) -> Result<Told, Unresolved> {
+    let resolver = *pod.names.resolver.lock().unwrap_or_else(PoisonError::into_inner);
+    let (from, at) = match resolver {
+        Some((from, at)) => (Some(from), at),
+        None => (None, of_ours(Path::new(RESOLV_CONF)).await.ok_or(Unresolved::NoResolver)?),
     };
-    match timeout(PATIENCE, exchange).await {
-        Ok(answer) => answer.map_err(|error| Failed::Unreachable(at, error)),
-        Err(_) => Err(Failed::Silent(at)),
+    let (kind, id) = (if v4 { RecordType::A } else { RecordType::AAAA }, rand::random());
+    let query = message::ask(id, host, kind).ok_or(Unresolved::NoAddress(at))?;
+    let socket = match from {
+        Some(from) => sockets::ask(&pod.netns, &pod.own, from, at),
+        None => here(at),
+    };
+    let socket = socket.map_err(|error| Failed::Unreachable(at, error))?;
+    let answer = forward::exchange(socket, at, &query, TRIES).await?;
+    let told = message::read_addresses(&answer).ok_or(Unresolved::Refused(at))?;
+    // Part of them is enough to dial one.
+    match (told.addresses.is_empty(), told.truncated) {
+        (false, _) => Ok(told),
+        (true, false) => Err(Unresolved::NoAddress(at)),
+        (true, true) => Err(Unresolved::Refused(at)),
     }
+}
+
+/// A socket that asks from ztunnel's own surroundings.
+fn here(at: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr = if at.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(at)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// The first resolver that ztunnel's own surroundings have.
@@ -189,9 +199,13 @@ mod tests {
         assert!(names.known(&"h0".into(), true).is_some());
         assert!(names.known(&"h0".into(), false).is_none(), "of the other family nothing is known");
         names.known.lock().unwrap().values_mut().for_each(|known| known.until = Instant::now());
-        assert!(names.known(&"h0".into(), true).is_none());
+        assert!(names.known(&"h0".into(), true).is_some_and(|known| !known.is_fresh()), "a last resort");
         names.keep(&"new".into(), true, &told(0));
         assert_eq!(names.known.lock().unwrap().len(), 1, "what is over makes room");
-        assert!(names.known(&"new".into(), true).is_some(), "kept for a second, whatever the answer says");
+        assert!(names.known(&"h0".into(), true).is_none());
+        assert!(
+            names.known(&"new".into(), true).is_some_and(|known| known.is_fresh()),
+            "kept for a second, whatever the answer says"
+        );
     }
 }

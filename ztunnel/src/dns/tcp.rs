@@ -13,7 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::{
@@ -45,18 +45,25 @@ pub(crate) async fn carry(
     let mut app = messages(app);
     let mut resolver: Option<Messages> = None;
     let mut waiting = 0_usize;
+    // An app may say that it asks nothing more, and still wait for answers.
+    let mut asks = true;
     loop {
         let next = timeout(IDLE, async {
             match resolver.as_mut() {
                 Some(there) => tokio::select! {
-                    query = app.next() => Came::Query(query),
+                    query = app.next(), if asks => Came::Query(query),
                     answer = there.next() => Came::Answer(answer),
                 },
                 None => Came::Query(app.next().await),
             }
         });
         match next.await {
-            Err(_) | Ok(Came::Query(None)) => return Ok(()),
+            Err(_) => return Ok(()),
+            Ok(Came::Query(None)) => {
+                let Some(there) = resolver.as_mut() else { return Ok(()) };
+                there.get_mut().shutdown().await?;
+                asks = false;
+            }
             Ok(Came::Query(Some(query))) => {
                 let query = query?;
                 if let Some(bytes) = own_answer(worker, pod, &query) {
@@ -82,9 +89,11 @@ pub(crate) async fn carry(
             }
             // A resolver may end an idle connection as it likes. What still waits has no answer, which the app must
             // learn.
-            Ok(Came::Answer(_)) if waiting == 0 => resolver = None,
+            Ok(Came::Answer(_)) if waiting == 0 && asks => resolver = None,
             Ok(Came::Answer(_)) => {
-                worker.shared.metrics.dns.upstream_failed("closed");
+                if waiting > 0 {
+                    worker.shared.metrics.dns.upstream_failed("closed");
+                }
                 return Ok(());
             }
         }

@@ -234,3 +234,20 @@ fn a_query_to_the_pod_is_the_pods() {
     }
     hears_nothing(&ours);
 }
+
+/// One resolver asks another, or answers it.
+#[test]
+fn what_comes_from_port_53_passes() {
+    let world = World::new();
+    let _pod = world.attach(Mode::Enforce);
+    let ztunnel = world.ztunnel();
+    let ours = listen(&world, &ztunnel);
+    for family in BOTH {
+        let theirs = resolver(&world, family, 53);
+        let at = SocketAddr::new(World::pod_ip(family), 53);
+        let socket = world.pod.enter(|| UdpSocket::bind(at)).unwrap().unwrap();
+        socket.send_to(QUERY, World::at_far(family, 53)).unwrap();
+        assert_eq!(hear(&theirs), (QUERY.to_vec(), at));
+    }
+    hears_nothing(&ours);
+}
