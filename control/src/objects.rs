@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::manifest::{Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared};
+use crate::{
+    compile::automatic::Given,
+    manifest::{Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared},
+};
 
 /// Every file's objects and problems, or every object of the API server.
 #[derive(Debug, Default)]
@@ -367,6 +370,8 @@ impl Held {
 pub struct View<'a> {
     pub objects: BTreeMap<ObjectKey, &'a Object>,
     pub problems: Vec<Problem>,
+    /// Addresses that were given to hosts of all ServiceEntries, where these are not all of them.
+    pub(crate) automatic: Option<Arc<Given>>,
 }
 
 impl<'a> View<'a> {

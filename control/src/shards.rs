@@ -17,8 +17,12 @@ use std::{
 
 use self::couplings::Couplings;
 use crate::{
-    compile::{Compiled, LocalPod, Options, Word, compile},
-    manifest::{Kind, ObjectKey, Problem},
+    compile::{
+        Compiled, LocalPod, Options, Word,
+        automatic::{self, Given, Wants},
+        compile,
+    },
+    manifest::{Kind, Object, ObjectKey, Problem},
     objects::{Changes, Objects},
     publish::{Edit, Resource, encode},
 };
@@ -58,6 +62,9 @@ pub struct Shards {
     /// By the first of their namespaces.
     shards: BTreeMap<Arc<str>, Shard>,
     couplings: Couplings,
+    /// What the ServiceEntries of each namespace that has any ask for: addresses that are nobody else's.
+    wants: BTreeMap<Arc<str>, Wants>,
+    given: Arc<Given>,
     outline: Outline,
     begun: bool,
 }
@@ -99,6 +106,7 @@ impl Shards {
         let changed = if first { objects.namespaces() } else { changes.namespaces.keys().cloned().collect() };
         self.couplings.update(objects, &changed);
         let mut stale = if everything { objects.namespaces() } else { BTreeSet::new() };
+        stale.extend(self.give(objects, &changed));
         stale.extend(changed);
         stale.extend(self.misses(&changes, reported, word));
         let groups = self.groups(stale);
@@ -106,7 +114,8 @@ impl Shards {
         let mut after = Vec::new();
         let compiled = groups.iter().map(BTreeSet::len).sum();
         for namespaces in groups {
-            let view = objects.view_of(&namespaces, root);
+            let mut view = objects.view_of(&namespaces, root);
+            view.automatic = Some(self.given.clone());
             let mut result = compile(&view, word, options);
             // They are published by the shard of their own namespace.
             let foreign = |namespace: &str| !namespaces.contains(namespace);
@@ -137,6 +146,38 @@ impl Shards {
             self.collect_problems(objects);
         }
         turn
+    }
+
+    /// Gives hosts addresses. The namespaces of those whose addresses have changed: two hosts that collide may be of
+    /// different ones.
+    fn give(&mut self, objects: &Objects, changed: &BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
+        let mut differs = false;
+        for namespace in changed {
+            let mut wants = Wants::default();
+            for object in objects.of_namespace(namespace) {
+                if let Object::ServiceEntry(entry) = object {
+                    wants.add(namespace, entry);
+                }
+            }
+            differs |= self.wants.get(namespace).map_or(!wants.is_empty(), |held| *held != wants);
+            match wants.is_empty() {
+                true => drop(self.wants.remove(namespace)),
+                false => drop(self.wants.insert(namespace.clone(), wants)),
+            }
+        }
+        if !differs {
+            return BTreeSet::new();
+        }
+        let mut all = Wants::default();
+        self.wants.values().for_each(|wants| all.extend(wants));
+        let given = automatic::give(&all);
+        let moved = |old: &Given, new: &Given| -> Vec<Arc<str>> {
+            let moved = old.iter().filter(|(host, had)| new.get(*host) != Some(*had));
+            moved.map(|(host, _)| host.namespace.clone()).collect()
+        };
+        let stale = [moved(&self.given, &given), moved(&given, &self.given)].concat();
+        self.given = Arc::new(given);
+        stale.into_iter().collect()
     }
 
     /// Namespaces whose own objects are as they were, and what they were compiled from is not.

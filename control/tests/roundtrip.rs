@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use control::publish::{Store, Type};
 use ipnet::IpNet;
 use mesh::{
-    Action, Clause, GatewayAddress, Identity, Locality, Match, NetworkAddress, Policy, PolicyKey,
+    Action, Clause, Families, GatewayAddress, Identity, Locality, Match, NetworkAddress, Policy, PolicyKey,
     PortMapping, Rule, Scope, Service, ServiceAccountMatch, ServiceKey, StringMatch, Tunnel, Workload,
     WorkloadKind,
 };
@@ -96,17 +96,35 @@ fn workload() -> impl Strategy<Value = Workload> {
 fn service() -> impl Strategy<Value = Service> {
     let names = vec((text(), text(), text()), 0..3)
         .prop_map(|names| names.into_iter().map(|(td, ns, sa)| Identity::new(td, ns, sa)).collect());
-    let facts = (option::of(gateway()), any::<bool>(), any::<bool>());
+    let families = prop::sample::select(vec![Families::Any, Families::V4, Families::V6]);
+    // Each is a mode of balancing, which has one.
+    let balancing = prop_oneof![
+        (any::<bool>(), any::<bool>()).prop_map(|(unhealthy, local)| (unhealthy, local, false)),
+        any::<bool>().prop_map(|unhealthy| (unhealthy, false, true)),
+    ];
+    let facts = (option::of(gateway()), balancing, families);
     (service_key(), text(), vec(network_address(), 0..3), ports(), names, facts).prop_map(
-        |(key, name, addresses, ports, subject_alt_names, (waypoint, allow_unhealthy, node_local))| Service {
-            key,
-            name,
-            addresses,
-            ports,
-            subject_alt_names,
-            waypoint,
-            allow_unhealthy,
-            node_local,
+        |(key, name, addresses, ports, subject_alt_names, facts)| {
+            let (waypoint, (allow_unhealthy, node_local, passthrough), families) = facts;
+            let has = |v4| addresses.iter().any(|at: &NetworkAddress| at.address.is_ipv4() == v4);
+            Service {
+                key,
+                name,
+                // Where there are addresses, the families are theirs.
+                families: match (has(true), has(false)) {
+                    (false, false) => families,
+                    (true, true) => Families::Any,
+                    (true, false) => Families::V4,
+                    (false, true) => Families::V6,
+                },
+                addresses,
+                ports,
+                subject_alt_names,
+                waypoint,
+                allow_unhealthy,
+                node_local,
+                passthrough,
+            }
         },
     )
 }

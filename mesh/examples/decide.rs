@@ -173,6 +173,8 @@ fn plans() {
         waypoint: None,
         allow_unhealthy: false,
         node_local: false,
+        families: mesh::Families::Any,
+        passthrough: false,
     };
     editor.put_service(service.clone());
     let started = Instant::now();

@@ -75,7 +75,22 @@ impl Endpoints {
         } else {
             self.unhealthy.get(unhealthy.start + index - healthy.len()).filter(|_| !unhealthy.is_empty())
         };
-        picked.ok_or_else(|| self.why_none(wanted))
+        picked.or_else(|| self.pick_unaddressed(wanted)).ok_or_else(|| self.why_none(wanted))
+    }
+
+    /// Where none has an address: one that is known by its host name. There are few of them.
+    fn pick_unaddressed(&self, wanted: &Wanted<'_>) -> Option<&Arc<Workload>> {
+        let named: Vec<_> = self
+            .unaddressed
+            .iter()
+            .filter(|held| {
+                !held.hostname.is_empty()
+                    && (held.healthy || wanted.allow_unhealthy)
+                    && *held.network == *wanted.network
+                    && wanted.node.is_none_or(|node| *held.node == *node)
+            })
+            .collect();
+        named.get(scale(wanted.seed, named.len())).copied()
     }
 
     fn why_none(&self, wanted: &Wanted<'_>) -> NoPick {

@@ -12,6 +12,7 @@ mod endpoints;
 mod facet;
 pub mod identity;
 mod index;
+mod names;
 pub mod plan;
 mod policies;
 pub mod policy;
@@ -22,8 +23,9 @@ pub mod workload;
 
 pub use admit::{Attempt, Decision, Refusal, Verdict};
 pub use identity::{Identity, InvalidIdentity};
+pub use names::{Asker, Family, Named, is_automatic};
 pub use plan::{HBONE_PORT, Outbound, Plan, PlanError, Target};
 pub use policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch};
-pub use service::{PortMapping, Service, ServiceKey};
+pub use service::{Families, PortMapping, Service, ServiceKey};
 pub use snapshot::{Editor, Snapshot};
 pub use workload::{GatewayAddress, Locality, NetworkAddress, Tunnel, Workload, WorkloadKind};

@@ -32,6 +32,8 @@ pub enum Plan {
     Plain(Target),
     /// A workload of this very node that is enrolled: admitted by the same function, without TLS.
     SameNode(Target),
+    /// A workload known by its host name alone: plain TCP to this port of an address that the name has.
+    Named { workload: Arc<Workload>, service: Arc<Service>, port: u16 },
     /// HBONE to the workload: TCP to `peer`, TLS that must prove one of `expected`, CONNECT `authority`.
     Hbone { target: Target, peer: SocketAddr, expected: Arc<[Identity]>, authority: String },
 }
@@ -57,8 +59,8 @@ pub enum PlanError {
     NoHealthyEndpoint(ServiceKey),
     #[error("{0} needs a waypoint, and none is ready")]
     WaypointUnavailable(String),
-    /// Its endpoints are known by host name only.
-    #[error("no endpoint of service {0} has an address: names are not resolved yet")]
+    /// Its endpoints have neither an address nor a name that may be dialled without a tunnel.
+    #[error("no endpoint of service {0} has an address or a host name that can be resolved")]
     NoAddress(ServiceKey),
     #[error("every endpoint of service {0} is in another network, which is not reached yet")]
     OtherNetwork(ServiceKey),
@@ -77,8 +79,11 @@ impl Snapshot {
         let source = outbound.source;
         let dialled = SocketAddr::new(outbound.destination.ip().to_canonical(), outbound.destination.port());
         if let Some(service) = self.service_at(&source.network, dialled.ip()) {
-            let target = self.behind(service, local_node, dialled, outbound)?;
-            return Ok(way_to(target, local_node));
+            if service.passthrough {
+                self.straight(source, service.waypoint.as_ref(), || service.key.to_string())?;
+                return Ok(Plan::Passthrough { to: dialled });
+            }
+            return self.behind(service, local_node, dialled, outbound);
         }
         let Some(workload) = self.workload_at(&source.network, dialled.ip()) else {
             return Ok(Plan::Passthrough { to: dialled });
@@ -95,7 +100,7 @@ impl Snapshot {
         local_node: &str,
         dialled: SocketAddr,
         outbound: &Outbound<'_>,
-    ) -> Result<Target, PlanError> {
+    ) -> Result<Plan, PlanError> {
         let key = &service.key;
         let mapping = service.ports.iter().find(|mapping| mapping.service_port == dialled.port());
         let mapping = mapping.ok_or_else(|| PlanError::NoSuchPort(key.clone(), dialled.port()))?;
@@ -121,13 +126,21 @@ impl Snapshot {
         let own_port =
             own_mapping.filter(|own| own.service_port == dialled.port()).map(|own| own.target_port);
         let port = own_port.chain([mapping.target_port]).find(|&port| port != 0).unwrap_or(dialled.port());
-        let address =
-            address_like(workload, dialled.ip()).ok_or_else(|| PlanError::NoAddress(key.clone()))?;
-        Ok(Target {
+        let Some(address) = address_like(workload, dialled.ip()) else {
+            // A tunnel ends at an address; what is to have one must not go without.
+            return match workload.tunnel {
+                Tunnel::None if !workload.hostname.is_empty() => {
+                    Ok(Plan::Named { workload: workload.clone(), service: service.clone(), port })
+                }
+                Tunnel::None | Tunnel::Hbone => Err(PlanError::NoAddress(key.clone())),
+            };
+        };
+        let target = Target {
             workload: workload.clone(),
             address: SocketAddr::new(address, port),
             service: Some(service.clone()),
-        })
+        };
+        Ok(way_to(target, local_node))
     }
 
     /// Refuses a way round a waypoint, unless the caller is that waypoint.

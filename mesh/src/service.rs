@@ -41,4 +41,29 @@ pub struct Service {
     pub allow_unhealthy: bool,
     /// Only endpoints of the caller's own node (`internalTrafficPolicy: Local`).
     pub node_local: bool,
+    /// Which of its endpoints' addresses are told of a service that has none of its own.
+    pub families: Families,
+    /// Whoever is dialled is meant: no endpoint is chosen.
+    pub passthrough: bool,
+}
+
+/// The families of IP that a service is offered in (`ip_families`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Families {
+    /// Whatever its addresses are.
+    #[default]
+    Any,
+    V4,
+    V6,
+}
+
+impl Families {
+    /// Whether an address is of these families.
+    pub fn contain(self, address: std::net::IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::V4 => address.is_ipv4(),
+            Self::V6 => address.is_ipv6(),
+        }
+    }
 }

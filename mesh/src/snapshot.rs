@@ -24,6 +24,8 @@ pub struct Snapshot {
     workloads_by_name: HashMap<Name, Claims<Workload>>,
     services: HashMap<ServiceKey, Arc<Service>>,
     services_by_address: HashMap<NetworkAddress, Claims<Service>>,
+    /// By host name in lower case.
+    services_by_hostname: HashMap<Arc<str>, Claims<Service>>,
     endpoints: HashMap<ServiceKey, Arc<Endpoints>>,
     pub(crate) policies: Policies,
     /// The cluster whose pods `pod` prefers; empty: none is preferred.
@@ -68,6 +70,11 @@ impl Snapshot {
     /// The service with the virtual address `address` in `network`: of those that claim it, the one put last.
     pub fn service_at(&self, network: &str, address: IpAddr) -> Option<&Arc<Service>> {
         self.services_by_address.get(&At { network, address: address.to_canonical() }).map(Claims::holder)
+    }
+
+    /// The services of that host name (in lower case), in no order: of each namespace at most one.
+    pub(crate) fn services_named(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.services_by_hostname.get(hostname).into_iter().flat_map(Claims::iter)
     }
 
     /// The policy of that name, as it was put.
@@ -170,6 +177,7 @@ impl Editor {
         for address in &service.addresses {
             claim(&mut self.next.services_by_address, address.clone(), &service);
         }
+        claim(&mut self.next.services_by_hostname, lower(&service.key.hostname), &service);
         self.next.services.insert(service.key.clone(), service);
     }
 
@@ -254,6 +262,7 @@ impl Editor {
         for address in &service.addresses {
             unclaim(&mut self.next.services_by_address, address, service);
         }
+        unclaim(&mut self.next.services_by_hostname, &lower(&service.key.hostname), service);
     }
 }
 
@@ -271,6 +280,15 @@ fn claim<K: std::hash::Hash + Eq + Clone, T: Object>(
 fn unclaim<K: std::hash::Hash + Eq + Clone, T: Object>(map: &mut HashMap<K, Claims<T>>, key: &K, object: &T) {
     if map.get_mut(key).is_some_and(|claims| claims.remove(object)) {
         map.remove(key);
+    }
+}
+
+/// Host names differ not by case (RFC 4343).
+fn lower(hostname: &Arc<str>) -> Arc<str> {
+    if hostname.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        hostname.to_ascii_lowercase().into()
+    } else {
+        hostname.clone()
     }
 }
 

@@ -34,6 +34,8 @@ fn service() -> Service {
         waypoint: None,
         allow_unhealthy: false,
         node_local: false,
+        families: mesh::Families::Any,
+        passthrough: false,
     }
 }
 
@@ -79,6 +81,7 @@ fn told(plan: Result<Plan, PlanError>) -> String {
         Ok(Plan::Passthrough { to }) => format!("passthrough {to}"),
         Ok(Plan::Plain(target)) => format!("plain {}", target.address),
         Ok(Plan::SameNode(target)) => format!("same node {}", target.address),
+        Ok(Plan::Named { workload, port, .. }) => format!("plain {}:{port}", workload.hostname),
         Ok(Plan::Hbone { target, peer, authority, .. }) => {
             assert_eq!(authority, target.address.to_string());
             format!("hbone {authority} by {peer}")
@@ -91,7 +94,7 @@ fn told(plan: Result<Plan, PlanError>) -> String {
 fn spread(snapshot: &Snapshot, source: &Workload, to: &str) -> BTreeSet<SocketAddr> {
     let address = |seed| match plan_from(snapshot, source, to, seed) {
         Ok(Plan::Hbone { target, .. } | Plan::SameNode(target) | Plan::Plain(target)) => Some(target.address),
-        Ok(Plan::Passthrough { .. }) | Err(_) => None,
+        Ok(Plan::Passthrough { .. } | Plan::Named { .. }) | Err(_) => None,
     };
     (0..200).filter_map(address).collect()
 }
@@ -327,4 +330,31 @@ fn a_services_address_comes_before_a_workloads() {
     let planned = plan(&snapshot, "10.96.0.1:80");
     let Ok(Plan::Hbone { target, .. }) = planned else { panic!("not a tunnel: {planned:?}") };
     assert_eq!(target.service.map(|service: Arc<Service>| service.key.clone()), Some(web()));
+}
+
+#[test]
+fn an_endpoint_without_address_is_reached_by_its_name() {
+    let mut named = pod("a", &[]);
+    named.hostname = "db.example".into();
+    named.tunnel = Tunnel::None;
+    let snapshot = mesh([service()], [named.clone()]);
+    assert_eq!(told(plan(&snapshot, "10.96.0.1:80")), "plain db.example:8080");
+    // What is to be met in a tunnel is not met without.
+    let hbone = Workload { tunnel: Tunnel::Hbone, ..named.clone() };
+    let snapshot = mesh([service()], [hbone]);
+    assert_eq!(plan(&snapshot, "10.96.0.1:80").unwrap_err(), PlanError::NoAddress(web()));
+    // An address is better than a name.
+    let snapshot = mesh([service()], [named, pod("b", &["10.0.0.1"])]);
+    for seed in 0..20 {
+        let plan = plan_from(&snapshot, &client(), "10.96.0.1:80", seed);
+        assert_eq!(told(plan), "hbone 10.0.0.1:8080 by 10.0.0.1:15008");
+    }
+}
+
+#[test]
+fn a_service_that_chooses_nothing_lets_the_address_through() {
+    let service = Service { passthrough: true, ..service() };
+    let snapshot = mesh([service], [pod("a", &["10.0.0.1"])]);
+    assert_eq!(told(plan(&snapshot, "10.96.0.1:80")), "passthrough 10.96.0.1:80");
+    assert_eq!(told(plan(&snapshot, "10.96.0.1:4444")), "passthrough 10.96.0.1:4444");
 }

@@ -122,6 +122,8 @@ prop_compose! {
             waypoint: None,
             allow_unhealthy,
             node_local: false,
+            families: mesh::Families::Any,
+            passthrough: false,
         }
     }
 }

@@ -37,6 +37,8 @@ fn world(format: Format, max_series: usize) -> World {
         waypoint: None,
         allow_unhealthy: false,
         node_local: false,
+        families: mesh::Families::Any,
+        passthrough: false,
     };
     World {
         records,

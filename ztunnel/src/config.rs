@@ -61,6 +61,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID", default_value = "Kubernetes", help_heading = "Mesh")]
     pub(crate) cluster: String,
 
+    /// Suffix of the host names of Kubernetes services
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", help_heading = "Mesh")]
+    pub(crate) cluster_domain: String,
+
+    /// Whether names of the mesh are answered in the place of a pod's resolver
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch, action = clap::ArgAction::Set, help_heading = "Mesh")]
+    pub(crate) dns: bool,
+
     /// Folder in bpffs where the agent pins the capture of pods
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/culvert", help_heading = "Node")]
     pub(crate) pins: PathBuf,
@@ -138,6 +146,14 @@ fn access_log(text: &str) -> Result<AccessLog, String> {
     }
 }
 
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".into()),
+    }
+}
+
 impl Args {
     /// What is wrong between values that are each right.
     pub(crate) fn check(&self, problems: &mut Problems) {
@@ -184,6 +200,8 @@ impl Args {
         Settings {
             node: self.node.as_str().into(),
             trust_domain: self.trust_domain.as_str().into(),
+            cluster_domain: self.cluster_domain.trim_matches('.').to_ascii_lowercase().into(),
+            dns: self.dns,
             sockets: SocketOptions { keepalive, dial_timeout: self.dial_timeout },
             hbone,
             connections_per_pod: self.max_connections_per_pod,

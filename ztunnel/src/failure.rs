@@ -11,6 +11,7 @@ use mesh::{Decision, PlanError, PolicyKey, Refusal};
 use runtime::record::{Connection as Record, End, Tcp};
 
 use crate::{
+    dns::Unresolved,
     live::{Carried, Path, Stop, allowed_by},
     shared::Unknown,
 };
@@ -32,6 +33,8 @@ pub(crate) enum Failure {
     Dial { to: SocketAddr, source: io::Error },
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error("the endpoint {host} has no address: {source}")]
+    Unresolved { host: Box<str>, source: Unresolved },
     #[error("the pod has no address of the family of {0}")]
     NoSourceAddress(SocketAddr),
     #[error("{0} is no name of this pod, nor of a service of it")]
@@ -66,6 +69,7 @@ impl Failure {
             Self::Open(OpenError::Certificate(_)) => "no-certificate",
             Self::Open(_) => "tunnel",
             Self::Dial { .. } => "dial",
+            Self::Unresolved { .. } => "unresolved",
             Self::NoSourceAddress(_) => "address-family",
             Self::UnknownHost(_) => "unknown-host",
             Self::PodLimit => "pod-limit",
@@ -83,6 +87,7 @@ impl Failure {
             | Self::OwnListener(_)
             | Self::Plan(_)
             | Self::Dial { .. }
+            | Self::Unresolved { .. }
             | Self::Open(_)
             | Self::NoSourceAddress(_)
             | Self::UnknownHost(_)
@@ -114,6 +119,7 @@ impl Failure {
             Self::Unknown(_)
             | Self::Plan(_)
             | Self::Dial { .. }
+            | Self::Unresolved { .. }
             | Self::Open(_)
             | Self::NoSourceAddress(_)
             | Self::UnknownHost(_)

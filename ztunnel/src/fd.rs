@@ -22,6 +22,7 @@ pub(crate) struct Held<T>(pub(crate) T);
 pub(crate) trait Owner: AsFd {}
 impl Owner for OwnedFd {}
 impl Owner for Arc<std::net::TcpListener> {}
+impl Owner for Arc<std::net::UdpSocket> {}
 
 impl<T: Owner> AsRawFd for Held<T> {
     fn as_raw_fd(&self) -> RawFd {

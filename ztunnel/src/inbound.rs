@@ -304,6 +304,8 @@ mod tests {
             waypoint: None,
             allow_unhealthy: false,
             node_local: false,
+            families: mesh::Families::Any,
+            passthrough: false,
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod admin;
 mod config;
+mod dns;
 mod failure;
 mod fd;
 mod handover;

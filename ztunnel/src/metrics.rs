@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     pub(crate) rejudged: Counter,
     pub(crate) spliced: Counter,
     pub(crate) policy_generation: Gauge,
+    pub(crate) dns: crate::dns::Metrics,
     refused: Family<Reason, Counter>,
 }
 
@@ -39,6 +40,7 @@ impl Metrics {
             rejudged: Counter::default(),
             spliced: Counter::default(),
             policy_generation: Gauge::default(),
+            dns: crate::dns::Metrics::new(registry),
             refused: Family::default(),
         };
         registry.under("culvert_ztunnel", |registry| {

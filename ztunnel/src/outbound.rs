@@ -15,10 +15,11 @@ use hbone::{
     copy::{direct, relay},
 };
 use mesh::{Identity, Outbound, Plan, Snapshot, Target, Verdict, Workload};
-use runtime::record::{Direction, Security};
+use runtime::record::{Direction, End, Security};
 use tokio::net::TcpStream;
 
 use crate::{
+    dns,
     failure::{Failure, tcp, tell_decision, tell_end},
     live::{Admitted, Carried, Path, Stop},
     pods::{Place, Pod},
@@ -66,8 +67,22 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
     let plan = snapshot.plan(&worker.shared.settings.node, &outbound)?;
     let call = Call { worker, pod, carried, accepted, source: &source };
     match plan {
+        Plan::Passthrough { to } if call.is_dns() => Box::pin(call.dns(Path::Passthrough, to)).await,
         Plan::Passthrough { to } => Box::pin(call.plain(Path::Passthrough, to)).await,
         Plan::Plain(target) => {
+            call.tell(&target);
+            if call.is_dns() {
+                return Box::pin(call.dns(Path::Plain, target.address)).await;
+            }
+            Box::pin(call.plain(Path::Plain, target.address)).await
+        }
+        Plan::Named { workload, service, port } => {
+            let host = workload.hostname.clone();
+            let v4 = accepted.original.is_ipv4();
+            let found =
+                until_stopped(carried, dns::resolve(pod, &host, v4, rand::random_range(0..64))).await?;
+            let ip = found.map_err(|source| Failure::Unresolved { host: (&*host).into(), source })?;
+            let target = Target { workload, address: SocketAddr::new(ip, port), service: Some(service) };
             call.tell(&target);
             Box::pin(call.plain(Path::Plain, target.address)).await
         }
@@ -155,6 +170,31 @@ impl Call<'_> {
         carried.record().opened();
         let end = direct(app, there, &carried.meter, carried.stopped(), ()).await;
         tell_end(&end, carried);
+        Ok(())
+    }
+
+    /// Whether it goes to a resolver whose part we take. One that is reached by the mesh is carried to as ever:
+    /// what it may be asked is a matter of policy.
+    fn is_dns(&self) -> bool {
+        self.pod.dns.is_some() && self.accepted.original.port() == dns::PORT
+    }
+
+    /// Answers queries, and passes the others on to the resolver at `to`.
+    async fn dns(&self, path: Path, to: SocketAddr) -> Result<(), Failure> {
+        let carried = self.carried;
+        splice::release(&self.worker.shared, &self.caller());
+        carried.path.set(path);
+        let from = self.source_ip(to)?;
+        let options = &self.worker.shared.settings.sockets;
+        let dial = async || {
+            sockets::dial(&self.pod.netns, &self.pod.own, Some(from), to, Measure::No, options).await
+        };
+        let app = self.app()?;
+        carried.record().opened();
+        match until_stopped(carried, dns::carry(self.worker, self.pod, app, dial)).await? {
+            Ok(()) => carried.records(|record| record.end(End::Finished)),
+            Err(error) => carried.records(|record| record.end_because(End::Broken, &error)),
+        }
         Ok(())
     }
 

@@ -23,6 +23,7 @@ use mesh::{Identity, Workload};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    dns::{Dns, Names},
     shared::Shared,
     sockets::{self, Inside, Measure, OnwardPorts, OriginalDestination, Own, SocketOptions},
     worker::{Command, Workers},
@@ -64,6 +65,9 @@ pub(crate) struct Pod {
     slots: Mutex<Option<PodSlots>>,
     listeners: Mutex<Vec<Arc<TcpListener>>>,
     cookies: [u64; 3],
+    /// `None` where its queries are none of ours.
+    pub(crate) dns: Option<Dns>,
+    pub(crate) names: Names,
 }
 
 /// Who holds a pod's slots.
@@ -133,7 +137,14 @@ impl Pod {
         for (role, listener) in ROLES.iter().zip(listeners.iter()) {
             slots.set(*role, listener.as_fd())?;
         }
-        Ok(())
+        self.dns.as_ref().map_or(Ok(()), |dns| dns.offer(self, slots))
+    }
+
+    /// Does something with the slots, where the pod has any.
+    pub(crate) fn with_slots(&self, deed: impl FnOnce(&PodSlots)) {
+        if let Some(slots) = self.slots().as_ref() {
+            deed(slots);
+        }
     }
 
     /// Stops accepting: what waits in the queues is still taken, then the listeners close.
@@ -267,6 +278,12 @@ impl Manager {
             ports[index] = listener.local_addr().map_err(failed("ask a listener's port"))?.port();
             cookies[index] = socket_cookie(listener.as_fd()).map_err(failed("ask a listener's cookie"))?;
         }
+        let dns = match slots {
+            Some(_) if self.shared.settings.dns && !info.dns_off => Some(
+                Dns::open(&netns, &own).map_err(failed("open a socket for DNS in its network namespace"))?,
+            ),
+            _ => None,
+        };
         let original = match slots {
             Some(_) => OriginalDestination::LocalAddress,
             None => OriginalDestination::Netfilter,
@@ -292,6 +309,8 @@ impl Manager {
             slots: Mutex::new(slots),
             listeners: Mutex::new(listeners),
             cookies,
+            dns,
+            names: Names::default(),
         })
     }
 
@@ -335,6 +354,9 @@ impl Manager {
             let home = self.next_worker;
             self.workers
                 .send(home, Command::Listen { pod: pod.clone(), role: *role, listener: listener.clone() });
+        }
+        if pod.dns.is_some() {
+            self.workers.send(self.next_worker, Command::Dns { pod: pod.clone() });
         }
         self.next_worker += 1;
         self.served.insert(info.uid.clone(), pod.clone());
@@ -447,8 +469,16 @@ pub(crate) async fn watch_slots(shared: Arc<Shared>, every: Duration) {
     loop {
         ticks.tick().await;
         for pod in shared.pods.all() {
-            if pod.holder() != Holder::Nobody || pod.accepting.is_cancelled() {
+            if pod.accepting.is_cancelled() {
                 continue;
+            }
+            match pod.holder() {
+                Holder::Nobody => {}
+                Holder::Us => {
+                    pod.dns.iter().for_each(|dns| pod.with_slots(|slots| dns.offer_again(&pod, slots)));
+                    continue;
+                }
+                Holder::Another => continue,
             }
             match pod.take_slots() {
                 Ok(()) => tracing::warn!(pod = %pod.uid, "took the pod's empty slots again"),
@@ -481,6 +511,8 @@ impl Pod {
             slots: Mutex::default(),
             listeners: Mutex::default(),
             cookies: [0; 3],
+            dns: None,
+            names: Names::default(),
         })
     }
 }

@@ -25,6 +25,10 @@ pub(crate) struct Settings {
     /// The node this ztunnel serves, as the mesh names it.
     pub(crate) node: Arc<str>,
     pub(crate) trust_domain: Arc<str>,
+    /// The suffix of the host names of Kubernetes services.
+    pub(crate) cluster_domain: Arc<str>,
+    /// Whether DNS queries of pods are answered, where a pod says nothing else.
+    pub(crate) dns: bool,
     pub(crate) sockets: SocketOptions,
     pub(crate) hbone: hbone::Settings,
     pub(crate) connections_per_pod: usize,

@@ -45,7 +45,7 @@ pub(crate) enum Own {
 }
 
 impl Own {
-    fn mark(&self, socket: BorrowedFd<'_>, measure: Measure) -> io::Result<()> {
+    pub(crate) fn mark(&self, socket: BorrowedFd<'_>, measure: Measure) -> io::Result<()> {
         match self {
             Self::Storage(pins) => match measure {
                 Measure::Yes => pins.mark_measured(socket),

@@ -36,7 +36,7 @@ use tokio::{
 };
 
 use crate::{
-    fd, inbound,
+    dns, fd, inbound,
     live::{Live, Stop},
     outbound,
     pods::Pod,
@@ -57,6 +57,10 @@ pub(crate) enum Command {
         pod: Arc<Pod>,
         role: Role,
         listener: Arc<TcpListener>,
+    },
+    /// Answer the pod's DNS queries over UDP.
+    Dns {
+        pod: Arc<Pod>,
     },
     Carry {
         pod: Arc<Pod>,
@@ -306,6 +310,8 @@ impl Worker {
                 inbound::tunnel(&worker, &pod, accepted).await;
                 drop((place, load));
             }),
+            // Datagrams are not accepted: see `Command::Dns`.
+            Role::Dns => return,
         };
     }
 
@@ -315,6 +321,7 @@ impl Worker {
                 let worker = self.clone();
                 tokio::task::spawn_local(async move { worker.accept(pod, role, listener).await });
             }
+            Command::Dns { pod } => drop(tokio::task::spawn_local(dns::serve(self.clone(), pod))),
             Command::Carry { pod, role, accepted } => self.carry(pod, role, accepted),
             Command::ForgetTunnels { uid } => self.forget_tunnels(&uid),
             Command::EndPod { pod } => {

@@ -26,6 +26,8 @@ pub(crate) struct PodInfo {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) service_account: String,
+    /// Its DNS queries are none of ours.
+    pub(crate) dns_off: bool,
 }
 
 /// Who serves the pods.
@@ -156,8 +158,13 @@ fn parse_add(add: AddWorkload, descriptors: Vec<OwnedFd>) -> Result<(PodInfo, Ow
     let [netns] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|got| {
         format!("pod {uid} came with {} descriptors instead of its network namespace", got.len())
     })?;
-    let pod =
-        PodInfo { uid, namespace: info.namespace, name: info.name, service_account: info.service_account };
+    let pod = PodInfo {
+        uid,
+        namespace: info.namespace,
+        name: info.name,
+        service_account: info.service_account,
+        dns_off: info.culvert_dns_off,
+    };
     Ok((pod, netns))
 }
 
@@ -214,8 +221,12 @@ mod tests {
     }
 
     fn add(uid: &str, name: &str) -> Vec<u8> {
-        let info =
-            WorkloadInfo { name: name.into(), namespace: "shop".into(), service_account: "web".into() };
+        let info = WorkloadInfo {
+            name: name.into(),
+            namespace: "shop".into(),
+            service_account: "web".into(),
+            ..Default::default()
+        };
         request(workload_request::Payload::Add(AddWorkload { uid: uid.into(), workload_info: Some(info) }))
     }
 

@@ -30,7 +30,12 @@ fn fixture() -> Fixture {
 }
 
 fn info(name: &str) -> WorkloadInfo {
-    WorkloadInfo { name: name.into(), namespace: "shop".into(), service_account: "sa".into() }
+    WorkloadInfo {
+        name: name.into(),
+        namespace: "shop".into(),
+        service_account: "sa".into(),
+        culvert_dns_off: false,
+    }
 }
 
 fn netns() -> Arc<Netns> {

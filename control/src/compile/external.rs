@@ -2,10 +2,15 @@
 
 use std::{collections::btree_map::Entry, sync::Arc};
 
-use mesh::{Identity, Locality, NetworkAddress, PortMapping, Service, ServiceKey, Tunnel, Workload};
+use mesh::{
+    Families, Identity, Locality, NetworkAddress, PortMapping, Service, ServiceKey, Tunnel, Workload,
+};
 
-use super::Compiler;
-use crate::manifest::{Kind, Object, ObjectKey, ServiceEntry, WorkloadEntrySpec};
+use super::{Compiler, automatic};
+use crate::manifest::{Kind, Object, ObjectKey, Resolution, ServiceEntry, WorkloadEntrySpec};
+
+/// The label by which an entry refuses automatic addresses.
+const AUTO_ALLOCATE: &str = "networking.istio.io/enable-autoallocate-ip";
 
 impl<'v> Compiler<'v, '_> {
     pub(super) fn workload_entries(&mut self) {
@@ -27,18 +32,48 @@ impl<'v> Compiler<'v, '_> {
         let all = self.of_kind(Kind::ServiceEntry, |object| {
             if let Object::ServiceEntry(entry) = object { Some(&**entry) } else { None }
         });
+        let given = match &self.view.automatic {
+            Some(given) => given.clone(),
+            None => {
+                let mut wants = automatic::Wants::default();
+                all.iter().for_each(|(key, entry)| wants.add(&key.namespace, entry));
+                Arc::new(automatic::give(&wants))
+            }
+        };
         for (key, entry) in all {
             for host in &entry.spec.hosts {
-                self.host(&key, entry, host);
+                self.host(&key, entry, host, &given);
+            }
+            if entry.resolution() == Resolution::None {
+                continue;
             }
             for (index, endpoint) in entry.spec.endpoints.iter().flatten().enumerate() {
                 self.entry_endpoint(&key, entry, index, endpoint);
+            }
+            if entry.resolution() == Resolution::Dns && !has_endpoints(entry) {
+                self.named_hosts(&key, entry);
             }
             self.entry_selection(&key, entry);
         }
     }
 
-    fn host(&mut self, key: &ObjectKey, entry: &ServiceEntry, host: &str) {
+    /// The hosts themselves are the endpoints, at whatever address DNS has for them.
+    fn named_hosts(&mut self, key: &ObjectKey, entry: &'v ServiceEntry) {
+        for host in entry.spec.hosts.iter().filter(|host| !host.starts_with('*')) {
+            let uid = format!(
+                "{}/networking.istio.io/ServiceEntry/{}/{}/{host}",
+                self.options.cluster_id, key.namespace, key.name
+            );
+            let spec = WorkloadEntrySpec::default();
+            let mut workload = self.machine(uid.into(), key, key.name.clone(), &spec);
+            workload.hostname = host.to_ascii_lowercase().into();
+            let name = ServiceKey { namespace: key.namespace.clone(), hostname: host.as_str().into() };
+            workload.services.insert(name, mapped(entry, &spec));
+            self.add(workload, None);
+        }
+    }
+
+    fn host(&mut self, key: &ObjectKey, entry: &ServiceEntry, host: &str, automatic: &automatic::Given) {
         let name = ServiceKey { namespace: key.namespace.clone(), hostname: host.into() };
         let namespace = self.namespace_metadata(&key.namespace);
         let mut from = vec![&entry.metadata];
@@ -51,11 +86,28 @@ impl<'v> Compiler<'v, '_> {
             }
         }
         let network = self.options.network.clone();
+        let mut addresses: Vec<_> = entry.addresses().collect();
+        if addresses.is_empty() {
+            addresses.extend(entry.given(host));
+        }
+        if addresses.is_empty() && wants_address(entry, host) {
+            match automatic.get(&name) {
+                Some(given) => addresses.extend(given),
+                None => self.warn(key, "spec.addresses", "no automatic address is left for this host"),
+            }
+        }
+        if addresses.is_empty() {
+            // Its name is the pod's resolver's to tell, and no connection can be known to be for it.
+            let reason =
+                format!("{host} has no address of its own: connections to it are not told from others");
+            self.warn(key, "spec.addresses", reason);
+            return;
+        }
         let service = Service {
             key: name.clone(),
             name: key.name.clone(),
-            addresses: entry
-                .addresses()
+            addresses: addresses
+                .into_iter()
                 .map(|address| NetworkAddress { network: network.clone(), address })
                 .collect(),
             ports: entry
@@ -72,6 +124,8 @@ impl<'v> Compiler<'v, '_> {
             waypoint: self.waypoint(key, &from),
             allow_unhealthy: false,
             node_local: false,
+            families: Families::Any,
+            passthrough: entry.resolution() == Resolution::None,
         };
         match self.out.services.entry(name) {
             Entry::Vacant(place) => {
@@ -133,6 +187,7 @@ impl<'v> Compiler<'v, '_> {
             trust_domain: self.options.trust_domain.clone(),
             network: spec.network.clone().unwrap_or_else(|| self.options.network.clone()),
             addresses: spec.address.iter().filter_map(|address| address.parse().ok()).collect(),
+            hostname: spec.hostname().unwrap_or_default().to_ascii_lowercase().into(),
             cluster_id: self.options.cluster_id.clone(),
             canonical_name: label("app").map_or_else(|| name.clone(), Arc::from),
             // A machine that runs a ztunnel of its own says so, as Istio has it.
@@ -145,6 +200,20 @@ impl<'v> Compiler<'v, '_> {
             ..Workload::named(uid, key.namespace.clone(), name)
         }
     }
+}
+
+/// Whether a host is to have an address of the automatic ranges. One that is a wildcard is many hosts, and without
+/// resolution whoever is dialled would have to be the address itself.
+pub(super) fn wants_address(entry: &ServiceEntry, host: &str) -> bool {
+    let labels = entry.metadata.labels.as_ref();
+    let refused = labels.and_then(|labels| labels.get(AUTO_ALLOCATE)) == Some("false");
+    let named = entry.spec.addresses.as_ref().is_some_and(|addresses| !addresses.is_empty());
+    !refused && !named && entry.resolution() != Resolution::None && !host.starts_with('*')
+}
+
+fn has_endpoints(entry: &ServiceEntry) -> bool {
+    entry.spec.workload_selector.is_some()
+        || entry.spec.endpoints.as_ref().is_some_and(|endpoints| !endpoints.is_empty())
 }
 
 /// The entry's ports as the endpoint has them: by the endpoint's own names first.

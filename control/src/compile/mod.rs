@@ -2,6 +2,7 @@
 //! that folder and Kubernetes compile alike and an answer can be explained without a cluster.
 
 mod authorization;
+pub(crate) mod automatic;
 mod capture;
 mod endpoints;
 mod external;
@@ -17,7 +18,7 @@ use std::{
 
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
-pub(crate) use workloads::{NETNS, SIDECAR};
+pub(crate) use workloads::{DNS_CAPTURE, NETNS, SIDECAR};
 
 use crate::{
     manifest::{
@@ -79,6 +80,8 @@ pub struct LocalPod {
     pub netns: Arc<str>,
     /// Whether its labels and its namespace's ask for it to be in the mesh.
     pub enroll: bool,
+    /// Its DNS queries are to reach its resolver untouched.
+    pub dns_off: bool,
     /// What its annotations say of its capture.
     pub annotated: Annotated,
     /// Its peers are told to use HBONE.

@@ -1,6 +1,6 @@
 //! Services, and which workloads are behind them.
 
-use mesh::{NetworkAddress, PortMapping, Service, ServiceKey};
+use mesh::{Families, NetworkAddress, PortMapping, Service, ServiceKey};
 
 use super::Compiler;
 use crate::manifest::{self, IntOrName, Kind, Object, ObjectKey, ServicePort};
@@ -43,7 +43,18 @@ impl Compiler<'_, '_> {
             waypoint: self.waypoint(key, &from),
             allow_unhealthy: service.spec.publish_not_ready_addresses,
             node_local: service.spec.internal_traffic_policy.as_deref() == Some("Local"),
+            families: families(service),
+            passthrough: false,
         }
+    }
+}
+
+/// The families that a headless service's names are answered in, where it says so.
+fn families(service: &manifest::Service) -> Families {
+    match service.spec.ip_families.as_deref() {
+        Some([one]) if one == "IPv4" => Families::V4,
+        Some([one]) if one == "IPv6" => Families::V6,
+        _ => Families::Any,
     }
 }
 

@@ -178,6 +178,76 @@ spec: {hosts: [db.example], addresses: [240.0.0.1], resolution: STATIC, ports: [
     assert!(web(&compiled).services.contains_key(&key), "an endpoint that is a pod is met as that pod");
 }
 
+/// The addresses of a host of the namespace `shop`, as text.
+fn addresses_of(compiled: &Compiled, host: &str) -> Vec<String> {
+    let key = ServiceKey { namespace: "shop".into(), hostname: host.into() };
+    let service = compiled.services.get(&key);
+    service.iter().flat_map(|service| &service.addresses).map(|at| at.address.to_string()).collect()
+}
+
+#[test]
+fn hosts_without_addresses_have_automatic_ones() {
+    let entry = |spec: &str, more: &str| {
+        let text = format!(
+            "\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: shop{more}}}\n\
+             spec: {{hosts: [api.example.com, \"*.example.org\"], ports: [{{number: 80, name: http}}], {spec}}}\n"
+        );
+        compiled(&[SHOP, &text])
+    };
+    let given = ["240.240.119.233", "2001:2::f0f0:77e9"];
+    let dns = entry("resolution: DNS", "");
+    assert_eq!(addresses_of(&dns, "api.example.com"), given);
+    assert!(addresses_of(&dns, "*.example.org").is_empty(), "a wildcard is many hosts");
+    // With no endpoint the host itself is one, by its name.
+    let uid = "Kubernetes/networking.istio.io/ServiceEntry/shop/e/api.example.com";
+    assert_eq!(&*dns.workloads[uid].hostname, "api.example.com");
+
+    let named = entry("resolution: DNS, endpoints: [{address: db.internal}]", "");
+    let endpoint = &named.workloads["Kubernetes/networking.istio.io/ServiceEntry/shop/e/0"];
+    assert_eq!((&*endpoint.hostname, endpoint.addresses.len()), ("db.internal", 0));
+    assert!(!named.workloads.contains_key(uid));
+
+    assert!(addresses_of(&entry("resolution: NONE", ""), "api.example.com").is_empty());
+    let refused = ", labels: {networking.istio.io/enable-autoallocate-ip: \"false\"}";
+    assert!(addresses_of(&entry("resolution: DNS", refused), "api.example.com").is_empty());
+    let own = entry("resolution: NONE, addresses: [240.0.0.1]", "");
+    assert_eq!(addresses_of(&own, "*.example.org"), ["240.0.0.1"]);
+    assert!(own.services.values().any(|service| service.passthrough));
+}
+
+#[test]
+fn an_address_that_another_control_plane_gave_comes_first() {
+    let text = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: e, namespace: shop}
+spec: {hosts: [api.example.com], ports: [{number: 80, name: http}], resolution: DNS}
+status: {addresses: [{host: api.example.com, value: 240.240.0.7}, {host: other.example, value: 240.240.0.8}]}
+";
+    assert_eq!(addresses_of(&compiled(&[SHOP, text]), "api.example.com"), ["240.240.0.7"]);
+}
+
+#[test]
+fn a_pod_may_have_its_dns_left_alone() {
+    let off = SHOP.replace(
+        "annotations: {culvert.dev/netns: /run/netns/web}",
+        "annotations: {culvert.dev/netns: /run/netns/web, ambient.istio.io/dns-capture: \"false\"}",
+    );
+    let told = |text: &str| {
+        let compiled = compiled(&[text]);
+        let mut pods = compiled
+            .nodes
+            .values()
+            .flatten()
+            .map(|pod| (pod.name.to_string(), pod.dns_off))
+            .collect::<Vec<_>>();
+        pods.retain(|(name, _)| name.starts_with("web"));
+        pods
+    };
+    assert!(told(SHOP).iter().all(|(_, off)| !off));
+    assert!(told(&off).iter().any(|(_, off)| *off));
+}
+
 fn peer_authentication(name: &str, namespace: &str, spec: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: \

@@ -14,6 +14,8 @@ const AMBIENT: &str = "ambient";
 const NONE: &str = "none";
 /// Istio's sidecar injector says here that it has put one into the pod.
 pub(crate) const SIDECAR: &str = "sidecar.istio.io/status";
+/// `false` leaves the pod's DNS queries alone.
+pub(crate) const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 /// In folder mode: the path of the pod's network namespace.
 pub(crate) const NETNS: &str = "culvert.dev/netns";
 
@@ -45,6 +47,7 @@ impl<'v> Compiler<'v, '_> {
                 addresses: pod.addresses.clone(),
                 netns: pod.metadata.annotation(NETNS).map(Arc::from).unwrap_or_default(),
                 enroll,
+                dns_off: pod.metadata.annotation(DNS_CAPTURE) == Some("false"),
                 annotated: Annotated::of(pod),
                 captured: false,
             };

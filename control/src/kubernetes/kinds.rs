@@ -7,7 +7,7 @@ use super::{
     held::Name,
 };
 use crate::{
-    compile::{MARK, NETNS, REDIRECTION, SIDECAR},
+    compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR},
     manifest::Kind,
 };
 
@@ -138,10 +138,15 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
             remove(object, "spec");
             remove(object, "status");
         }
+        // Another control plane may have given its hosts addresses.
+        Kind::ServiceEntry => {
+            if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
+                status.retain(|field, _| field == "addresses");
+            }
+        }
         Kind::Namespace
         | Kind::Service
         | Kind::EndpointSlice
-        | Kind::ServiceEntry
         | Kind::WorkloadEntry
         | Kind::AuthorizationPolicy
         | Kind::PeerAuthentication => remove(object, "status"),
@@ -155,7 +160,7 @@ fn strip_metadata(kind: Kind, metadata: &mut Value) {
         remove(metadata, "creationTimestamp");
     }
     let read: &[&str] = match kind {
-        Kind::Pod => &[NETNS, REDIRECTION, MARK, SIDECAR],
+        Kind::Pod => &[NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE],
         Kind::AuthorizationPolicy => &["istio.io/dry-run"],
         _ => &[],
     };

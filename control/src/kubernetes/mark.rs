@@ -176,6 +176,7 @@ mod tests {
                 addresses: [].into(),
                 netns: "".into(),
                 enroll: true,
+                dns_off: false,
                 annotated: Annotated::default(),
                 captured: false,
             })

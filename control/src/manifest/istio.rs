@@ -15,6 +15,21 @@ type Checked = Result<(), (String, String)>;
 pub struct ServiceEntry {
     pub metadata: Metadata,
     pub spec: ServiceEntrySpec,
+    #[serde(default)]
+    pub status: ServiceEntryStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ServiceEntryStatus {
+    pub addresses: Option<Vec<GivenAddress>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GivenAddress {
+    pub value: String,
+    pub host: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -51,33 +66,23 @@ impl ServiceEntry {
         if spec.hosts.is_empty() {
             return Err(("spec.hosts".to_owned(), "at least one host is needed".to_owned()));
         }
-        if let Some(index) = spec.hosts.iter().position(|host| host.contains('*')) {
-            let reason = "a wildcard host needs DNS in the mesh, which is not there yet".to_owned();
-            return Err((format!("spec.hosts[{index}]"), reason));
+        for (index, host) in spec.hosts.iter().enumerate() {
+            if !is_host(host.strip_prefix("*.").unwrap_or(host)) {
+                let reason = format!("{host:?} is no host name, nor *. and one");
+                return Err((format!("spec.hosts[{index}]"), reason));
+            }
         }
-        let addresses = spec.addresses.as_deref().unwrap_or_default();
-        if addresses.is_empty() {
-            let reason = "a ServiceEntry without addresses can't be recognised on the wire until ztunnel answers \
-                          DNS; give it at least one address";
-            return Err(("spec.addresses".to_owned(), reason.to_owned()));
-        }
-        for (index, address) in addresses.iter().enumerate() {
+        for (index, address) in spec.addresses.iter().flatten().enumerate() {
             let field = format!("spec.addresses[{index}]");
             if address.contains('/') && !address.ends_with("/32") && !address.ends_with("/128") {
                 return Err((field, format!("{address:?} is a range; only single addresses work today")));
             }
             parse_ip(&field, single(address))?;
         }
-        match spec.resolution.as_deref() {
-            Some("STATIC") => {}
-            other => {
-                let reason = format!(
-                    "resolution {} needs DNS in the mesh, which is not there yet; use STATIC with endpoints",
-                    other.unwrap_or("NONE")
-                );
-                return Err(("spec.resolution".to_owned(), reason));
-            }
-        }
+        let resolution = Resolution::of(spec.resolution.as_deref()).ok_or_else(|| {
+            let reason = "use NONE, STATIC, DNS or DNS_ROUND_ROBIN".to_owned();
+            ("spec.resolution".to_owned(), reason)
+        })?;
         if spec.ports.as_ref().is_none_or(Vec::is_empty) {
             return Err(("spec.ports".to_owned(), "at least one port is needed".to_owned()));
         }
@@ -86,15 +91,62 @@ impl ServiceEntry {
             return Err(("spec.workloadSelector".to_owned(), reason));
         }
         for (index, endpoint) in spec.endpoints.iter().flatten().enumerate() {
-            endpoint.check(&format!("spec.endpoints[{index}]"))?;
+            let field = format!("spec.endpoints[{index}]");
+            endpoint.check(&field)?;
+            if resolution == Resolution::Static && endpoint.hostname().is_some() {
+                let reason = "a host name needs resolution: DNS".to_owned();
+                return Err((format!("{field}.address"), reason));
+            }
         }
         Ok(())
     }
 
-    /// The virtual addresses.
+    /// The virtual addresses that the entry names itself.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.spec.addresses.iter().flatten().filter_map(|address| single(address).parse().ok())
     }
+
+    /// The addresses that another control plane has given a host of the entry (`status.addresses`).
+    pub fn given<'a>(&'a self, host: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
+        let given = self.status.addresses.iter().flatten();
+        given.filter(move |given| given.host == host).filter_map(|given| single(&given.value).parse().ok())
+    }
+
+    /// How its endpoints are found.
+    pub fn resolution(&self) -> Resolution {
+        // What cannot be read was refused before.
+        Resolution::of(self.spec.resolution.as_deref()).unwrap_or(Resolution::None)
+    }
+}
+
+/// How the endpoints of a ServiceEntry are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    /// Whoever is dialled is meant.
+    None,
+    Static,
+    /// By the name of the endpoint, or of the host where there is no endpoint.
+    Dns,
+}
+
+impl Resolution {
+    fn of(text: Option<&str>) -> Option<Self> {
+        match text {
+            None | Some("" | "NONE") => Some(Self::None),
+            Some("STATIC") => Some(Self::Static),
+            Some("DNS" | "DNS_ROUND_ROBIN") => Some(Self::Dns),
+            Some(_) => None,
+        }
+    }
+}
+
+/// Whether a text is a host name (RFC 1123 §2.1; underscores are common in DNS and harm nobody).
+fn is_host(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    text.len() <= 253 && text.split('.').all(label)
 }
 
 /// `10.0.0.1/32` is the address `10.0.0.1`.
@@ -121,13 +173,21 @@ pub struct WorkloadEntrySpec {
 }
 
 impl WorkloadEntrySpec {
+    /// Its name, where that is all that is known of where it is.
+    pub fn hostname(&self) -> Option<&str> {
+        // Nothing that begins like an address is a name: it is a mistyped address.
+        let name = |text: &&str| is_host(text) && text.bytes().any(|byte| byte.is_ascii_alphabetic());
+        self.address.as_deref().filter(name)
+    }
+
     fn check(&self, field: &str) -> Checked {
         let Some(address) = &self.address else {
             return Err((format!("{field}.address"), "an address is needed".to_owned()));
         };
-        parse_ip(&format!("{field}.address"), address).map(|_| ()).map_err(|(field, reason)| {
-            (field, format!("{reason}; host names need DNS in the mesh, which is not there yet"))
-        })
+        if self.hostname().is_some() {
+            return Ok(());
+        }
+        parse_ip(&format!("{field}.address"), address).map(|_| ())
     }
 }
 

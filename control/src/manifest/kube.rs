@@ -106,6 +106,7 @@ pub struct ServiceSpec {
     pub selector: Option<Labels>,
     pub publish_not_ready_addresses: bool,
     pub internal_traffic_policy: Option<String>,
+    pub ip_families: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

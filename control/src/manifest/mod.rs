@@ -20,7 +20,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 pub use authorization::Authorization;
 pub use istio::{
-    Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec, ServiceEntry, ServiceEntrySpec,
+    Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec, Resolution, ServiceEntry, ServiceEntrySpec,
     WorkloadEntry, WorkloadEntrySpec,
 };
 pub use kube::{

@@ -207,7 +207,7 @@ fn nothing_and_everything_are_told_apart() {
 }
 
 #[test]
-fn entries_that_need_dns_are_refused_with_the_reason() {
+fn entries_are_taken_or_refused_with_the_reason() {
     let entry = |spec: &str| {
         let text = format!(
             "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: shop}}\nspec:\n{spec}"
@@ -217,11 +217,20 @@ fn entries_that_need_dns_are_refused_with_the_reason() {
     let good = "  hosts: [db.example]\n  addresses: [240.0.0.1]\n  resolution: STATIC\n  ports: [{number: 5432, name: tcp}]\n  \
                 endpoints: [{address: 10.9.9.9}]\n";
     assert_eq!(entry(good), "");
-    assert!(entry(&good.replace("  addresses: [240.0.0.1]\n", "")).contains("without addresses"));
+    assert_eq!(entry(&good.replace("  addresses: [240.0.0.1]\n", "")), "");
+    assert_eq!(entry(&good.replace("STATIC", "NONE")), "");
+    assert_eq!(entry(&good.replace("STATIC", "DNS").replace("10.9.9.9", "db.internal")), "");
+    assert_eq!(entry(&good.replace("db.example", "\"*.example\"")), "");
     assert!(entry(&good.replace("240.0.0.1", "240.0.0.0/24")).contains("range"));
-    assert!(entry(&good.replace("STATIC", "DNS")).contains("DNS"));
-    assert!(entry(&good.replace("10.9.9.9", "db.internal")).contains("not an IP address"));
-    assert!(entry(&good.replace("db.example", "\"*.example\"")).contains("wildcard"));
+    assert!(entry(&good.replace("STATIC", "DYNAMIC")).contains("DNS_ROUND_ROBIN"));
+    assert!(entry(&good.replace("10.9.9.9", "db.internal")).contains("resolution: DNS"));
+    assert!(entry(&good.replace("10.9.9.9", "10.9.9.999")).contains("not an IP address"));
+    for host in ["a*.example", "*", "db..example", "db example"] {
+        assert!(
+            entry(&good.replace("db.example", &format!("\"{host}\""))).contains("no host name"),
+            "{host}"
+        );
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::{net::IpAddr, sync::Arc};
 use aws_lc_rs::digest;
 use bytes::{Bytes, BytesMut};
 use mesh::{
-    Action, GatewayAddress, Match, NetworkAddress, Policy, PortMapping, Scope, Service, StringMatch, Tunnel,
-    Workload, WorkloadKind,
+    Action, Families, GatewayAddress, Match, NetworkAddress, Policy, PortMapping, Scope, Service,
+    StringMatch, Tunnel, Workload, WorkloadKind,
 };
 use prost::{
     Message,
@@ -252,13 +252,23 @@ fn workload_message(from: &Workload) -> wire::Workload {
 
 fn service_message(from: &Service) -> wire::Service {
     use wire::load_balancing::{HealthPolicy, Mode, Scope};
-    let load_balancing = (from.allow_unhealthy || from.node_local).then(|| wire::LoadBalancing {
-        routing_preference: if from.node_local { vec![Scope::Node.into()] } else { Vec::new() },
-        mode: if from.node_local { Mode::Strict } else { Mode::UnspecifiedMode }.into(),
-        health_policy: if from.allow_unhealthy { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy }
+    let load_balancing =
+        (from.allow_unhealthy || from.node_local || from.passthrough).then(|| wire::LoadBalancing {
+            routing_preference: if from.node_local { vec![Scope::Node.into()] } else { Vec::new() },
+            mode: match (from.passthrough, from.node_local) {
+                (true, _) => Mode::Passthrough,
+                (false, true) => Mode::Strict,
+                (false, false) => Mode::UnspecifiedMode,
+            }
             .into(),
-        ..Default::default()
-    });
+            health_policy: if from.allow_unhealthy {
+                HealthPolicy::AllowAll
+            } else {
+                HealthPolicy::OnlyHealthy
+            }
+            .into(),
+            ..Default::default()
+        });
     wire::Service {
         name: from.name.to_string(),
         namespace: from.key.namespace.to_string(),
@@ -268,19 +278,19 @@ fn service_message(from: &Service) -> wire::Service {
         subject_alt_names: from.subject_alt_names.iter().map(ToString::to_string).collect(),
         waypoint: from.waypoint.as_ref().map(gateway),
         load_balancing,
-        ip_families: families(&from.addresses).into(),
+        ip_families: families(from).into(),
         ..Default::default()
     }
 }
 
-fn families(addresses: &[NetworkAddress]) -> wire::IpFamilies {
-    let v4 = addresses.iter().any(|at| at.address.is_ipv4());
-    let v6 = addresses.iter().any(|at| at.address.is_ipv6());
-    match (v4, v6) {
-        (true, true) => wire::IpFamilies::Dual,
-        (true, false) => wire::IpFamilies::Ipv4Only,
-        (false, true) => wire::IpFamilies::Ipv6Only,
-        (false, false) => wire::IpFamilies::Automatic,
+fn families(from: &Service) -> wire::IpFamilies {
+    let v4 = from.addresses.iter().any(|at| at.address.is_ipv4());
+    let v6 = from.addresses.iter().any(|at| at.address.is_ipv6());
+    match (v4, v6, from.families) {
+        (true, true, _) => wire::IpFamilies::Dual,
+        (true, false, _) | (false, false, Families::V4) => wire::IpFamilies::Ipv4Only,
+        (false, true, _) | (false, false, Families::V6) => wire::IpFamilies::Ipv6Only,
+        (false, false, Families::Any) => wire::IpFamilies::Automatic,
     }
 }
 

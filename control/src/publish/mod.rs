@@ -262,6 +262,8 @@ mod tests {
             waypoint: None,
             allow_unhealthy: false,
             node_local: false,
+            families: mesh::Families::Any,
+            passthrough: false,
         };
         store.publish([one, workload("two", "10.0.0.2")], [service], []);
         let state = store.subscribe().borrow().clone();

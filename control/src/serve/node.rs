@@ -135,6 +135,7 @@ mod tests {
                     addresses: [].into(),
                     netns: "".into(),
                     enroll: true,
+                    dns_off: false,
                     annotated: Default::default(),
                     captured: false,
                 })

@@ -43,11 +43,22 @@ impl Address {
         let last = u32::from_be(self.0[3]);
         if self.is_v4() {
             let top = last >> 24;
-            return top == 127 || last >> 16 == 0xa9fe || top >= 224;
+            // Above multicast only broadcast: out of 240.0.0.0/4 come the automatic addresses of hosts.
+            return top == 127 || last >> 16 == 0xa9fe || top >> 4 == 0xe || last == u32::MAX;
         }
         let first = u32::from_be(self.0[0]);
         let loopback = self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && last == 1;
         loopback || first & 0xffc0_0000 == 0xfe80_0000 || first >> 24 == 0xff
+    }
+}
+
+impl Address {
+    /// Whether a resolver may be asked at this address through the pod's device. Besides everything that is not
+    /// [`Self::is_local_scope`] these are the link-local ones of IPv4: a resolver that each node keeps for itself
+    /// is commonly there (169.254.20.10, 169.254.169.253).
+    #[inline(always)]
+    pub const fn may_resolve(&self) -> bool {
+        self.is_v4() && u32::from_be(self.0[3]) >> 16 == 0xa9fe || !self.is_local_scope()
     }
 }
 
@@ -135,6 +146,16 @@ mod tests {
     }
 
     #[test]
+    fn resolvers_are_sought_on_the_link_too() {
+        for text in ["10.96.0.10", "169.254.20.10", "fd00::a", "2001:db8::53"] {
+            assert!(address(text).may_resolve(), "{text}");
+        }
+        for text in ["127.0.0.53", "::1", "224.0.0.251", "255.255.255.255", "ff02::fb", "fe80::1"] {
+            assert!(!address(text).may_resolve(), "{text}");
+        }
+    }
+
+    #[test]
     fn scope() {
         for text in [
             "127.0.0.1",
@@ -153,6 +174,8 @@ mod tests {
             "169.253.0.1",
             "192.0.2.1",
             "223.255.0.1",
+            "240.240.0.1",
+            "255.255.255.254",
             "2001:db8::1",
             "fec0::1",
             "::2",

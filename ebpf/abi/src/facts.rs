@@ -50,6 +50,9 @@ pub struct Segment {
 pub enum Packet {
     /// No TCP for certain: ARP, UDP, ICMP, ICMPv6, SCTP, an IP tunnel.
     Other,
+    /// A whole UDP datagram to port 53, from another port: a DNS query, whatever is in it. A fragment, and UDP
+    /// behind IPv6 extension headers, is [`Packet::Other`].
+    Query,
     /// TCP, or what may be TCP, whose ports or flags cannot be read: a fragment, TCP behind IPv6
     /// extension headers (but the jumbo option of a large GSO packet is read over), a truncated or
     /// malformed header, a VLAN tag inside the frame.
@@ -112,4 +115,6 @@ pub trait Lookups {
     /// Whether the packet was sent by a socket of the node's kubelet. Of a packet that was forwarded to the node
     /// nothing of the kind is known, whatever address it bears.
     fn is_of_kubelet(&mut self) -> bool;
+    /// Whether somebody answers the pod's DNS queries: a socket is in [`crate::Slot::Dns`].
+    fn is_dns_answered(&mut self) -> bool;
 }

@@ -81,7 +81,7 @@ pub enum Slot {
     Inbound = 1,
     /// Tunnels to the pod.
     Hbone = 2,
-    /// Reserved: the pod's DNS queries.
+    /// The pod's DNS queries over UDP. Its socket listens to nobody else.
     Dns = 3,
 }
 

@@ -6,7 +6,7 @@ use crate::{
     splice::{GrantWords, KeyWords, StateWords},
 };
 use abi::{Config, FlowKey};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash, SockMap};
 use std::{io, path::Path};
 
 /// A flow's key, as its words.
@@ -58,6 +58,11 @@ pub(crate) fn write_kubelet(pins: &Path, cgroup: u64) -> Result<(), Error> {
 /// bytes cookies come out. (aya's own type writes four bytes where the kernel would read eight.)
 pub(crate) fn slots(pod: &Path) -> Result<Array<MapData, u64>, Error> {
     typed(pod, abi::SLOTS, Map::Array(open(pod, abi::SLOTS)?))
+}
+
+/// The same as what it is, by which nothing but removal goes right.
+pub(crate) fn slots_to_empty(pod: &Path) -> Result<SockMap<MapData>, Error> {
+    typed(pod, abi::SLOTS, Map::SockMap(open(pod, abi::SLOTS)?))
 }
 
 /// A pod's flows that pass ztunnel by.

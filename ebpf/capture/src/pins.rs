@@ -19,12 +19,16 @@ pub enum Role {
     Inbound = 1,
     /// Tunnels to the pod: its port 15008.
     Hbone = 2,
+    /// The pod's DNS queries over UDP, whomever it asks: a bound UDP socket in place of a listener. While the slot is
+    /// empty they pass.
+    Dns = 3,
 }
 
 const _: () = {
     assert!(Role::Outbound as u32 == abi::Slot::Outbound as u32);
     assert!(Role::Inbound as u32 == abi::Slot::Inbound as u32);
     assert!(Role::Hbone as u32 == abi::Slot::Hbone as u32);
+    assert!(Role::Dns as u32 == abi::Slot::Dns as u32);
 };
 
 /// What the kernel measured of one of our TCP connections.
@@ -55,7 +59,7 @@ impl Pins {
     /// Opens one pod's slots. [`Error::NoPin`] when the pod has no capture of ours.
     pub fn pod(&self, uid: &str) -> Result<PodSlots, Error> {
         let dir = layout::pod(&self.dir, uid)?;
-        Ok(PodSlots { slots: Mutex::new(maps::slots(&dir)?), uid: uid.to_owned() })
+        Ok(PodSlots { slots: Mutex::new(maps::slots(&dir)?), dir, uid: uid.to_owned() })
     }
 
     /// Marks a socket as ztunnel's own: its packets are never captured. To be called before `connect`
@@ -97,6 +101,7 @@ impl Pins {
 /// One pod's listeners.
 pub struct PodSlots {
     slots: Mutex<Array<MapData, u64>>,
+    dir: PathBuf,
     uid: String,
 }
 
@@ -116,6 +121,14 @@ impl PodSlots {
             let what = format!("pod {}: offer a listener for {role:?} (does it listen?)", self.uid);
             Error::kernel(what, &error)
         })
+    }
+
+    /// Empties the slot of `role`. To be done only by whoever holds it.
+    pub fn clear(&self, role: Role) -> Result<(), Error> {
+        let slot = role as u32;
+        let what = || format!("pod {}: empty the slot for {role:?}", self.uid);
+        let mut slots = maps::slots_to_empty(&self.dir)?;
+        slots.clear_index(&slot).map_err(|error| Error::kernel(what(), &error))
     }
 
     /// The cookie of the socket that holds the slot of `role`; `None` when nobody listens.

@@ -23,6 +23,7 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
         sender: socket::sender(&ctx, foreign),
         packet: frame.packet(),
         local_scope: frame.destination.is_local_scope(),
+        may_resolve: frame.destination.may_resolve(),
         probe: abi::is_probe(&frame.destination, frame.destination_port),
     };
     let flow = frame.outgoing();

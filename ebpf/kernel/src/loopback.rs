@@ -34,8 +34,14 @@ pub fn pod_loopback(ctx: TcContext) -> i32 {
     }
     let outcome = if !socket.is_null() {
         if socket::assign(&ctx, socket) { verdict } else { Loopback::NotAssigned }
-    } else if matches!(verdict, Loopback::Listener) {
-        match socket::hand_to(&ctx, Slot::Outbound, frame.v6) {
+    } else if matches!(verdict, Loopback::Listener | Loopback::Query) {
+        // Both are constants in their branches: one lookup each.
+        let handed = if matches!(verdict, Loopback::Query) {
+            socket::hand_to(&ctx, Slot::Dns, frame.v6)
+        } else {
+            socket::hand_to(&ctx, Slot::Outbound, frame.v6)
+        };
+        match handed {
             Handed::Assigned => verdict,
             Handed::Refused => Loopback::NotAssigned,
             Handed::NoListener => Loopback::NoListener,
@@ -46,7 +52,7 @@ pub fn pod_loopback(ctx: TcContext) -> i32 {
     socket::count(outcome.counter());
     log::verdict(&ctx, outcome.counter(), &frame);
     match outcome {
-        Loopback::Held | Loopback::HeldOpening | Loopback::Listener => {
+        Loopback::Held | Loopback::HeldOpening | Loopback::Listener | Loopback::Query => {
             // SAFETY: this packet.
             unsafe { bpf_skb_change_type(ctx.as_ptr().cast(), PACKET_HOST) };
             NEXT
@@ -78,6 +84,11 @@ impl Lookups for Holder<'_> {
 
     #[inline(always)]
     fn is_of_kubelet(&mut self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn is_dns_answered(&mut self) -> bool {
         false
     }
 }

@@ -1,4 +1,5 @@
-//! Reads a frame as far as the verdicts need it: both families in one path, the ports and flags of TCP.
+//! Reads a frame as far as the verdicts need it: both families in one path, the ports and flags of TCP,
+//! and whether a UDP datagram is a DNS query.
 //!
 //! The rules for what is not plain: IPv4 options are read over. A fragment of TCP, TCP behind IPv6
 //! extension headers, a VLAN tag inside the frame and a header that does not fit are [`Packet::Hidden`].
@@ -13,6 +14,9 @@ const ETHERNET: usize = 14;
 /// The shortest frame on a real wire; what pads a packet to it is no payload.
 const SHORTEST_FRAME: usize = 60;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// The port of DNS (RFC 1035 §4.2).
+const DNS: u16 = 53;
 
 /// A frame, read. Its kind, flags and bareness are kept apart, each always set: of an enum with fields the
 /// compiler copies also what is not set, and the verifier refuses to read that.
@@ -32,6 +36,7 @@ pub struct Frame {
 enum Kind {
     Other,
     Hidden,
+    Query,
     Tcp,
 }
 
@@ -99,9 +104,13 @@ impl Frame {
             destination_port: Port::new(0),
         };
         let header = usize::from(ip.version_and_words & 0x0f) * 4;
+        let whole = header >= 20 && u16::from_be(ip.fragment) & 0x3fff == 0;
         if ip.protocol != TCP {
             frame.kind = Kind::Other;
-        } else if header >= 20 && u16::from_be(ip.fragment) & 0x3fff == 0 {
+            if ip.protocol == UDP && whole {
+                frame.read_udp(ctx, ETHERNET + header);
+            }
+        } else if whole {
             let length = usize::from(u16::from_be(ip.length));
             frame.read_tcp(ctx, ETHERNET + header, if length == 0 { 0 } else { ETHERNET + length });
         }
@@ -126,6 +135,10 @@ impl Frame {
             TCP => {
                 let length = usize::from(u16::from_be(ip.length));
                 frame.read_tcp(ctx, start, if length == 0 { 0 } else { start + length });
+            }
+            UDP => {
+                frame.kind = Kind::Other;
+                frame.read_udp(ctx, start);
             }
             0 if jumbo_then_tcp(ctx, start) => frame.read_tcp(ctx, start + 8, 0),
             next => frame.kind = behind_extensions(ctx, start, next),
@@ -152,6 +165,17 @@ impl Frame {
     }
 
     #[inline(always)]
+    fn read_udp(&mut self, ctx: &TcContext, start: usize) {
+        let Ok([source, destination]) = ctx.load::<[u16; 2]>(start) else { return };
+        // From port 53 a resolver speaks to another, or answers one: its peer expects it from that very port.
+        if u16::from_be(destination) == DNS && u16::from_be(source) != DNS {
+            self.source_port = Port::from_be(source);
+            self.destination_port = Port::from_be(destination);
+            self.kind = Kind::Query;
+        }
+    }
+
+    #[inline(always)]
     fn without_addresses(kind: Kind) -> Self {
         let nowhere = Address([0; 4]);
         Self {
@@ -172,6 +196,7 @@ impl Frame {
         match self.kind {
             Kind::Other => Packet::Other,
             Kind::Hidden => Packet::Hidden,
+            Kind::Query => Packet::Query,
             Kind::Tcp => Packet::Tcp(Segment { flags: TcpFlags(self.flags), bare: self.bare }),
         }
     }

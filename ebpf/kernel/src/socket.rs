@@ -280,4 +280,9 @@ impl Lookups for Kernel<'_> {
             _ => false,
         }
     }
+
+    #[inline(always)]
+    fn is_dns_answered(&mut self) -> bool {
+        is_held(self.ctx, Slot::Dns, self.frame.v6)
+    }
 }

@@ -2,6 +2,8 @@
 //! and real servers in the pods. This is the stage; the tests are ordinary `#[test]` functions in `tests/`.
 #![forbid(unsafe_code)]
 
+pub mod dns;
+
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use mesh::{
-    GatewayAddress, Identity, Locality, NetworkAddress, PolicyKey, PortMapping, Service, ServiceKey, Tunnel,
-    Workload, WorkloadKind,
+    Families, GatewayAddress, Identity, Locality, NetworkAddress, PolicyKey, PortMapping, Service,
+    ServiceKey, Tunnel, Workload, WorkloadKind,
 };
 use prost::Message;
 use proto::workload as wire;
@@ -100,6 +100,13 @@ impl Converter {
                 balancing.mode == wire::load_balancing::Mode::Strict as i32
                     && balancing.routing_preference.contains(&(wire::load_balancing::Scope::Node as i32))
             }),
+            passthrough: balancing
+                .is_some_and(|balancing| balancing.mode == wire::load_balancing::Mode::Passthrough as i32),
+            families: match wire::IpFamilies::try_from(from.ip_families) {
+                Ok(wire::IpFamilies::Ipv4Only) => Families::V4,
+                Ok(wire::IpFamilies::Ipv6Only) => Families::V6,
+                Ok(wire::IpFamilies::Automatic | wire::IpFamilies::Dual) | Err(_) => Families::Any,
+            },
         })
     }
 

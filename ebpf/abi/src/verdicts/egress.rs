@@ -35,6 +35,8 @@ verdicts! {
         DropHidden = "egress_drop_hidden",
         /// TCP that cannot be read, while everything passes: passes.
         PassHidden = "egress_pass_hidden",
+        /// A DNS query that somebody answers here: turned round.
+        TurnQuery = "egress_dns",
     }
 }
 
@@ -42,7 +44,7 @@ impl Egress {
     /// Whether the packet is redirected to `lo`.
     #[inline(always)]
     pub const fn turns(self) -> bool {
-        matches!(self, Self::TurnSyn | Self::TurnProbe | Self::TurnHeld | Self::TurnUnknown)
+        matches!(self, Self::TurnSyn | Self::TurnProbe | Self::TurnHeld | Self::TurnUnknown | Self::TurnQuery)
     }
 
     /// Whether a new connection begins whose record, left from an older one, no longer holds.
@@ -63,6 +65,8 @@ pub struct EgressFacts {
     pub packet: Packet,
     /// Whether it goes to [`crate::Address::is_local_scope`].
     pub local_scope: bool,
+    /// Whether it goes to an address that [`crate::Address::may_resolve`].
+    pub may_resolve: bool,
     /// Whether it goes to a probe's address.
     pub probe: bool,
 }
@@ -76,6 +80,11 @@ pub fn egress(facts: &EgressFacts, lookups: &mut impl Lookups) -> Egress {
     let enforced = matches!(facts.mode, Mode::Enforce);
     let segment = match facts.packet {
         Packet::Other => return Egress::Other,
+        // With nobody to answer, or while everything passes, the resolver that was asked is as good as ever.
+        Packet::Query if enforced && facts.may_resolve && lookups.is_dns_answered() => {
+            return Egress::TurnQuery;
+        }
+        Packet::Query => return Egress::Other,
         _ if facts.local_scope => return Egress::LocalScope,
         Packet::Hidden if enforced => return Egress::DropHidden,
         Packet::Hidden => return Egress::PassHidden,
@@ -115,7 +124,14 @@ mod tests {
     use super::*;
 
     fn facts(packet: Packet) -> EgressFacts {
-        EgressFacts { mode: Mode::Enforce, sender: Sender::App, packet, local_scope: false, probe: false }
+        EgressFacts {
+            mode: Mode::Enforce,
+            sender: Sender::App,
+            packet,
+            local_scope: false,
+            may_resolve: true,
+            probe: false,
+        }
     }
 
     fn in_mode(mode: Mode, packet: Packet) -> EgressFacts {
@@ -202,6 +218,27 @@ mod tests {
             assert_eq!(egress(&in_mode(mode, Packet::Hidden), &mut Unasked), Egress::PassHidden);
         }
         assert_eq!(egress(&facts(Packet::Other), &mut Unasked), Egress::Other);
+    }
+
+    #[test]
+    fn a_query_is_turned_round_where_somebody_answers_and_passes_everywhere_else() {
+        let mut answered = World { dns: true, ..World::empty() };
+        for sender in [Sender::App, Sender::Unknown, Sender::NoStream, Sender::Mini] {
+            let facts = EgressFacts { sender, ..facts(Packet::Query) };
+            assert_eq!(egress(&facts, &mut answered), Egress::TurnQuery);
+            assert_eq!(egress(&facts, &mut World::empty()), Egress::Other);
+        }
+        assert!(Egress::TurnQuery.turns() && !Egress::TurnQuery.forgets());
+        for mode in [Mode::Learn, Mode::Drain] {
+            assert_eq!(egress(&in_mode(mode, Packet::Query), &mut Unasked), Egress::Other);
+        }
+        let own = EgressFacts { sender: Sender::Own, ..facts(Packet::Query) };
+        assert_eq!(egress(&own, &mut Unasked), Egress::Own);
+        let loopback = EgressFacts { may_resolve: false, local_scope: true, ..facts(Packet::Query) };
+        assert_eq!(egress(&loopback, &mut Unasked), Egress::Other);
+        // A resolver of the link's is asked like any other.
+        let node_local = EgressFacts { local_scope: true, ..facts(Packet::Query) };
+        assert_eq!(egress(&node_local, &mut answered), Egress::TurnQuery);
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub struct GuardFacts {
 pub fn guard(facts: &GuardFacts, known_flow: impl FnOnce() -> bool) -> Guard {
     let own = matches!(facts.sender, Sender::Own);
     let segment = match facts.packet {
-        Packet::Other => return Guard::Other,
+        Packet::Other | Packet::Query => return Guard::Other,
         _ if facts.probe && own => return Guard::ProbeSeen,
         _ if facts.probe => return Guard::ProbeUnmarked,
         _ if own => return Guard::Own,
@@ -136,6 +136,7 @@ mod tests {
         let own = GuardFacts { sender: Sender::Own, ..facts(Packet::Hidden) };
         assert_eq!(guard(&own, unasked), Guard::Own);
         assert_eq!(guard(&facts(Packet::Other), unasked), Guard::Other);
+        assert_eq!(guard(&facts(Packet::Query), unasked), Guard::Other);
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub struct IngressFacts {
 pub fn ingress(facts: &IngressFacts, lookups: &mut impl Lookups) -> Ingress {
     let enforced = matches!(facts.mode, Mode::Enforce);
     let segment = match facts.packet {
-        Packet::Other => return Ingress::Other,
+        Packet::Other | Packet::Query => return Ingress::Other,
         Packet::Hidden if enforced => return Ingress::DropHidden,
         Packet::Hidden => return Ingress::PassHidden,
         Packet::Tcp(segment) => segment,
@@ -208,6 +208,7 @@ mod tests {
     fn what_cannot_be_read_is_dropped_only_when_enforced() {
         assert_eq!(ingress(&facts(Packet::Hidden), &mut Unasked), Ingress::DropHidden);
         assert_eq!(ingress(&facts(Packet::Other), &mut Unasked), Ingress::Other);
+        assert_eq!(ingress(&facts(Packet::Query), &mut Unasked), Ingress::Other, "the pod may be a resolver");
         for mode in LENIENT {
             assert_eq!(ingress(&lenient(mode, Packet::Hidden), &mut Unasked), Ingress::PassHidden);
         }

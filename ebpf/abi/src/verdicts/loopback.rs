@@ -22,6 +22,8 @@ verdicts! {
         /// Bears the mark of a turned packet and is none that is ever turned: dropped. Someone in the
         /// pod sets our mark.
         Forged = "loopback_forged",
+        /// A DNS query: given to the socket that answers them.
+        Query = "loopback_dns",
     }
 }
 
@@ -43,6 +45,7 @@ pub fn loopback(facts: &LoopbackFacts, lookups: &mut impl Lookups) -> Loopback {
     }
     let segment = match facts.packet {
         Packet::Tcp(segment) => segment,
+        Packet::Query => return Loopback::Query,
         Packet::Other | Packet::Hidden => return Loopback::Forged,
     };
     match lookups.socket() {
@@ -63,7 +66,7 @@ mod tests {
 
     #[test]
     fn what_was_not_turned_is_left_alone() {
-        for packet in [bare(SYN), loaded(PSH_ACK), Packet::Other, Packet::Hidden] {
+        for packet in [bare(SYN), loaded(PSH_ACK), Packet::Query, Packet::Other, Packet::Hidden] {
             let facts = LoopbackFacts { turned: false, packet };
             assert_eq!(loopback(&facts, &mut Unasked), Loopback::NotOurs);
         }
@@ -85,6 +88,11 @@ mod tests {
             assert_eq!(loopback(&turned(bare(SYN)), &mut World::with(found)), Loopback::HeldOpening);
             assert_eq!(loopback(&turned(bare(ACK)), &mut World::with(found)), Loopback::Held);
         }
+    }
+
+    #[test]
+    fn a_query_asks_for_no_connection() {
+        assert_eq!(loopback(&turned(Packet::Query), &mut Unasked), Loopback::Query);
     }
 
     #[test]

@@ -26,19 +26,20 @@ pub(super) struct World {
     pub(super) socket: Found,
     pub(super) known: bool,
     pub(super) kubelet: bool,
+    pub(super) dns: bool,
 }
 
 impl World {
     pub(super) fn empty() -> Self {
-        Self { socket: Found::None, known: false, kubelet: false }
+        Self { socket: Found::None, known: false, kubelet: false, dns: false }
     }
 
     pub(super) fn known() -> Self {
-        Self { socket: Found::None, known: true, kubelet: false }
+        Self { socket: Found::None, known: true, kubelet: false, dns: false }
     }
 
     pub(super) fn with(socket: Found) -> Self {
-        Self { socket, known: false, kubelet: false }
+        Self { socket, known: false, kubelet: false, dns: false }
     }
 }
 
@@ -51,6 +52,9 @@ impl Lookups for World {
     }
     fn is_of_kubelet(&mut self) -> bool {
         self.kubelet
+    }
+    fn is_dns_answered(&mut self) -> bool {
+        self.dns
     }
 }
 
@@ -66,5 +70,8 @@ impl Lookups for Unasked {
     }
     fn is_of_kubelet(&mut self) -> bool {
         panic!("asked for the sender's cgroup for nothing")
+    }
+    fn is_dns_answered(&mut self) -> bool {
+        panic!("looked for who answers DNS for nothing")
     }
 }

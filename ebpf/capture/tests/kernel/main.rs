@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "shared with the crate, which uses all of it")]
 mod netlink;
 
+mod dns;
 mod evasion;
 mod foreign;
 mod inbound;

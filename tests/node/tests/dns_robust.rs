@@ -1,0 +1,258 @@
+//! DNS of pods when something is in the way: resolvers that refuse, are slow or are not alone, a ztunnel that is
+//! replaced, an app that has port 53 itself; and the two switches by which it is off.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use bed::{Pod, eventually};
+use nix::sys::signal::Signal;
+use node::{
+    PATIENCE, Scene,
+    dns::{
+        A, AAAA, Resolver, addresses, ask, ask_times, entry, is_servfail, odd_answer, query, read_framed,
+        resolved, write_framed,
+    },
+    same,
+};
+
+const SHOP: &str = "shop.mesh.svc.cluster.local";
+const ELSEWHERE: &str = "elsewhere.example.com";
+
+/// A client on node `a` with a Service to ask for, and a pod on node `b` where a resolver may be.
+fn scene() -> Result<(Scene, Vec<IpAddr>)> {
+    let mut service = Vec::new();
+    let pods = [("mesh", "client", "a"), ("mesh", "server", "b"), ("plain", "resolver", "b")];
+    let scene = Scene::start_with(&pods, |world| {
+        service = world.service(7, "mesh", "shop", &[("app", "server")], &[(80, 80)])?.to_vec();
+        Ok(())
+    })?;
+    Ok((scene, service))
+}
+
+/// The mesh answers the client.
+fn answered(client: &Pod, at: SocketAddr, service: &[IpAddr]) -> Result<()> {
+    same(SHOP, resolved(client, at, SHOP, A)?, vec![service[0]])
+}
+
+fn framed(pod: &Pod, at: SocketAddr, query: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = pod.netns().connect(at, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write_framed(&mut stream, query)?;
+    Ok(read_framed(&mut stream)?)
+}
+
+#[test]
+fn a_resolver_that_refuses_or_dawdles_or_is_imitated_is_still_the_resolver() -> Result<()> {
+    let (scene, service) = scene()?;
+    let (client, resolver) = (scene.pod("client").clone(), scene.pod("resolver").clone());
+    let [v4, v6] = [resolver.at(53), resolver.at6(53)];
+    answered(&client, v4, &service)?;
+
+    // Nobody listens: the app is told so, by one answer to its one query.
+    let elsewhere = query(1, ELSEWHERE, A);
+    for at in [v4, v6] {
+        let answer = ask_times(&client, at, &elsewhere, 1)?;
+        ensure!(is_servfail(&answer), "refused by {at}, and told {answer:x?}");
+        let answer = framed(&client, at, &elsewhere)?;
+        ensure!(is_servfail(&answer), "refused by {at} over TCP, and told {answer:x?}");
+    }
+
+    // Then somebody does, who takes his time: names of the mesh do not wait for it.
+    let (slow, twin) = (resolver.netns().udp(v4)?, resolver.netns().udp(resolver.at(5353))?);
+    slow.set_read_timeout(Some(PATIENCE))?;
+    let (asking, (app, at)) = (elsewhere.clone(), (client.clone(), v4));
+    let asked = thread::spawn(move || ask_times(&app, at, &asking, 1));
+    let mut buffer = [0; 512];
+    let (length, from) = slow.recv_from(&mut buffer).context("the query")?;
+    same("passed on", &buffer[..length], &elsewhere[..])?;
+    same("from the pod", from.ip(), client.v4())?;
+    answered(&client, v4, &service)?;
+    // What comes from elsewhere, or is of another query, is not the answer; and the first that is, is the last.
+    let mut forged = odd_answer(&elsewhere);
+    forged.push(0);
+    twin.send_to(&forged, from)?;
+    let mut other = odd_answer(&elsewhere);
+    other[0] ^= 1;
+    slow.send_to(&other, from)?;
+    thread::sleep(Duration::from_millis(500));
+    slow.send_to(&odd_answer(&elsewhere), from)?;
+    let _ = slow.send_to(&forged, from);
+    same("heard", asked.join().map_err(|_| anyhow!("the app"))??, odd_answer(&elsewhere))?;
+
+    // A resolver that falls silent is given up, and what comes next is asked as ever.
+    let silent = ask_until(&client, v4, &elsewhere, PATIENCE)?;
+    ensure!(is_servfail(&silent), "{silent:x?}");
+    drop((slow, twin));
+    let theirs = Resolver::start(&resolver, None)?;
+    for at in theirs.at {
+        same("at last", ask(&client, at, &elsewhere)?, odd_answer(&elsewhere))?;
+        same("at last over TCP", framed(&client, at, &elsewhere)?, odd_answer(&elsewhere))?;
+    }
+    let metrics = scene.world.node("a").metrics()?;
+    for reason in ["unreachable", "timeout"] {
+        ensure!(metrics.contains(&format!("\"{reason}\"")), "{reason} is not counted");
+    }
+    Ok(())
+}
+
+/// Asks once, and waits for the answer that long.
+fn ask_until(pod: &Pod, at: SocketAddr, query: &[u8], limit: Duration) -> Result<Vec<u8>> {
+    let socket = pod.netns().udp(SocketAddr::new(pod.v4(), 0))?;
+    socket.connect(at)?;
+    socket.set_read_timeout(Some(limit))?;
+    socket.send(query)?;
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer)?;
+    Ok(buffer[..length].to_vec())
+}
+
+#[test]
+fn a_takeover_costs_no_query_more_than_a_second_try() -> Result<()> {
+    let (mut scene, service) = scene()?;
+    let client = scene.pod("client").clone();
+    let resolver = Resolver::start(scene.pod("resolver"), None)?;
+    let at = resolver.at;
+    answered(&client, at[0], &service)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let apps: Vec<_> = (0..4_u16)
+        .map(|n| {
+            let (client, stop, at) = (client.clone(), stop.clone(), at[usize::from(n % 2)]);
+            thread::spawn(move || -> Result<(u64, Duration)> {
+                let (ours, theirs) = (query(n, SHOP, A), query(n, ELSEWHERE, A));
+                let (mut count, mut worst) = (0, Duration::ZERO);
+                while !stop.load(Ordering::Relaxed) {
+                    // The mesh's answer or the resolver's, where there is no ztunnel for a moment; but an answer.
+                    let begun = Instant::now();
+                    ask_times(&client, at, &ours, 2).context("a name of the mesh")?;
+                    worst = worst.max(begun.elapsed());
+                    let heard = ask_times(&client, at, &theirs, 2).context("another name")?;
+                    same("passed on", heard, odd_answer(&theirs))?;
+                    count += 2;
+                }
+                Ok((count, worst))
+            })
+        })
+        .collect();
+    let ready = "[::]:16021";
+    let ports = ["--admin-addr", "none", "--metrics-addr", "none", "--ready-addr", ready];
+    thread::sleep(Duration::from_millis(500));
+    let programs = scene.mesh.on("a");
+    let mut next = programs.node.spawn_ztunnel("successor", &ports)?;
+    bed::mesh::wait_ready(&mut next, programs.node.netns(), 16021)?;
+    programs.ztunnel.signal(Signal::SIGTERM)?;
+    programs.ztunnel.wait(PATIENCE).context("the predecessor ends")?;
+    answered(&client, at[0], &service)?;
+    // And one that dies without a word, of which the other is the successor again.
+    let mut last = scene.mesh.on("a").node.spawn_ztunnel("last", &[])?;
+    scene.mesh.on("a").node.wait_ztunnel(&mut last)?;
+    next.kill();
+    scene.mesh.on("a").ztunnel = last;
+    thread::sleep(Duration::from_millis(500));
+    stop.store(true, Ordering::Relaxed);
+    let mut total = 0;
+    for app in apps {
+        let (count, worst) = app.join().map_err(|_| anyhow!("an app"))??;
+        ensure!(count > 0, "an app asked nothing");
+        println!("{count} queries, the slowest of the mesh's answered after {worst:?}");
+        total += count;
+    }
+    println!("{total} queries in two takeovers");
+    answered(&client, at[0], &service)
+}
+
+#[test]
+fn an_app_that_has_port_53_keeps_it() -> Result<()> {
+    let (scene, service) = scene()?;
+    let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
+    let resolver = Resolver::start(scene.pod("resolver"), None)?;
+    let [v4, _] = resolver.at;
+    answered(&client, v4, &service)?;
+
+    // What it sends from port 53 to port 53 is between resolvers: it leaves as it is.
+    let strange = query(2, ELSEWHERE, A);
+    for (from, to) in [(client.at(53), server.at(53)), (client.at6(53), server.at6(53))] {
+        let (here, there) = (client.netns().udp(from)?, server.netns().udp(to)?);
+        there.set_read_timeout(Some(PATIENCE))?;
+        here.send_to(&strange, to)?;
+        same("from port 53", there.recv_from(&mut [0; 512])?.1, from)?;
+    }
+
+    // A resolver of its own on the pod's address is in nobody's way: others ask it, and it answers from its port.
+    let own = Resolver::start(&client, None)?;
+    for at in own.at {
+        same("a pod's own resolver", ask(scene.pod("resolver"), at, &strange)?, odd_answer(&strange))?;
+        same("asked by a pod of the mesh", ask(&server, at, &strange)?, odd_answer(&strange))?;
+    }
+    answered(&client, v4, &service)?;
+    // One on every address is: ztunnel stands aside, and the resolver answers.
+    let everywhere = server.netns().udp("0.0.0.0:53".parse()?)?;
+    let mesh = query(3, SHOP, A);
+    same("aside", ask(&server, v4, &mesh)?, odd_answer(&mesh))?;
+    drop(everywhere);
+    eventually(PATIENCE, "the mesh to answer again", || {
+        let answer = ask(&server, v4, &mesh)?;
+        Ok(addresses(&answer).ok().filter(|found| *found == [service[0]]))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_node_where_it_is_off_answers_nothing() -> Result<()> {
+    let (mut scene, service) = scene()?;
+    let client = scene.pod("client").clone();
+    let resolver = Resolver::start(scene.pod("resolver"), None)?;
+    answered(&client, resolver.at[0], &service)?;
+    scene.mesh.on("a").ztunnel.kill();
+    let programs = scene.mesh.on("a");
+    programs.ztunnel = programs.node.spawn_ztunnel("off", &["--dns", "off"])?;
+    programs.node.wait_ztunnel(&mut programs.ztunnel)?;
+    scene.wait_enrolled(true)?;
+    let mesh = query(4, SHOP, A);
+    for at in resolver.at {
+        let before = resolver.asked();
+        same("off", ask(&client, at, &mesh)?, odd_answer(&mesh))?;
+        same("off over TCP", framed(&client, at, &mesh)?, odd_answer(&mesh))?;
+        ensure!(resolver.asked() >= before + 2, "somebody else answered");
+    }
+    Ok(())
+}
+
+#[test]
+fn http_reaches_an_endpoint_that_is_known_by_its_host_name() -> Result<()> {
+    let pods = [("mesh", "client", "a"), ("plain", "resolver", "b"), ("plain", "outside", "b")];
+    let mut scene = Scene::start_with(&pods, |world| {
+        let spec = "  hosts: [named.example.com]\n  ports: [{number: 80, name: http, targetPort: 8080}]\n  \
+                    resolution: DNS\n  endpoints: [{address: backend.example.net}]\n";
+        world.manifests().put("named", &entry("named", spec))
+    })?;
+    let (client, outside) = (scene.pod("client").clone(), scene.pod("outside").clone());
+    let IpAddr::V4(there) = outside.v4() else { return Err(anyhow!("no IPv4")) };
+    let resolver = Resolver::start(scene.pod("resolver"), Some(("backend", there.octets())))?;
+    let server = outside.netns().listen(outside.at(8080))?;
+    thread::spawn(move || {
+        for stream in server.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nby name");
+        }
+    });
+    for (kind, at, prefix) in [(A, resolver.at[0], "240.240."), (AAAA, resolver.at[1], "2001:2::")] {
+        let automatic = resolved(&client, at, "named.example.com", kind)?;
+        ensure!(automatic.len() == 1 && automatic[0].to_string().starts_with(prefix), "{automatic:?}");
+        let since = scene.log_length("a");
+        let response = bed::http::get(client.netns(), SocketAddr::new(automatic[0], 80), "/")?;
+        same("the answer", (response.status, response.body.as_str()), (200, "by name"))?;
+        let line = scene.wait_access("a", since, "the call", |line| line["dst.workload"] == "named-0")?;
+        ensure!(line.to_string().contains(&outside.at(8080).to_string()), "it went elsewhere: {line}");
+    }
+    Ok(())
+}

@@ -1,0 +1,367 @@
+//! DNS messages (RFC 1035, EDNS by RFC 6891), as far as an answer of ours needs them.
+//!
+//! A query that is of the plainest kind is read and can be answered; whatever is anything else is nobody's
+//! business here: its bytes go on as they are, and so do those that come back. Which names are ours is not
+//! known here, and nothing here does I/O.
+
+use std::{net::IpAddr, time::Duration};
+
+use hickory_proto::{
+    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
+    rr::{DNSClass, Name, RData, Record, RecordType, rdata},
+};
+
+/// The shortest message there is: a header.
+const HEADER: usize = 12;
+
+/// What a client without EDNS takes over UDP (RFC 1035 §4.2.1).
+const PLAIN_PAYLOAD: u16 = 512;
+
+/// What we offer to take, and the most that we send over UDP whatever a client offers: larger ones would be
+/// cut into fragments on common links, were they to cross any (RFC 9715).
+const OUR_PAYLOAD: u16 = 1232;
+
+/// For how long an answer of ours may be kept.
+pub(crate) const TTL: Duration = Duration::from_secs(30);
+
+/// How many records of an answer are read: more addresses than a name has any use for.
+const MOST_RECORDS: usize = 64;
+
+/// What a question asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    A,
+    Aaaa,
+    /// How to speak to a name (RFC 9460): never known of our names, and asked for by browsers and libraries.
+    Service,
+    Other,
+}
+
+/// A query that may be answered by us: opcode QUERY, class IN, one question, nothing else but EDNS version 0.
+#[derive(Debug, Clone)]
+pub(crate) struct Question {
+    id: u16,
+    recursion_desired: bool,
+    checking_disabled: bool,
+    query: Query,
+    /// The client's EDNS: how much it takes, and whether it wants to be told of DNSSEC.
+    edns: Option<(u16, bool)>,
+    pub(crate) kind: Kind,
+    /// The name in lower case, without the final dot.
+    pub(crate) name: String,
+}
+
+impl Question {
+    /// Reads a query; `None` for whatever is not to be answered by us.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        // Cheap, and before anything is allocated: one question, no answer, no authority, EDNS at most.
+        let counts = bytes.get(4..HEADER)?;
+        if counts[..7] != [0, 1, 0, 0, 0, 0, 0] || counts[7] > 1 {
+            return None;
+        }
+        let message = Message::from_vec(bytes).ok()?;
+        let header = message.metadata;
+        let plain = header.message_type == MessageType::Query
+            && header.op_code == OpCode::Query
+            && header.response_code == ResponseCode::NoError
+            && !header.truncation
+            && message.additionals.is_empty()
+            && message.signature.is_none();
+        let [query] = message.queries.as_slice() else { return None };
+        if !plain || query.query_class() != DNSClass::IN || message.version() != 0 {
+            return None;
+        }
+        let kind = match query.query_type() {
+            RecordType::A => Kind::A,
+            RecordType::AAAA => Kind::Aaaa,
+            RecordType::HTTPS | RecordType::SVCB => Kind::Service,
+            _ => Kind::Other,
+        };
+        Some(Self {
+            id: header.id,
+            recursion_desired: header.recursion_desired,
+            checking_disabled: header.checking_disabled,
+            edns: message.edns.as_ref().map(|edns| (edns.max_payload(), edns.flags().dnssec_ok)),
+            kind,
+            name: plain_name(query.name())?,
+            query: query.clone(),
+        })
+    }
+
+    /// An answer with these addresses; none says that the name has no address of the kind (NOERROR).
+    ///
+    /// `alias` is the name that the addresses are of, where it is not the one that was asked for. What does not
+    /// fit `limit` bytes, or what the client takes over UDP where that is `None`, is left out, and the client
+    /// told to ask by TCP.
+    pub(crate) fn answer(
+        &self,
+        alias: Option<&str>,
+        addresses: &[IpAddr],
+        limit: Option<usize>,
+    ) -> Option<Vec<u8>> {
+        let ttl = u32::try_from(TTL.as_secs()).unwrap_or(0);
+        let mut message = self.empty(ResponseCode::NoError);
+        // As the owner of the name answers.
+        message.metadata.authoritative = true;
+        let asked = self.query.name();
+        let owner = match alias {
+            Some(alias) => {
+                let mut target = Name::from_ascii(alias).ok()?;
+                target.set_fqdn(true);
+                let alias = rdata::CNAME(target.clone());
+                message.add_answer(Record::from_rdata(asked.clone(), ttl, RData::CNAME(alias)));
+                target
+            }
+            None => asked.clone(),
+        };
+        for address in addresses {
+            let data = match address {
+                IpAddr::V4(v4) => RData::A(rdata::A(*v4)),
+                IpAddr::V6(v6) => RData::AAAA(rdata::AAAA(*v6)),
+            };
+            message.add_answer(Record::from_rdata(owner.clone(), ttl, data));
+        }
+        let limit = limit.unwrap_or_else(|| usize::from(self.payload()));
+        let mut bytes = message.to_vec().ok()?;
+        // Each address less makes room for itself; one pass by the records' own size, not one for each.
+        while bytes.len() > limit && !message.answers.is_empty() {
+            message.metadata.truncation = true;
+            let size = if matches!(self.kind, Kind::Aaaa) { 28 } else { 16 };
+            let surplus = (bytes.len() - limit).div_ceil(size).max(1);
+            message.answers.truncate(message.answers.len().saturating_sub(surplus));
+            bytes = message.to_vec().ok()?;
+        }
+        Some(bytes)
+    }
+
+    fn empty(&self, code: ResponseCode) -> Message {
+        let mut message = Message::response(self.id, OpCode::Query);
+        message.metadata.recursion_desired = self.recursion_desired;
+        message.metadata.recursion_available = true;
+        message.metadata.checking_disabled = self.checking_disabled;
+        message.metadata.response_code = code;
+        message.add_query(self.query.clone());
+        if let Some((_, dnssec_ok)) = self.edns {
+            let mut edns = Edns::new();
+            edns.set_max_payload(OUR_PAYLOAD).set_version(0).set_dnssec_ok(dnssec_ok);
+            message.set_edns(edns);
+        }
+        message
+    }
+
+    /// What the client takes over UDP.
+    fn payload(&self) -> u16 {
+        self.edns.map_or(PLAIN_PAYLOAD, |(payload, _)| payload.clamp(PLAIN_PAYLOAD, OUR_PAYLOAD))
+    }
+}
+
+/// A name as text; `None` where it has bytes that no host name has, which text would only spell out.
+fn plain_name(name: &Name) -> Option<String> {
+    let mut text = String::with_capacity(name.len());
+    for label in name.iter() {
+        if !label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'*')) {
+            return None;
+        }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(label.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
+    }
+    Some(text)
+}
+
+/// The answer to a query that could not be passed on: SERVFAIL. Of a query that cannot be read it is a header
+/// without a question; `None` for what is no query at all.
+pub(crate) fn failure(query: &[u8]) -> Option<Vec<u8>> {
+    if query.len() < HEADER || query[2] & 0x80 != 0 {
+        return None;
+    }
+    let code = ResponseCode::ServFail;
+    if let Some(question) = Question::read(query) {
+        return question.empty(code).to_vec().ok();
+    }
+    // The id, opcode and RD of the query; QR, RA; SERVFAIL.
+    let mut bytes = vec![0; HEADER];
+    bytes[..2].copy_from_slice(&query[..2]);
+    bytes[2] = 0x80 | query[2] & 0x79;
+    bytes[3] = 0x80 | code.low();
+    Some(bytes)
+}
+
+/// Whether a message may be the answer to a query: a response of the same id.
+pub(crate) fn answers(message: &[u8], query: &[u8]) -> bool {
+    message.len() >= HEADER && query.len() >= 2 && message[..2] == query[..2] && message[2] & 0x80 != 0
+}
+
+/// A query for the addresses of a host.
+pub(crate) fn ask(id: u16, host: &str, kind: RecordType) -> Option<Vec<u8>> {
+    let mut name = Name::from_ascii(host).ok()?;
+    name.set_fqdn(true);
+    let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(name, kind));
+    let mut edns = Edns::new();
+    edns.set_max_payload(OUR_PAYLOAD).set_version(0);
+    message.set_edns(edns);
+    message.to_vec().ok()
+}
+
+/// What an answer says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) addresses: Vec<IpAddr>,
+    /// For how long: the shortest of the records'.
+    pub(crate) ttl: Duration,
+    pub(crate) truncated: bool,
+}
+
+/// Reads the addresses of an answer to a query of [`ask`]. `None` where it is none, or says that it failed.
+/// A name that does not exist has no address.
+pub(crate) fn read_addresses(bytes: &[u8]) -> Option<Told> {
+    let message = Message::from_vec(bytes).ok()?;
+    let known = matches!(message.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain);
+    if message.metadata.message_type != MessageType::Response || !known {
+        return None;
+    }
+    let mut told =
+        Told { addresses: Vec::new(), ttl: Duration::from_secs(300), truncated: message.metadata.truncation };
+    // The resolver follows aliases and puts what it finds into the one answer.
+    for record in message.answers.iter().take(MOST_RECORDS) {
+        let address = match &record.data {
+            RData::A(a) => IpAddr::V4(a.0),
+            RData::AAAA(aaaa) => IpAddr::V6(aaaa.0),
+            _ => continue,
+        };
+        told.addresses.push(address);
+        told.ttl = told.ttl.min(Duration::from_secs(record.ttl.into()));
+    }
+    Some(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `cArt.shop` in mixed case, with or without EDNS for 4096 bytes.
+    fn query(kind: u16, edns: bool) -> Vec<u8> {
+        let mut bytes = vec![0xbe, 0xef, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, u8::from(edns)];
+        bytes.extend(b"\x04cArt\x04shop\0");
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend([0, 1]);
+        if edns {
+            bytes.extend([0, 0, 41, 0x10, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Message {
+        Message::from_vec(bytes).expect("a message")
+    }
+
+    #[test]
+    fn a_plain_question_is_read_and_answered_in_its_own_spelling() {
+        let bytes = query(1, false);
+        let question = Question::read(&bytes).expect("a question");
+        assert_eq!((question.kind, question.name.as_str()), (Kind::A, "cart.shop"));
+        let answer = question.answer(None, &["10.0.0.1".parse().unwrap()], None).unwrap();
+        assert_eq!(answer[..2], [0xbe, 0xef]);
+        assert_eq!(answer[12..22], bytes[12..22], "the question's bytes, in its case");
+        let answer = read(&answer);
+        assert!(answer.metadata.authoritative && answer.metadata.recursion_available);
+        assert!(answer.metadata.recursion_desired && !answer.metadata.truncation);
+        assert!(answer.edns.is_none(), "EDNS only for who speaks it");
+        assert_eq!(answer.answers.len(), 1);
+        assert_eq!(answer.answers[0].ttl, 30);
+        assert_eq!(answer.answers[0].data, RData::A(rdata::A("10.0.0.1".parse().unwrap())));
+    }
+
+    #[test]
+    fn a_search_domain_becomes_an_alias() {
+        let question = Question::read(&query(28, true)).unwrap();
+        let answer =
+            read(&question.answer(Some("ext.example"), &["fd00::1".parse().unwrap()], None).unwrap());
+        assert_eq!(
+            answer.answers[0].data,
+            RData::CNAME(rdata::CNAME(Name::from_ascii("ext.example.").unwrap()))
+        );
+        assert_eq!(answer.answers[1].name, Name::from_ascii("ext.example.").unwrap());
+        assert!(answer.edns.is_some());
+    }
+
+    #[test]
+    fn no_address_of_the_kind_is_no_error() {
+        let answer = read(&Question::read(&query(28, false)).unwrap().answer(None, &[], None).unwrap());
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+        assert!(answer.answers.is_empty());
+    }
+
+    #[test]
+    fn what_the_client_does_not_take_is_left_out_and_told() {
+        let many: Vec<IpAddr> = (0..200).map(|n| IpAddr::from([10, 0, 1, n])).collect();
+        for (edns, limit) in [(false, 512), (true, 1232)] {
+            let question = Question::read(&query(1, edns)).unwrap();
+            let bytes = question.answer(None, &many, None).unwrap();
+            assert!(bytes.len() <= limit && bytes.len() > limit - 64, "{}", bytes.len());
+            let answer = read(&bytes);
+            assert!(answer.metadata.truncation && !answer.answers.is_empty());
+            let whole = read(&question.answer(None, &many, Some(65_535)).unwrap());
+            assert!(!whole.metadata.truncation);
+            assert_eq!(whole.answers.len(), 200, "over TCP all of them");
+        }
+    }
+
+    #[test]
+    fn whatever_else_is_none_of_our_business() {
+        let plain = query(1, true);
+        let changed = |at: usize, byte: u8| {
+            let mut bytes = plain.clone();
+            bytes[at] = byte;
+            bytes
+        };
+        assert!(Question::read(&plain).is_some());
+        for (what, bytes) in [
+            ("a response", changed(2, 0x81)),
+            ("opcode UPDATE", changed(2, 0x29)),
+            ("an unknown opcode", changed(2, 0x79)),
+            ("truncated", changed(2, 0x03)),
+            ("two questions", changed(5, 2)),
+            ("an answer", changed(7, 1)),
+            ("class CHAOS", changed(25, 3)),
+            ("EDNS of a later version", changed(32, 1)),
+            ("a name with a blank", changed(14, b' ')),
+            ("cut short", plain[..20].to_vec()),
+            ("nothing", Vec::new()),
+            ("a loop of names", [&plain[..12], &[0xc0, 0x0c, 0, 1, 0, 1][..]].concat()),
+        ] {
+            assert!(Question::read(&bytes).is_none(), "{what}");
+        }
+        let other = Question::read(&query(33, false)).expect("readable");
+        assert_eq!(other.kind, Kind::Other);
+        assert_eq!(Question::read(&query(65, false)).expect("readable").kind, Kind::Service);
+    }
+
+    #[test]
+    fn a_failure_says_so_to_the_query_it_is_for() {
+        let answer = failure(&query(1, true)).unwrap();
+        assert_eq!(read(&answer).metadata.response_code, ResponseCode::ServFail);
+        assert_eq!(read(&answer).queries.len(), 1);
+        assert!(answers(&answer, &query(1, true)));
+        let update = [&[1, 2, 0x28, 0][..], &[0xff; 30]].concat();
+        assert_eq!(failure(&update).unwrap()[..4], [1, 2, 0xa8, 0x82]);
+        assert_eq!(failure(&answer), None, "nobody answers an answer");
+        assert_eq!(failure(&[0; 11]), None);
+    }
+
+    #[test]
+    fn the_addresses_of_an_answer_are_read() {
+        let asked = ask(7, "ext.example", RecordType::A).unwrap();
+        let question = Question::read(&asked).unwrap();
+        assert_eq!(question.name, "ext.example");
+        let answer = question.answer(Some("other.example"), &["192.0.2.1".parse().unwrap()], None).unwrap();
+        let told = read_addresses(&answer).unwrap();
+        assert_eq!(told.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(told.ttl, TTL);
+        assert_eq!(read_addresses(&asked), None, "a query tells nothing");
+        assert_eq!(read_addresses(&failure(&asked).unwrap()), None);
+    }
+}

@@ -1,0 +1,126 @@
+//! A pod's queries over UDP: read from the socket in its slot, answered, or passed on.
+
+use std::{cell::RefCell, io, net::UdpSocket, rc::Rc, sync::Arc, time::Instant};
+
+use tokio::io::Interest;
+
+use super::{
+    Dns, Transport, answer, forward,
+    message::{self, Question},
+    sockets::{self, Received},
+};
+use crate::{fd, pods::Pod, worker::Worker};
+
+/// Queries taken in a row before the worker's other tasks get a turn.
+const BURST: usize = 32;
+
+thread_local! {
+    /// For a query of any size; each worker has one.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; sockets::LONGEST]);
+}
+
+/// Serves a pod until its listeners close, and then what still waits in the queue.
+pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>) {
+    let Some(dns) = pod.dns.as_ref() else { return };
+    let ready = match fd::watch(dns.socket(), Interest::READABLE) {
+        Ok(ready) => ready,
+        Err(error) => {
+            tracing::error!(pod = %pod.uid, %error, "the socket for DNS queries cannot be watched; its resolver answers");
+            pod.with_slots(|slots| dns.step_aside(&pod, slots, &error));
+            return;
+        }
+    };
+    let server = Server { worker: &worker, pod: &pod, dns };
+    loop {
+        let mut guard = tokio::select! {
+            biased;
+            () = pod.accepting.cancelled() => break,
+            guard = ready.readable() => match guard {
+                Ok(guard) => guard,
+                Err(_) => break,
+            },
+        };
+        match server.take_some(&ready.get_ref().0) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+            // Of an answer that an app did not wait for, say.
+            Err(error) => tracing::debug!(pod = %pod.uid, %error, "a DNS query cannot be read"),
+        }
+        tokio::task::yield_now().await;
+    }
+    while server.take_some(&ready.get_ref().0).is_ok() {}
+}
+
+struct Server<'a> {
+    worker: &'a Rc<Worker>,
+    pod: &'a Arc<Pod>,
+    dns: &'a Dns,
+}
+
+impl Server<'_> {
+    fn take_some(&self, socket: &UdpSocket) -> io::Result<()> {
+        for _ in 0..BURST {
+            BUFFER.with_borrow_mut(|buffer| {
+                let begun = Instant::now();
+                let Some(received) = sockets::receive(socket, buffer)? else { return Ok(()) };
+                self.query(&buffer[..received.length], received, begun);
+                Ok::<_, io::Error>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn query(&self, query: &[u8], received: Received, begun: Instant) {
+        let (shared, pod) = (&self.worker.shared, self.pod);
+        let question = Question::read(query);
+        pod.names.asked(received.client.ip(), received.resolver);
+        shared.metrics.dns.asked(question.as_ref().map(|question| question.kind), Transport::Udp);
+        if let Some(question) = &question
+            && let Some(bytes) = answer(shared, pod, question, None)
+        {
+            say(pod, self.dns, received, &bytes);
+            let took = begun.elapsed();
+            shared.metrics.dns.answered(took);
+            tracing::debug!(
+                pod = %pod.uid, name = %question.name, kind = ?question.kind, took = ?took, "answered a DNS query"
+            );
+            return;
+        }
+        let place = match self.dns.waiting.enter() {
+            Ok(place) => place,
+            Err(failed) => return fail(self.worker, pod, self.dns, received, query, &failed),
+        };
+        let (worker, pod, query) = (self.worker.clone(), self.pod.clone(), query.to_vec());
+        tokio::task::spawn_local(async move {
+            let Some(dns) = pod.dns.as_ref() else { return };
+            worker.shared.metrics.dns.passed_on();
+            match forward::ask(&pod, received.client, received.resolver, &query).await {
+                Ok(bytes) => {
+                    worker.shared.metrics.dns.upstream_answered(begun.elapsed());
+                    say(&pod, dns, received, &bytes);
+                }
+                Err(failed) => fail(&worker, &pod, dns, received, &query, &failed),
+            }
+            drop(place);
+        });
+    }
+}
+
+fn fail(worker: &Worker, pod: &Pod, dns: &Dns, received: Received, query: &[u8], failed: &forward::Failed) {
+    worker.shared.metrics.dns.upstream_failed(failed.name());
+    tracing::debug!(pod = %pod.uid, error = %failed, "a DNS query has no answer");
+    if let Some(bytes) = message::failure(query) {
+        say(pod, dns, received, &bytes);
+    }
+}
+
+fn say(pod: &Pod, dns: &Dns, received: Received, bytes: &[u8]) {
+    let Received { client, resolver, .. } = received;
+    let Err(error) = sockets::answer(&pod.netns, &pod.own, resolver, client, bytes) else { return };
+    match error.kind() {
+        io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => {
+            pod.with_slots(|slots| dns.step_aside(pod, slots, &error));
+        }
+        _ => tracing::debug!(pod = %pod.uid, %client, %resolver, %error, "a DNS answer cannot be sent"),
+    }
+}
