@@ -6,7 +6,7 @@ use crate::{
     splice::{GrantWords, KeyWords, StateWords},
 };
 use abi::{Config, FlowKey};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash, SockMap};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
 use std::{io, path::Path};
 
 /// A flow's key, as its words.
@@ -60,9 +60,10 @@ pub(crate) fn slots(pod: &Path) -> Result<Array<MapData, u64>, Error> {
     typed(pod, abi::SLOTS, Map::Array(open(pod, abi::SLOTS)?))
 }
 
-/// The same as what it is, by which nothing but removal goes right.
-pub(crate) fn slots_to_empty(pod: &Path) -> Result<SockMap<MapData>, Error> {
-    typed(pod, abi::SLOTS, Map::SockMap(open(pod, abi::SLOTS)?))
+/// The same, as a map of which an entry can be removed. (Of a map of sockets aya wants values of four bytes, which
+/// would leave no room to read a cookie.)
+pub(crate) fn slots_to_empty(pod: &Path) -> Result<HashMap<MapData, u32, u64>, Error> {
+    typed(pod, abi::SLOTS, Map::HashMap(open(pod, abi::SLOTS)?))
 }
 
 /// A pod's flows that pass ztunnel by.

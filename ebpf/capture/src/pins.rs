@@ -128,7 +128,7 @@ impl PodSlots {
         let slot = role as u32;
         let what = || format!("pod {}: empty the slot for {role:?}", self.uid);
         let mut slots = maps::slots_to_empty(&self.dir)?;
-        slots.clear_index(&slot).map_err(|error| Error::kernel(what(), &error))
+        slots.remove(&slot).map_err(|error| Error::kernel(what(), &error))
     }
 
     /// The cookie of the socket that holds the slot of `role`; `None` when nobody listens.

@@ -130,7 +130,7 @@ async fn hear(socket: &UdpSocket, query: &[u8]) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::UdpSocket as Socket, thread, time::Duration};
+    use std::{net::UdpSocket as Socket, thread};
 
     use super::*;
 
