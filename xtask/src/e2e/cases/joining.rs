@@ -126,7 +126,10 @@ fn chart(world: &World<'_>) -> Result<String> {
     let path = path.to_string_lossy();
     let mut template =
         world.cluster.helm(&["template", "culvert", &path, "--namespace", SYSTEM, "--include-crds"]);
-    template.args(["--set", "control.replicas=2"]);
+    let version = world.cluster.ask(&["get", "--raw", "/version"])?;
+    let version: serde_json::Value = serde_json::from_str(&version).context("the API server's version")?;
+    let version = version["gitVersion"].as_str().context("the API server's version")?;
+    template.args(["--kube-version", version, "--set", "control.replicas=2"]);
     let objects = shell::output(&mut template, "fill in the chart")?;
     // An object of a namespace is judged only where there is such a namespace.
     let made = world.cluster.ask(&["create", "namespace", SYSTEM])?;
