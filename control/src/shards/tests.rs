@@ -1,6 +1,9 @@
 //! Whatever happens in whichever order, what the shards publish is what one compilation of everything gives.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use proptest::{collection::vec, prelude::*};
 
@@ -67,6 +70,11 @@ impl Step {
                     variant / 2
                 )
             }
+            // Half of them without an address: it is given one that no other namespace's host has.
+            5 if number % 2 == 1 => format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n{meta}\nspec: {{hosts: [h{variant}.example], \
+                 ports: [{{number: 80, name: tcp, protocol: TCP}}], resolution: DNS}}"
+            ),
             5 => format!(
                 "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n{meta}\nspec: {{hosts: [h{variant}.example], addresses: [240.0.0.{number}], \
                  ports: [{{number: 80, name: tcp, protocol: TCP}}], resolution: STATIC, endpoints: [{{address: {ip}}}]}}"
@@ -201,4 +209,53 @@ fn one_change_compiles_one_namespace() {
     assert_eq!(bed.turn(&BTreeSet::new()), 3);
     bed.take(&pod(2, 2, 0));
     assert_eq!(bed.turn(&BTreeSet::new()), 1);
+}
+
+#[test]
+fn hosts_of_two_namespaces_that_want_one_address_get_two() {
+    let entry = |namespace: &str, host: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: {namespace}}}\n\
+             spec: {{hosts: [{host}], ports: [{{number: 80, name: tcp, protocol: TCP}}], resolution: DNS}}"
+        )
+    };
+    let addresses = |objects: &Objects| {
+        let compiled = compile(&objects.view(), &|_, _| Word::None, &Options::default());
+        let all = compiled.services.into_values().map(|service| (service.key.to_string(), service.addresses));
+        all.collect::<BTreeMap<_, _>>()
+    };
+    let put = |objects: &mut Objects, namespace: &str, host: &str| {
+        let path = PathBuf::from(format!("{namespace}.yaml"));
+        objects.apply(&path, parse(&path, &entry(namespace, host)));
+    };
+    // Of so many names two have the same place.
+    let mut seen = BTreeMap::new();
+    let (one, two) = (0..5000)
+        .find_map(|number| {
+            let mut alone = Objects::default();
+            let (namespace, host) = (["a", "b"][number % 2], format!("h{number}.example"));
+            put(&mut alone, namespace, &host);
+            let place = addresses(&alone).into_values().next().expect("an address");
+            let before = seen.insert(format!("{place:?}"), (namespace, host.clone()))?;
+            (before.0 != namespace).then_some((before.1, host))
+        })
+        .expect("two that collide");
+    let (of_a, of_b) =
+        if one.trim_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().expect("a number") % 2 == 0 {
+            (one, two)
+        } else {
+            (two, one)
+        };
+    let mut bed = Bed::default();
+    put(&mut bed.objects, "a", &of_a);
+    assert_eq!(bed.turn(&BTreeSet::new()), 1);
+    put(&mut bed.objects, "b", &of_b);
+    bed.turn(&BTreeSet::new());
+    let both = addresses(&bed.objects);
+    assert_eq!(both.len(), 2);
+    let different: BTreeSet<String> = both.values().map(|addresses| format!("{addresses:?}")).collect();
+    assert_eq!(different.len(), 2, "{both:?}");
+    // The first one goes: the other one may have its place, and whoever is told is told the same.
+    bed.objects.remove(&PathBuf::from("a.yaml"));
+    bed.turn(&BTreeSet::new());
 }
