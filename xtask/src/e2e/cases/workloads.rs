@@ -63,6 +63,14 @@ pub(super) const CASES: &[Case] = &[
         run: neighbours,
     },
     Case {
+        name: "dns",
+        holds: "a host that only a ServiceEntry knows, and without an address, is found by its name and reached",
+        long: false,
+        ground: false,
+        on_nodes: false,
+        run: dns,
+    },
+    Case {
         name: "host-port",
         holds: "a captured pod is reached by its hostPort, from its own node and from the others",
         long: false,
@@ -221,4 +229,32 @@ fn host_port(world: &World<'_>) -> Result<String> {
         demand(whole, || format!("{from} got {answer:?}"))?;
     }
     Ok(format!("from {} nodes", world.cluster.nodes.len()))
+}
+
+fn dns(world: &World<'_>) -> Result<String> {
+    world.apply("workloads")?;
+    world.ask(SPACE, &["wait", "--for=condition=Ready", "pod/opted-out", "--timeout=60s"])?;
+    let address = world.ask(SPACE, &["get", "pod", "opted-out", "--output=jsonpath={.status.podIP}"])?;
+    // No resolver of the cluster's knows the name, and the entry names no address: ztunnel answers for both.
+    let entry = json!({
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": "outside", "namespace": SPACE},
+        "spec": {
+            "hosts": ["outside.example"],
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080}],
+            "resolution": "STATIC",
+            "endpoints": [{"address": address}],
+        },
+    });
+    world.cluster.apply(&entry.to_string())?;
+    let (ok, words) = world.client(&Client {
+        namespace: SPACE,
+        name: "asks",
+        account: "default",
+        labels: json!({"app": "asks"}),
+        arguments: &["load", "--to=outside.example:80", "--seconds=3"],
+    })?;
+    demand(ok, || format!("by the entry's name: {words}"))?;
+    Ok(words.lines().last().unwrap_or_default().to_owned())
 }
