@@ -121,7 +121,8 @@ async fn refuse_helms(api: &Api, objects: &[Value]) -> anyhow::Result<()> {
         }
         if object::label(&there, PART_OF) != Some("culvert") {
             bail!(
-                "{} is there and is not Culvert's: install elsewhere with --namespace",
+                "nothing was changed: {} is there and is not Culvert's. See whose it is, and remove it or give it \
+                 another name",
                 object::named(object)
             );
         }
@@ -186,10 +187,12 @@ pub(crate) async fn installed(api: &Api, namespace: &str) -> anyhow::Result<Vec<
         for mut object in listed.with_context(|| format!("list objects of kind {kind}"))? {
             // A list does not repeat it for each.
             object["kind"] = kind.into();
-            // Of those in no namespace, another install in another one may have some.
-            let elsewhere = object::namespace(&object).is_empty()
-                && !object::name(&object).starts_with(&format!("{namespace}-"));
-            if !elsewhere {
+            // Of those in no namespace, another install in another one may have some. The whole name counts: that
+            // of another namespace may begin like ours.
+            let of_this_one = |program: &str| object::name(&object) == format!("{namespace}-{program}");
+            if !object::namespace(&object).is_empty()
+                || rollout::PROGRAMS.iter().any(|(program, _)| of_this_one(program))
+            {
                 found.push(object);
             }
         }

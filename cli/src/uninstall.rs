@@ -17,10 +17,11 @@ use crate::{
     api::{Api, Reach},
     check::{AMBIENT, DATAPLANE_MODE},
     install,
-    manifests::{self, MANAGED_BY},
-    object::{self, MANAGER_LABEL, text},
+    object::{self, text},
     rollout,
 };
+
+mod left;
 
 const EVERY: Duration = Duration::from_millis(500);
 /// Written by control: for everybody, and for its replicas.
@@ -40,10 +41,14 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "release_all")]
     force: bool,
 
-    /// Also remove the certificate authority's Secret, the definitions with all their policies, and the namespace
-    /// if `culvert install` made it
+    /// Also remove the certificate authority's Secret, the definitions if nobody else uses them and no policy is
+    /// written, and the namespace if `culvert install` made it
     #[arg(long)]
     purge: bool,
+
+    /// With --purge: remove the definitions although policies are written, which go with them
+    #[arg(long, requires = "purge")]
+    purge_policies: bool,
 
     /// How long to wait for the pods to be let go, and then for the programs to end
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
@@ -132,7 +137,13 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
 async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<ExitCode> {
     let limit = Duration::from_secs(args.timeout);
     let found = install::installed(api, namespace).await?;
-    refuse_helms(api, namespace, &found).await?;
+    let elsewhere = left::elsewhere(api, namespace).await?;
+    if found.is_empty() {
+        refuse_nothing(api, namespace, &elsewhere).await?;
+        finish(api, namespace, &elsewhere, args).await?;
+        println!("\nCulvert is gone.");
+        return Ok(ExitCode::SUCCESS);
+    }
     let enrolled = Enrolled::look(api).await?;
     if !enrolled.is_nobody() {
         println!("In the mesh now:\n{}\n", enrolled.text());
@@ -148,14 +159,7 @@ async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<Ex
         }
     }
     remove(api, namespace, &found, limit).await?;
-    if !args.force {
-        unmark(api).await?;
-    }
-    if args.purge {
-        purge(api, namespace).await?;
-    } else {
-        stays(api, namespace).await?;
-    }
+    finish(api, namespace, &elsewhere, args).await?;
     if args.force && !enrolled.captured.is_empty() {
         println!(
             "\n{} pods stay captured and reach nobody. To undo that: `culvert install`, then leave with --release-all.",
@@ -165,6 +169,20 @@ async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<Ex
     }
     println!("\nCulvert is gone.");
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is left when no program is there any more.
+async fn finish(api: &Api, namespace: &str, elsewhere: &[String], args: &Args) -> anyhow::Result<()> {
+    // Marks are as much those of another mesh as ours.
+    if !args.force && elsewhere.is_empty() {
+        unmark(api).await?;
+    }
+    if args.purge {
+        left::purge(api, namespace, elsewhere, args.purge_policies).await?;
+    } else {
+        left::stays(api, namespace).await?;
+    }
+    Ok(())
 }
 
 /// Takes control's marks off the pods, now that nobody writes them any more.
@@ -186,11 +204,9 @@ async fn unmark(api: &Api) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What helm manages is taken away by helm, which would miss it otherwise.
-async fn refuse_helms(api: &Api, namespace: &str, found: &[Value]) -> anyhow::Result<()> {
-    if !found.is_empty() {
-        return Ok(());
-    }
+/// Where nothing was installed by this command: what helm manages is taken away by helm, which would miss it
+/// otherwise, and what is in another namespace is not meant. Only what a former uninstall has left goes on.
+async fn refuse_nothing(api: &Api, namespace: &str, elsewhere: &[String]) -> anyhow::Result<()> {
     let control = format!("{}/control", object::collection("Deployment", namespace));
     let there = api.find(&control).await?;
     if let Some(release) =
@@ -200,7 +216,17 @@ async fn refuse_helms(api: &Api, namespace: &str, found: &[Value]) -> anyhow::Re
             "this mesh belongs to the helm release {release}: take all labels off, see `culvert status`, then helm uninstall {release} --namespace {namespace}"
         );
     }
-    println!("Nothing of `culvert install` is in the namespace {namespace}.");
+    if left::in_namespace(api, namespace).await?.is_empty() {
+        let where_it_is = if elsewhere.is_empty() {
+            "no mesh of ours is in this cluster; see --context for another one".to_owned()
+        } else {
+            format!("there is {}: name its namespace with --namespace", some(elsewhere))
+        };
+        bail!(
+            "nothing was changed: nothing of `culvert install` is in the namespace {namespace}; {where_it_is}"
+        );
+    }
+    println!("No program of `culvert install` is in the namespace {namespace}, only what one has left.");
     Ok(())
 }
 
@@ -302,75 +328,6 @@ async fn ended(api: &Api, namespace: &str, programs: &[&str], limit: Duration) -
         }
         tokio::time::sleep(EVERY).await;
     }
-}
-
-/// What an uninstall leaves, in control's namespace and beyond.
-const LEFT: [(&str, &str, &str); 3] = [
-    ("api/v1", "secrets", "culvert-ca"),
-    ("api/v1", "configmaps", "culvert-ca-root-cert"),
-    ("apis/coordination.k8s.io/v1", "leases", "culvert-control"),
-];
-
-fn definitions() -> anyhow::Result<Vec<Value>> {
-    let choices = <manifests::Line as clap::Parser>::parse_from(["culvert"]).choices;
-    let objects = manifests::objects(manifests::NAMESPACE, &choices, (1, 34))?;
-    Ok(objects.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect())
-}
-
-/// Says what is left, and why.
-async fn stays(api: &Api, namespace: &str) -> anyhow::Result<()> {
-    let (mut left, mut definitions_left) = (Vec::new(), Vec::new());
-    for (version, plural, name) in LEFT {
-        // Who may not read Secrets may uninstall all the same.
-        let found = api.find(&format!("/{version}/namespaces/{namespace}/{plural}/{name}")).await;
-        if found.is_ok_and(|found| found.is_some()) {
-            left.push(format!("{plural}/{name} in {namespace}"));
-        }
-    }
-    for definition in definitions()? {
-        if api.find(&object::path(&definition)).await?.is_some_and(|there| is_ours(&there)) {
-            definitions_left.push(object::name(&definition).to_owned());
-        }
-    }
-    if !left.is_empty() {
-        println!("\nStays, so that the next install has the same root:\n  {}", left.join("\n  "));
-    }
-    if !definitions_left.is_empty() {
-        println!("\nStays, because policies would go with them:\n  {}", definitions_left.join("\n  "));
-    }
-    if !left.is_empty() || !definitions_left.is_empty() {
-        println!("\n`culvert uninstall --purge` removes these, too.");
-    }
-    Ok(())
-}
-
-async fn purge(api: &Api, namespace: &str) -> anyhow::Result<()> {
-    for (version, plural, name) in LEFT {
-        if api.delete(&format!("/{version}/namespaces/{namespace}/{plural}/{name}")).await? {
-            println!("  removed    {plural}/{name}");
-        }
-    }
-    for definition in definitions()? {
-        let path = object::path(&definition);
-        let managed = api.find(&path).await?.is_some_and(|there| is_ours(&there));
-        if managed && api.delete(&path).await? {
-            println!("  removed    {}, and all objects of it", object::named(&definition));
-        }
-    }
-    let path = format!("/api/v1/namespaces/{namespace}");
-    let ours =
-        api.find(&path).await?.is_some_and(|there| object::label(&there, MANAGED_BY) == Some(MANAGER_LABEL));
-    if ours && api.delete(&path).await? {
-        println!("  removed    Namespace {namespace}");
-    }
-    Ok(())
-}
-
-/// Whether it was our apply that made a definition: Istio's own stay.
-fn is_ours(object: &Value) -> bool {
-    object::items(&object["metadata"]["managedFields"])
-        .iter()
-        .any(|fields| fields["manager"] == crate::api::MANAGER && fields["operation"] == "Apply")
 }
 
 #[cfg(test)]

@@ -99,6 +99,19 @@ fn other_meshes_are_seen() {
 }
 
 #[test]
+fn a_second_mesh_of_ours_is_an_obstacle() {
+    let labels = json!({"app.kubernetes.io/part-of": "culvert"});
+    let set = |name: &str, namespace: &str| json!({"metadata": {"name": name, "namespace": namespace, "labels": labels}});
+    let mut facts = facts();
+    facts.daemonsets = vec![set("agent", "mesh"), set("ztunnel", "mesh")];
+    assert!(wrong(&before::other_meshes(&facts)).is_empty());
+    facts.daemonsets.extend([set("agent", "first"), set("ztunnel", "first")]);
+    one(&before::other_meshes(&facts), Level::Problem, "--namespace first");
+    let findings = before::other_meshes(&facts);
+    assert_eq!(Report { findings, installed: false }.obstacles(), 1);
+}
+
+#[test]
 fn old_kernels_and_strange_nodes_are_named() {
     let node = |name: &str, kernel: &str, system: &str, architecture: &str| {
         json!({"metadata": {"name": name}, "status": {"nodeInfo":

@@ -38,6 +38,9 @@ async fn an_install_makes_all_and_a_second_one_removes_what_is_not_wanted_any_mo
     let labels = json!({PART_OF: "culvert", MANAGED_BY: MANAGER_LABEL});
     let elsewhere = "/apis/rbac.authorization.k8s.io/v1/clusterroles/other-control";
     cluster.put(elsewhere, json!({"metadata": {"name": "other-control", "labels": labels}}));
+    // A namespace may be called as ours begins.
+    let longer = "/apis/rbac.authorization.k8s.io/v1/clusterroles/mesh-prod-control";
+    cluster.put(longer, json!({"metadata": {"name": "mesh-prod-control", "labels": labels}}));
     run(&cluster, &[]).await.unwrap();
     assert_eq!(cluster.deleted(), [BUDGET]);
     assert_eq!(

@@ -1,7 +1,7 @@
 //! Who is left behind, and in which order all goes, against an API server of our own.
 
-use super::*;
-use crate::cluster::Cluster;
+use super::{left::*, *};
+use crate::{cluster::Cluster, manifests};
 
 fn pod(namespace: &str, name: &str, labels: Value, annotations: Value) -> Value {
     json!({"metadata": {"namespace": namespace, "name": name, "labels": labels, "annotations": annotations},
@@ -34,6 +34,14 @@ fn definitions_of_others_are_no_concern_of_ours() {
         |manager: &str| json!({"metadata": {"managedFields": [{"manager": manager, "operation": "Apply"}]}});
     assert!(is_ours(&of("culvert")) && !is_ours(&of("helm")));
     assert_eq!(definitions().unwrap().len(), 4);
+    let mut both = of("culvert");
+    let fields = |object: &mut Value, one: Value| {
+        object["metadata"]["managedFields"].as_array_mut().unwrap().push(one);
+    };
+    fields(&mut both, json!({"manager": "kube-apiserver", "operation": "Update", "subresource": "status"}));
+    assert!(others(&both).is_empty());
+    fields(&mut both, json!({"manager": "argocd-controller", "operation": "Apply"}));
+    assert_eq!(others(&both), ["argocd-controller"]);
 }
 
 fn args(flags: &[&str]) -> Args {
@@ -110,4 +118,52 @@ async fn all_are_let_go_and_the_agents_end_first() {
     uninstall(&cluster.api(), "mesh", &args(&["--purge"])).await.unwrap();
     let left: Vec<String> = cluster.paths().into_iter().filter(|path| !path.contains("shop")).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nothing_of_ours_is_nothing_is_touched() {
+    let cluster = cluster().await;
+    cluster.put("/api/v1/namespaces/shop/pods/old", pod("shop", "old", json!({}), json!({MARK: "none"})));
+    let before: Vec<_> = cluster.paths().into_iter().map(|path| cluster.get(&path)).collect();
+    for flags in [&["--force", "--purge"][..], &["--release-all", "--purge", "--purge-policies"]] {
+        let refused = uninstall(&cluster.api(), "typo", &args(flags)).await.unwrap_err().to_string();
+        assert!(refused.contains("Deployment mesh/control") && refused.contains("--namespace"), "{refused}");
+    }
+    let after: Vec<_> = cluster.paths().into_iter().map(|path| cluster.get(&path)).collect();
+    assert_eq!(before, after);
+}
+
+#[tokio::test(start_paused = true)]
+async fn definitions_go_only_where_nobody_needs_them() {
+    let definition = |name: &str| format!("{}/{name}", object::collection("CustomResourceDefinition", ""));
+    let (policies, tls) = (
+        definition("authorizationpolicies.security.istio.io"),
+        definition("peerauthentications.security.istio.io"),
+    );
+    let cluster = Cluster::new();
+    let api = cluster.api();
+    for one in definitions().unwrap() {
+        api.apply(&one, false).await.unwrap();
+    }
+    let mut shared = cluster.get(&tls).unwrap();
+    let managers = shared["metadata"]["managedFields"].as_array_mut().unwrap();
+    managers.push(json!({"manager": "argocd-controller", "operation": "Apply"}));
+    cluster.put(&tls, shared);
+    cluster.put(
+        "/apis/security.istio.io/v1/namespaces/shop/authorizationpolicies/p",
+        json!({"metadata": {"name": "p", "namespace": "shop"}}),
+    );
+    let all = || cluster.paths().iter().filter(|path| path.contains("customresourcedefinitions")).count();
+    // Another mesh reads all four.
+    let theirs = "/apis/apps/v1/namespaces/other/daemonsets/agent";
+    let labels = json!({"app.kubernetes.io/part-of": "culvert"});
+    cluster.put(theirs, json!({"metadata": {"name": "agent", "namespace": "other", "labels": labels}}));
+    let elsewhere = elsewhere(&api, "mesh").await.unwrap();
+    assert_eq!(elsewhere, ["DaemonSet other/agent"]);
+    purge(&api, "mesh", &elsewhere, true).await.unwrap();
+    assert_eq!(all(), 4);
+    purge(&api, "mesh", &[], false).await.unwrap();
+    assert!(all() == 2 && cluster.get(&policies).is_some() && cluster.get(&tls).is_some());
+    purge(&api, "mesh", &[], true).await.unwrap();
+    assert!(all() == 1 && cluster.get(&tls).is_some());
 }
