@@ -4,7 +4,10 @@
 use serde_json::Value;
 
 use super::{Finding, facts::Facts};
-use crate::object::{self, items, selects, text};
+use crate::{
+    manifests,
+    object::{self, items, selects, text},
+};
 
 pub(crate) const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 pub(crate) const AMBIENT: &str = "ambient";
@@ -30,7 +33,7 @@ fn argument<'w>(workloads: &'w [Value], flag: &str) -> Option<&'w str> {
 
 /// The trust domain that control was told.
 pub(crate) fn trust_domain(workloads: &[Value]) -> &str {
-    argument(workloads, "--trust-domain").unwrap_or("cluster.local")
+    argument(workloads, "--trust-domain").unwrap_or(manifests::TRUST_DOMAIN)
 }
 
 fn root_namespace(workloads: &[Value]) -> &str {

@@ -50,8 +50,7 @@ pub(super) async fn in_namespace(api: &Api, namespace: &str) -> anyhow::Result<V
 }
 
 pub(super) fn definitions() -> anyhow::Result<Vec<Value>> {
-    let choices = <manifests::Line as clap::Parser>::parse_from(["culvert"]).choices;
-    let objects = manifests::objects(manifests::NAMESPACE, &choices, (1, 34))?;
+    let objects = manifests::objects(manifests::NAMESPACE, &manifests::unchosen(), (1, 34))?;
     Ok(objects.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect())
 }
 
