@@ -4,14 +4,11 @@
 //! sent in plaintext; and an agent clears its node only when it ends while no pod is captured there. So labels go
 //! first, pods are waited for, then the agents end while control and ztunnels still serve, then the rest.
 
-use std::{
-    collections::BTreeSet,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     api::{Api, Reach},
@@ -22,8 +19,14 @@ use crate::{
 };
 
 mod left;
+mod nodes;
+
+use nodes::{Nodes, ON_THE_NODE};
 
 const EVERY: Duration = Duration::from_millis(500);
+/// Nobody is captured only if that is seen twice, this far apart: marks and words of agents come late, and what an
+/// agent knows of namespaces cannot be asked.
+const SETTLED: Duration = Duration::from_secs(5);
 /// Written by control: for everybody, and for its replicas.
 pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
 pub(crate) const MARK: &str = "culvert.dev/redirection";
@@ -37,7 +40,8 @@ pub(crate) struct Args {
     #[arg(long)]
     release_all: bool,
 
-    /// Uninstall although pods are captured: they stay captured, and are cut off
+    /// Uninstall although pods are captured, or no control is there to let them go: they stay captured, and are cut
+    /// off, and new pods of labelled namespaces do not start
     #[arg(long, conflicts_with = "release_all")]
     force: bool,
 
@@ -141,8 +145,12 @@ async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<Ex
     if found.is_empty() {
         refuse_nothing(api, namespace, &elsewhere).await?;
         finish(api, namespace, &elsewhere, args).await?;
-        println!("\nCulvert is gone.");
-        return Ok(ExitCode::SUCCESS);
+        // Of those who left by --force before; another mesh has its own.
+        let behind = match elsewhere.is_empty() {
+            true => left_behind(&Enrolled::look(api).await?, true),
+            false => Vec::new(),
+        };
+        return Ok(told_at_last(&behind));
     }
     let enrolled = Enrolled::look(api).await?;
     if !enrolled.is_nobody() {
@@ -154,21 +162,81 @@ async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<Ex
                  kubectl label namespace NAME {DATAPLANE_MODE}-"
             );
         }
-        if args.release_all {
-            release(api, &enrolled, limit).await?;
+    }
+    let agents = found.iter().any(|object| object["kind"] == "DaemonSet" && object::name(object) == "agent");
+    let told = !agents || nodes::control_serves(api, namespace).await?;
+    let mut nodes = Nodes::default();
+    if !args.force {
+        if !told {
+            bail!(
+                "nothing was uninstalled: no control is available in the namespace {namespace}, and agents that hear \
+                 nothing of labels keep their pods and the CNI plugin, without which new pods do not start. See \
+                 `culvert check` for what it lacks, or leave all the same with --force"
+            );
         }
+        if args.release_all {
+            if !elsewhere.is_empty() {
+                println!("  another    mesh is there, and its pods are let go, too: {}", some(&elsewhere));
+            }
+            take_labels_off(api, &enrolled).await?;
+        }
+        nodes = let_go(api, namespace, limit).await?;
     }
     remove(api, namespace, &found, limit).await?;
     finish(api, namespace, &elsewhere, args).await?;
-    if args.force && !enrolled.captured.is_empty() {
+    let behind = match args.force {
+        true => left_behind(&Enrolled::look(api).await?, told),
+        false => nodes.unkempt.iter().map(|one| format!("no agent was there to clear {one}")).collect(),
+    };
+    if !nodes.silent.is_empty() {
+        println!("\nThese agents could not be asked, and were judged by control's marks:");
         println!(
-            "\n{} pods stay captured and reach nobody. To undo that: `culvert install`, then leave with --release-all.",
-            enrolled.captured.len()
+            "  {}\nIf new pods do not start there, run on that node: {ON_THE_NODE}",
+            nodes.silent.join("\n  ")
         );
-        return Ok(ExitCode::FAILURE);
     }
-    println!("\nCulvert is gone.");
-    Ok(ExitCode::SUCCESS)
+    Ok(told_at_last(&behind))
+}
+
+fn told_at_last(behind: &[String]) -> ExitCode {
+    if behind.is_empty() {
+        println!("\nCulvert is gone.");
+        return ExitCode::SUCCESS;
+    }
+    println!("\nCulvert's programs are gone, and not all of what they did:\n  {}", behind.join("\n  "));
+    println!("\nTo undo that, run on each node: {ON_THE_NODE}");
+    println!("Or put the mesh back with `culvert install`, and leave with --release-all.");
+    ExitCode::FAILURE
+}
+
+/// What stays behind where nobody was let go. `told`: control was there to tell the agents.
+fn left_behind(now: &Enrolled, told: bool) -> Vec<String> {
+    let mut behind = Vec::new();
+    if !now.captured.is_empty() {
+        behind.push(format!(
+            "{} pods stay captured and reach nobody: {}",
+            now.captured.len(),
+            some(&now.captured)
+        ));
+    }
+    if !now.namespaces.is_empty() {
+        behind.push(format!(
+            "labels are left on {}: new pods there, and in namespaces that are made from now on, do not start on \
+             nodes that have the CNI plugin",
+            some(&now.namespaces)
+        ));
+    }
+    if !now.labelled.is_empty() {
+        behind.push(format!("{} pods have a label of their own left", now.labelled.len()));
+    }
+    if !told {
+        behind.push(
+            "no control was available: a node that last heard of a namespace in the mesh keeps the CNI plugin, and \
+             new pods there do not start"
+                .to_owned(),
+        );
+    }
+    behind
 }
 
 /// What is left when no program is there any more.
@@ -230,8 +298,7 @@ async fn refuse_nothing(api: &Api, namespace: &str, elsewhere: &[String]) -> any
     Ok(())
 }
 
-/// Takes the labels off, and waits until no pod is captured.
-async fn release(api: &Api, enrolled: &Enrolled, limit: Duration) -> anyhow::Result<()> {
+async fn take_labels_off(api: &Api, enrolled: &Enrolled) -> anyhow::Result<()> {
     let off = json!({"metadata": {"labels": {DATAPLANE_MODE: null}}});
     for name in &enrolled.namespaces {
         api.patch(&format!("/api/v1/namespaces/{name}"), &off)
@@ -246,28 +313,44 @@ async fn release(api: &Api, enrolled: &Enrolled, limit: Duration) -> anyhow::Res
         }
         println!("  label off  Pod {namespace}/{name}");
     }
+    Ok(())
+}
+
+/// Waits until no pod is captured, by control's marks and by the word of every agent. What the nodes said at last.
+async fn let_go(api: &Api, namespace: &str, limit: Duration) -> anyhow::Result<Nodes> {
     let start = Instant::now();
-    let mut told = usize::MAX;
+    let (mut told, mut free_since) = (None, None);
     loop {
         let now = Enrolled::look(api).await?;
         if !now.namespaces.is_empty() || !now.labelled.is_empty() {
             bail!("somebody puts labels on again (a template, or a GitOps tool?):\n{}", now.text());
         }
-        if now.captured.is_empty() {
-            println!("  let go     no pod is captured ({} s)", start.elapsed().as_secs());
-            return Ok(());
+        let nodes = Nodes::ask(api, namespace).await?;
+        if now.captured.is_empty() && nodes.holds.is_empty() {
+            let since = *free_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= SETTLED {
+                println!("  let go     no pod is captured ({} s)", start.elapsed().as_secs());
+                return Ok(nodes);
+            }
+            tokio::time::sleep(EVERY).await;
+            continue;
         }
-        if now.captured.len() != told {
-            told = now.captured.len();
+        free_since = None;
+        let counts = (now.captured.len(), nodes.holds.len());
+        if told != Some(counts) {
+            told = Some(counts);
+            let (marked, held) = counts;
             println!(
-                "  waiting    {told} pods are still captured: their open connections are served to their end"
+                "  waiting    {marked} pods are still captured, nodes hold {held}: their open connections are served to their end"
             );
         }
         if start.elapsed() > limit {
+            let mut still = now.captured;
+            still.extend(nodes.holds);
             bail!(
-                "after {} s still captured: {}\n  Long connections hold them; wait longer with --timeout, or see `culvert status` for why",
+                "no program was removed: after {} s still captured: {}\n  Long connections hold them; wait longer with --timeout, or see `culvert status` for why",
                 limit.as_secs(),
-                some(&now.captured)
+                some(&still)
             );
         }
         tokio::time::sleep(EVERY).await;
