@@ -295,6 +295,41 @@ fn clocks_and_certificates_that_are_off_are_named() {
 }
 
 #[test]
+fn a_root_that_ends_is_exchanged_where_it_is_from() {
+    let advice = |cacerts| clocks::another_root(&Facts { cacerts, ..facts() });
+    let rotate = "kubectl --namespace mesh annotate secret culvert-ca culvert.dev/rotate=now";
+    let (own, given, unknown) = (advice(Some(false)), advice(Some(true)), advice(None));
+    assert!(own.starts_with(rotate) && !own.contains("cacerts"), "{own}");
+    assert!(given.contains("root-cert.pem") && given.contains("cert-chain.pem") && !given.contains(rotate));
+    assert!(unknown.contains(rotate) && unknown.contains("root-cert.pem"), "{unknown}");
+}
+
+#[tokio::test]
+async fn who_signs_and_what_is_written_is_seen() {
+    let cluster = crate::cluster::Cluster::new();
+    let secret = "/api/v1/namespaces/mesh/secrets/cacerts";
+    let gathered = async || Facts::gather(&cluster.api(), "mesh", false).await.unwrap();
+    assert_eq!(gathered().await.cacerts, Some(false));
+    cluster.put(secret, json!({"metadata": {"name": "cacerts"}}));
+    assert_eq!(gathered().await.cacerts, Some(true));
+    cluster.forbid(secret);
+    assert_eq!(gathered().await.cacerts, None);
+    let group = "/apis/security.istio.io/v1beta1";
+    cluster.put(group, json!({"resources": [{"name": "authorizationpolicies"}]}));
+    cluster.put(
+        &format!("{group}/namespaces/shop/authorizationpolicies/p"),
+        json!({"metadata": {"name": "p", "namespace": "shop"}}),
+    );
+    assert_eq!(gathered().await.authorization.len(), 1);
+    cluster.forbid(&format!("{group}/authorizationpolicies"));
+    assert_eq!(gathered().await.unseen, ["authorizationpolicies"]);
+    let definition =
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/peerauthentications.security.istio.io";
+    cluster.put(definition, json!({"metadata": {"name": "peerauthentications.security.istio.io"}}));
+    one(&mesh::policies(&gathered().await), Level::Warning, "peerauthentications.security.istio.io");
+}
+
+#[test]
 fn the_worst_comes_last_and_the_sum_says_it() {
     let findings = vec![Finding::problem("a", "x", "bad", "do"), Finding::ok("b", "fine")];
     let text = Report { findings, installed: true }.text(&Paint::plain());
