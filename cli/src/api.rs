@@ -245,6 +245,11 @@ impl Api {
         port: u16,
         path: &str,
     ) -> Result<Said, String> {
+        // The API server of the tests forwards no ports: it has the answers.
+        #[cfg(test)]
+        if let Ok(Some(value)) = self.find(&format!("/admin/{pod}{path}.json")).await {
+            return Ok(Said { value, date: None });
+        }
         let asked = timeout(ADMIN_ANSWER, self.forwarded(namespace, pod, port, path)).await;
         asked.unwrap_or_else(|_| Err(format!("no answer within {ADMIN_ANSWER:?}")))
     }

@@ -179,6 +179,7 @@ fn is_collection(path: &str) -> bool {
     known.contains(&last)
         || last.ends_with("policies")
         || last.ends_with("authentications")
+        || last.ends_with("entries")
         || crate::object::kinds()
             .any(|kind| crate::object::collection(kind, "").ends_with(&format!("/{last}")))
 }

@@ -8,9 +8,9 @@ use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use crate::{
-    api::{Api, Reach},
+    api::{Api, ApiError, Reach},
     check,
-    manifests::{self, Choices, MANAGED_BY, PART_OF},
+    manifests::{self, Choices, Flags, Installed, MANAGED_BY, PART_OF},
     object::{self, MANAGER_LABEL},
     rollout,
 };
@@ -22,7 +22,7 @@ const RELEASE: &str = "meta.helm.sh/release-name";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    choices: Choices,
+    flags: Flags,
 
     /// Print the objects as YAML and do nothing. Without a cluster they are for Kubernetes 1.34
     #[arg(long)]
@@ -35,6 +35,11 @@ pub(crate) struct Args {
     /// Take over fields that somebody else has set since
     #[arg(long)]
     force_conflicts: bool,
+
+    /// Change the trust domain of the mesh that is installed, and with it every identity: connections between pods
+    /// that have the new one and pods that have the old one are refused, and so is what policies say of the old one
+    #[arg(long)]
+    force: bool,
 
     /// Do not wait until every node has its programs
     #[arg(long)]
@@ -56,7 +61,18 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
     };
     if args.dry_run {
         let kubernetes = reached.as_ref().map_or((1, 34), |(_, version)| check::version(version));
-        print_yaml(namespace, &manifests::objects(namespace, &args.choices, kubernetes)?)?;
+        let installed = match &reached {
+            Ok((api, _)) => chosen(api, namespace).await.unwrap_or_else(|error| {
+                eprintln!("culvert: what is installed cannot be seen, unset flags are the chart's: {error}");
+                None
+            }),
+            Err(_) => None,
+        };
+        let (choices, kept) = args.flags.over(&installed.unwrap_or_default());
+        if !kept.is_empty() {
+            eprintln!("culvert: as it is installed: {}", kept.join(" "));
+        }
+        print_yaml(namespace, &manifests::objects(namespace, &choices, kubernetes)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (api, version) = reached?;
@@ -65,8 +81,18 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
 }
 
 async fn install(api: &Api, kubernetes: (u32, u32), namespace: &str, args: &Args) -> anyhow::Result<()> {
-    let objects = manifests::objects(namespace, &args.choices, kubernetes)?;
+    let installed = chosen(api, namespace).await?;
+    let (choices, kept) = args.flags.over(&installed.clone().unwrap_or_default());
+    let objects = manifests::objects(namespace, &choices, kubernetes)?;
     refuse_helms(api, &objects).await?;
+    if let Some(installed) = &installed
+        && !args.force
+    {
+        refuse_another_domain(installed, &choices)?;
+    }
+    if !kept.is_empty() {
+        println!("  kept       as it is installed: {} (a flag changes it)", kept.join(" "));
+    }
     if !args.skip_check {
         let report = check::before(api, namespace).await?;
         report.print_findings();
@@ -99,6 +125,27 @@ async fn install(api: &Api, kubernetes: (u32, u32), namespace: &str, args: &Args
     Ok(())
 }
 
+/// What was chosen for the mesh that this command has installed, if it has.
+async fn chosen(api: &Api, namespace: &str) -> Result<Option<Installed>, ApiError> {
+    let at = |kind: &str, name: &str| format!("{}/{name}", object::collection(kind, namespace));
+    let ours = |object: &Value| object::label(object, MANAGED_BY) == Some(MANAGER_LABEL);
+    let Some(control) = api.find(&at("Deployment", "control")).await?.filter(ours) else { return Ok(None) };
+    let agent = api.find(&at("DaemonSet", "agent")).await?.filter(ours);
+    Ok(Some(Installed::of(&control, agent.as_ref())))
+}
+
+fn refuse_another_domain(installed: &Installed, choices: &Choices) -> anyhow::Result<()> {
+    match &installed.trust_domain {
+        Some(domain) if *domain != choices.trust_domain => bail!(
+            "nothing was changed: the trust domain of the installed mesh is {domain}, and {} would change every \
+             identity: pods refuse each other until all have new certificates, and policies that name the old one \
+             do not match. Leave --trust-domain out, or say --force",
+            choices.trust_domain
+        ),
+        _ => Ok(()),
+    }
+}
+
 fn print_yaml(namespace: &str, objects: &[Value]) -> anyhow::Result<()> {
     for object in std::iter::once(&manifests::namespace(namespace)).chain(objects) {
         print!("---\n{}", serde_yaml_ng::to_string(object)?);
@@ -121,7 +168,8 @@ async fn refuse_helms(api: &Api, objects: &[Value]) -> anyhow::Result<()> {
         }
         if object::label(&there, PART_OF) != Some("culvert") {
             bail!(
-                "{} is there and is not Culvert's: install elsewhere with --namespace",
+                "nothing was changed: {} is there and is not Culvert's. See whose it is, and remove it or give it \
+                 another name",
                 object::named(object)
             );
         }
@@ -186,10 +234,12 @@ pub(crate) async fn installed(api: &Api, namespace: &str) -> anyhow::Result<Vec<
         for mut object in listed.with_context(|| format!("list objects of kind {kind}"))? {
             // A list does not repeat it for each.
             object["kind"] = kind.into();
-            // Of those in no namespace, another install in another one may have some.
-            let elsewhere = object::namespace(&object).is_empty()
-                && !object::name(&object).starts_with(&format!("{namespace}-"));
-            if !elsewhere {
+            // Of those in no namespace, another install in another one may have some. The whole name counts: that
+            // of another namespace may begin like ours.
+            let of_this_one = |program: &str| object::name(&object) == format!("{namespace}-{program}");
+            if !object::namespace(&object).is_empty()
+                || rollout::PROGRAMS.iter().any(|(program, _)| of_this_one(program))
+            {
                 found.push(object);
             }
         }

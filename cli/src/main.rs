@@ -13,6 +13,7 @@ mod cluster;
 mod install;
 mod manifests;
 mod object;
+mod policies;
 mod programs;
 mod rollout;
 mod status;

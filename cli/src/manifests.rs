@@ -12,15 +12,17 @@ pub(crate) const NAMESPACE: &str = "culvert-system";
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub(crate) const PART_OF: &str = "app.kubernetes.io/part-of";
 pub(crate) const NAME: &str = "app.kubernetes.io/name";
+/// The chart's, and control's own.
+pub(crate) const TRUST_DOMAIN: &str = "cluster.local";
 /// What an older Kubernetes does not know is taken out below this version.
 const APP_ARMOR_FIELD: (u32, u32) = (1, 30);
 
-/// What can be chosen. The defaults are those of the chart.
+/// What can be chosen on the command line. What is not keeps what is installed, else is the chart's.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Choices {
-    /// Where the images are
-    #[arg(long, value_name = "REGISTRY", default_value = "culvert")]
-    pub(crate) registry: String,
+pub(crate) struct Flags {
+    /// Where the images are [default: what is installed, else culvert]
+    #[arg(long, value_name = "REGISTRY")]
+    pub(crate) registry: Option<String>,
 
     /// Tag of the images
     #[arg(long, value_name = "TAG", default_value = env!("CARGO_PKG_VERSION"))]
@@ -30,24 +32,104 @@ pub(crate) struct Choices {
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
     pub(crate) pull_policy: String,
 
-    /// Trust domain of every identity
-    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    /// Trust domain of every identity [default: what is installed, else cluster.local]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) trust_domain: Option<String>,
+
+    /// Leave the nodes' CNI configuration alone: a new pod's first connections may leave in plaintext [default: as it
+    /// is installed, else false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) no_cni: Option<bool>,
+
+    /// Replicas of control [default: what is installed, else 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) replicas: Option<u32>,
+}
+
+/// What was chosen for the mesh that is installed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Installed {
+    pub(crate) registry: Option<String>,
+    pub(crate) trust_domain: Option<String>,
+    pub(crate) no_cni: Option<bool>,
+    pub(crate) replicas: Option<u32>,
+}
+
+/// What is to be installed.
+#[derive(Debug, Clone)]
+pub(crate) struct Choices {
+    pub(crate) registry: String,
+    pub(crate) tag: String,
+    pub(crate) pull_policy: String,
     pub(crate) trust_domain: String,
-
-    /// Leave the nodes' CNI configuration alone: a new pod's first connections may leave in plaintext
-    #[arg(long)]
     pub(crate) no_cni: bool,
-
-    /// Replicas of control
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) replicas: u32,
 }
 
-/// A command line of choices alone: what is chosen where nobody chooses.
+impl Flags {
+    /// The choices, and what of them is kept from what is installed although the chart says otherwise.
+    pub(crate) fn over(&self, installed: &Installed) -> (Choices, Vec<String>) {
+        let mut kept = Vec::new();
+        let mut pick =
+            |flag: &str, given: Option<String>, there: Option<String>, chart: &str| match (given, there) {
+                (Some(given), _) => given,
+                (None, Some(there)) => {
+                    if there != chart {
+                        kept.push(format!("--{flag}={there}"));
+                    }
+                    there
+                }
+                (None, None) => chart.to_owned(),
+            };
+        let word = |one: bool| one.to_string();
+        let registry = pick("registry", self.registry.clone(), installed.registry.clone(), "culvert");
+        let trust_domain =
+            pick("trust-domain", self.trust_domain.clone(), installed.trust_domain.clone(), TRUST_DOMAIN);
+        let no_cni = pick("no-cni", self.no_cni.map(word), installed.no_cni.map(word), "false");
+        let number = |one: u32| one.to_string();
+        let replicas = pick("replicas", self.replicas.map(number), installed.replicas.map(number), "1");
+        let choices = Choices {
+            registry,
+            tag: self.tag.clone(),
+            pull_policy: self.pull_policy.clone(),
+            trust_domain,
+            no_cni: no_cni == "true",
+            replicas: replicas.parse().unwrap_or(1),
+        };
+        (choices, kept)
+    }
+}
+
+impl Installed {
+    /// What control's Deployment and the agent's DaemonSet were made with.
+    pub(crate) fn of(control: &Value, agent: Option<&Value>) -> Self {
+        let container = |object: &Value| object["spec"]["template"]["spec"]["containers"][0].clone();
+        let (of_control, of_agent) = (container(control), agent.map(container));
+        let domain =
+            items(&of_control["args"]).iter().find_map(|arg| arg.as_str()?.strip_prefix("--trust-domain="));
+        Self {
+            registry: text(&of_control["image"]).rsplit_once('/').map(|(registry, _)| registry.to_owned()),
+            trust_domain: Some(domain.unwrap_or(TRUST_DOMAIN).to_owned()),
+            no_cni: of_agent.map(|agent| !items(&agent["args"]).iter().any(|arg| arg == "--cni")),
+            // One that was put to rest is not to stay so: nobody would take pods in.
+            replicas: control["spec"]["replicas"]
+                .as_u64()
+                .and_then(|count| u32::try_from(count).ok())
+                .filter(|count| *count > 0),
+        }
+    }
+}
+
+/// A command line of choices alone.
 #[derive(Debug, clap::Parser)]
 pub(crate) struct Line {
     #[command(flatten)]
-    pub(crate) choices: Choices,
+    pub(crate) flags: Flags,
+}
+
+/// The choices where nobody chooses.
+pub(crate) fn unchosen() -> Choices {
+    <Line as clap::Parser>::parse_from(["culvert"]).flags.over(&Installed::default()).0
 }
 
 /// The objects as the chart says, unchanged.

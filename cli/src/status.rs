@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     api::{Api, Reach},
     check::{self, Output},
-    object,
+    object, policies,
     programs::{self, Program},
     rollout,
     table::{self, Paint},
@@ -35,7 +35,8 @@ struct Seen {
     namespaces: Vec<Value>,
     pods: Vec<Value>,
     nodes: Vec<Value>,
-    peer_authentication: Vec<Value>,
+    /// `None` where they cannot be seen.
+    peer_authentication: Option<Vec<Value>>,
     workloads: Vec<Value>,
     programs: Vec<Program>,
     /// Seconds since 1970, by the API server's clock.
@@ -93,8 +94,7 @@ impl Seen {
         let ahead = programs::ahead_of_ours(said.date);
         let pods =
             within.map_or_else(|| "/api/v1/pods".to_owned(), |one| format!("/api/v1/namespaces/{one}/pods"));
-        let paths =
-            ["/api/v1/namespaces", &pods, "/api/v1/nodes", "/apis/security.istio.io/v1/peerauthentications"];
+        let paths = ["/api/v1/namespaces", &pods, "/api/v1/nodes"];
         let mut lists = try_join_all(paths.map(|path| api.list(path, ""))).await?.into_iter();
         let mut next = || lists.next().unwrap_or_default();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -102,7 +102,10 @@ impl Seen {
             namespaces: next(),
             pods: next(),
             nodes: next(),
-            peer_authentication: next(),
+            peer_authentication: match policies::list(api, "peerauthentications").await {
+                Err(error) if error.is_forbidden() => None,
+                listed => listed?,
+            },
             workloads: rollout::workloads(api, namespace).await?,
             programs: programs::ask(api, namespace, ahead).await?,
             now: now.map_or(0, |since| since.as_secs() as i64) + ahead.unwrap_or(0),
@@ -119,7 +122,10 @@ impl Seen {
             let agent = self.programs.iter().find(|one| one.is("agent") && one.standing.node == node);
             let word = pods::word_of(agent, object::text(&pod["metadata"]["uid"]));
             let mut row = pods::row(pod, namespace, agent, word, domain);
-            row.tls = check::tls_mode(pod, &self.peer_authentication, &self.workloads);
+            row.tls = self
+                .peer_authentication
+                .as_ref()
+                .map_or("", |policies| check::tls_mode(pod, policies, &self.workloads));
             if all || row.concerns {
                 rows.push(row);
             }
@@ -179,6 +185,14 @@ impl Seen {
             }
             if rows.iter().any(|row| !row.why.is_empty()) {
                 text.push('\n');
+            }
+            if rows.iter().any(|row| row.tls.ends_with('*')) {
+                text.push_str(
+                    "\n* some ports have the other mode: spec.portLevelMtls of a PeerAuthentication\n",
+                );
+            }
+            if self.peer_authentication.is_none() {
+                text.push_str("\nPeerAuthentications cannot be seen: the mode of mutual TLS is not known.\n");
             }
         }
         if !whole {

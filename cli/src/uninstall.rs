@@ -4,25 +4,29 @@
 //! sent in plaintext; and an agent clears its node only when it ends while no pod is captured there. So labels go
 //! first, pods are waited for, then the agents end while control and ztunnels still serve, then the rest.
 
-use std::{
-    collections::BTreeSet,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     api::{Api, Reach},
     check::{AMBIENT, DATAPLANE_MODE},
     install,
-    manifests::{self, MANAGED_BY},
-    object::{self, MANAGER_LABEL, text},
+    object::{self, text},
     rollout,
 };
 
+mod left;
+mod nodes;
+
+use nodes::{Nodes, ON_THE_NODE};
+
 const EVERY: Duration = Duration::from_millis(500);
+/// Nobody is captured only if that is seen twice, this far apart: marks and words of agents come late, and what an
+/// agent knows of namespaces cannot be asked.
+const SETTLED: Duration = Duration::from_secs(5);
 /// Written by control: for everybody, and for its replicas.
 pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
 pub(crate) const MARK: &str = "culvert.dev/redirection";
@@ -36,14 +40,19 @@ pub(crate) struct Args {
     #[arg(long)]
     release_all: bool,
 
-    /// Uninstall although pods are captured: they stay captured, and are cut off
+    /// Uninstall although pods are captured, or no control is there to let them go: they stay captured, and are cut
+    /// off, and new pods of labelled namespaces do not start
     #[arg(long, conflicts_with = "release_all")]
     force: bool,
 
-    /// Also remove the certificate authority's Secret, the definitions with all their policies, and the namespace
-    /// if `culvert install` made it
+    /// Also remove the certificate authority's Secret, the definitions if nobody else uses them and no policy is
+    /// written, and the namespace if `culvert install` made it
     #[arg(long)]
     purge: bool,
+
+    /// With --purge: remove the definitions although policies are written, which go with them
+    #[arg(long, requires = "purge")]
+    purge_policies: bool,
 
     /// How long to wait for the pods to be let go, and then for the programs to end
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
@@ -132,7 +141,17 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
 async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<ExitCode> {
     let limit = Duration::from_secs(args.timeout);
     let found = install::installed(api, namespace).await?;
-    refuse_helms(api, namespace, &found).await?;
+    let elsewhere = left::elsewhere(api, namespace).await?;
+    if found.is_empty() {
+        refuse_nothing(api, namespace, &elsewhere).await?;
+        finish(api, namespace, &elsewhere, args).await?;
+        // Of those who left by --force before; another mesh has its own.
+        let behind = match elsewhere.is_empty() {
+            true => left_behind(&Enrolled::look(api).await?, true),
+            false => Vec::new(),
+        };
+        return Ok(told_at_last(&behind));
+    }
     let enrolled = Enrolled::look(api).await?;
     if !enrolled.is_nobody() {
         println!("In the mesh now:\n{}\n", enrolled.text());
@@ -143,28 +162,95 @@ async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<Ex
                  kubectl label namespace NAME {DATAPLANE_MODE}-"
             );
         }
-        if args.release_all {
-            release(api, &enrolled, limit).await?;
+    }
+    let agents = found.iter().any(|object| object["kind"] == "DaemonSet" && object::name(object) == "agent");
+    let told = !agents || nodes::control_serves(api, namespace).await?;
+    let mut nodes = Nodes::default();
+    if !args.force {
+        if !told {
+            bail!(
+                "nothing was uninstalled: no control is available in the namespace {namespace}, and agents that hear \
+                 nothing of labels keep their pods and the CNI plugin, without which new pods do not start. See \
+                 `culvert check` for what it lacks, or leave all the same with --force"
+            );
         }
+        if args.release_all {
+            if !elsewhere.is_empty() {
+                println!("  another    mesh is there, and its pods are let go, too: {}", some(&elsewhere));
+            }
+            take_labels_off(api, &enrolled).await?;
+        }
+        nodes = let_go(api, namespace, limit).await?;
     }
     remove(api, namespace, &found, limit).await?;
-    if !args.force {
+    finish(api, namespace, &elsewhere, args).await?;
+    let behind = match args.force {
+        true => left_behind(&Enrolled::look(api).await?, told),
+        false => nodes.unkempt.iter().map(|one| format!("no agent was there to clear {one}")).collect(),
+    };
+    if !nodes.silent.is_empty() {
+        println!("\nThese agents could not be asked, and were judged by control's marks:");
+        println!(
+            "  {}\nIf new pods do not start there, run on that node: {ON_THE_NODE}",
+            nodes.silent.join("\n  ")
+        );
+    }
+    Ok(told_at_last(&behind))
+}
+
+fn told_at_last(behind: &[String]) -> ExitCode {
+    if behind.is_empty() {
+        println!("\nCulvert is gone.");
+        return ExitCode::SUCCESS;
+    }
+    println!("\nCulvert's programs are gone, and not all of what they did:\n  {}", behind.join("\n  "));
+    println!("\nTo undo that, run on each node: {ON_THE_NODE}");
+    println!("Or put the mesh back with `culvert install`, and leave with --release-all.");
+    ExitCode::FAILURE
+}
+
+/// What stays behind where nobody was let go. `told`: control was there to tell the agents.
+fn left_behind(now: &Enrolled, told: bool) -> Vec<String> {
+    let mut behind = Vec::new();
+    if !now.captured.is_empty() {
+        behind.push(format!(
+            "{} pods stay captured and reach nobody: {}",
+            now.captured.len(),
+            some(&now.captured)
+        ));
+    }
+    if !now.namespaces.is_empty() {
+        behind.push(format!(
+            "labels are left on {}: new pods there, and in namespaces that are made from now on, do not start on \
+             nodes that have the CNI plugin",
+            some(&now.namespaces)
+        ));
+    }
+    if !now.labelled.is_empty() {
+        behind.push(format!("{} pods have a label of their own left", now.labelled.len()));
+    }
+    if !told {
+        behind.push(
+            "no control was available: a node that last heard of a namespace in the mesh keeps the CNI plugin, and \
+             new pods there do not start"
+                .to_owned(),
+        );
+    }
+    behind
+}
+
+/// What is left when no program is there any more.
+async fn finish(api: &Api, namespace: &str, elsewhere: &[String], args: &Args) -> anyhow::Result<()> {
+    // Marks are as much those of another mesh as ours.
+    if !args.force && elsewhere.is_empty() {
         unmark(api).await?;
     }
     if args.purge {
-        purge(api, namespace).await?;
+        left::purge(api, namespace, elsewhere, args.purge_policies).await?;
     } else {
-        stays(api, namespace).await?;
+        left::stays(api, namespace).await?;
     }
-    if args.force && !enrolled.captured.is_empty() {
-        println!(
-            "\n{} pods stay captured and reach nobody. To undo that: `culvert install`, then leave with --release-all.",
-            enrolled.captured.len()
-        );
-        return Ok(ExitCode::FAILURE);
-    }
-    println!("\nCulvert is gone.");
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Takes control's marks off the pods, now that nobody writes them any more.
@@ -186,11 +272,9 @@ async fn unmark(api: &Api) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What helm manages is taken away by helm, which would miss it otherwise.
-async fn refuse_helms(api: &Api, namespace: &str, found: &[Value]) -> anyhow::Result<()> {
-    if !found.is_empty() {
-        return Ok(());
-    }
+/// Where nothing was installed by this command: what helm manages is taken away by helm, which would miss it
+/// otherwise, and what is in another namespace is not meant. Only what a former uninstall has left goes on.
+async fn refuse_nothing(api: &Api, namespace: &str, elsewhere: &[String]) -> anyhow::Result<()> {
     let control = format!("{}/control", object::collection("Deployment", namespace));
     let there = api.find(&control).await?;
     if let Some(release) =
@@ -200,12 +284,21 @@ async fn refuse_helms(api: &Api, namespace: &str, found: &[Value]) -> anyhow::Re
             "this mesh belongs to the helm release {release}: take all labels off, see `culvert status`, then helm uninstall {release} --namespace {namespace}"
         );
     }
-    println!("Nothing of `culvert install` is in the namespace {namespace}.");
+    if left::in_namespace(api, namespace).await?.is_empty() {
+        let where_it_is = if elsewhere.is_empty() {
+            "no mesh of ours is in this cluster; see --context for another one".to_owned()
+        } else {
+            format!("there is {}: name its namespace with --namespace", some(elsewhere))
+        };
+        bail!(
+            "nothing was changed: nothing of `culvert install` is in the namespace {namespace}; {where_it_is}"
+        );
+    }
+    println!("No program of `culvert install` is in the namespace {namespace}, only what one has left.");
     Ok(())
 }
 
-/// Takes the labels off, and waits until no pod is captured.
-async fn release(api: &Api, enrolled: &Enrolled, limit: Duration) -> anyhow::Result<()> {
+async fn take_labels_off(api: &Api, enrolled: &Enrolled) -> anyhow::Result<()> {
     let off = json!({"metadata": {"labels": {DATAPLANE_MODE: null}}});
     for name in &enrolled.namespaces {
         api.patch(&format!("/api/v1/namespaces/{name}"), &off)
@@ -220,28 +313,44 @@ async fn release(api: &Api, enrolled: &Enrolled, limit: Duration) -> anyhow::Res
         }
         println!("  label off  Pod {namespace}/{name}");
     }
+    Ok(())
+}
+
+/// Waits until no pod is captured, by control's marks and by the word of every agent. What the nodes said at last.
+async fn let_go(api: &Api, namespace: &str, limit: Duration) -> anyhow::Result<Nodes> {
     let start = Instant::now();
-    let mut told = usize::MAX;
+    let (mut told, mut free_since) = (None, None);
     loop {
         let now = Enrolled::look(api).await?;
         if !now.namespaces.is_empty() || !now.labelled.is_empty() {
             bail!("somebody puts labels on again (a template, or a GitOps tool?):\n{}", now.text());
         }
-        if now.captured.is_empty() {
-            println!("  let go     no pod is captured ({} s)", start.elapsed().as_secs());
-            return Ok(());
+        let nodes = Nodes::ask(api, namespace).await?;
+        if now.captured.is_empty() && nodes.holds.is_empty() {
+            let since = *free_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= SETTLED {
+                println!("  let go     no pod is captured ({} s)", start.elapsed().as_secs());
+                return Ok(nodes);
+            }
+            tokio::time::sleep(EVERY).await;
+            continue;
         }
-        if now.captured.len() != told {
-            told = now.captured.len();
+        free_since = None;
+        let counts = (now.captured.len(), nodes.holds.len());
+        if told != Some(counts) {
+            told = Some(counts);
+            let (marked, held) = counts;
             println!(
-                "  waiting    {told} pods are still captured: their open connections are served to their end"
+                "  waiting    {marked} pods are still captured, nodes hold {held}: their open connections are served to their end"
             );
         }
         if start.elapsed() > limit {
+            let mut still = now.captured;
+            still.extend(nodes.holds);
             bail!(
-                "after {} s still captured: {}\n  Long connections hold them; wait longer with --timeout, or see `culvert status` for why",
+                "no program was removed: after {} s still captured: {}\n  Long connections hold them; wait longer with --timeout, or see `culvert status` for why",
                 limit.as_secs(),
-                some(&now.captured)
+                some(&still)
             );
         }
         tokio::time::sleep(EVERY).await;
@@ -302,75 +411,6 @@ async fn ended(api: &Api, namespace: &str, programs: &[&str], limit: Duration) -
         }
         tokio::time::sleep(EVERY).await;
     }
-}
-
-/// What an uninstall leaves, in control's namespace and beyond.
-const LEFT: [(&str, &str, &str); 3] = [
-    ("api/v1", "secrets", "culvert-ca"),
-    ("api/v1", "configmaps", "culvert-ca-root-cert"),
-    ("apis/coordination.k8s.io/v1", "leases", "culvert-control"),
-];
-
-fn definitions() -> anyhow::Result<Vec<Value>> {
-    let choices = <manifests::Line as clap::Parser>::parse_from(["culvert"]).choices;
-    let objects = manifests::objects(manifests::NAMESPACE, &choices, (1, 34))?;
-    Ok(objects.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect())
-}
-
-/// Says what is left, and why.
-async fn stays(api: &Api, namespace: &str) -> anyhow::Result<()> {
-    let (mut left, mut definitions_left) = (Vec::new(), Vec::new());
-    for (version, plural, name) in LEFT {
-        // Who may not read Secrets may uninstall all the same.
-        let found = api.find(&format!("/{version}/namespaces/{namespace}/{plural}/{name}")).await;
-        if found.is_ok_and(|found| found.is_some()) {
-            left.push(format!("{plural}/{name} in {namespace}"));
-        }
-    }
-    for definition in definitions()? {
-        if api.find(&object::path(&definition)).await?.is_some_and(|there| is_ours(&there)) {
-            definitions_left.push(object::name(&definition).to_owned());
-        }
-    }
-    if !left.is_empty() {
-        println!("\nStays, so that the next install has the same root:\n  {}", left.join("\n  "));
-    }
-    if !definitions_left.is_empty() {
-        println!("\nStays, because policies would go with them:\n  {}", definitions_left.join("\n  "));
-    }
-    if !left.is_empty() || !definitions_left.is_empty() {
-        println!("\n`culvert uninstall --purge` removes these, too.");
-    }
-    Ok(())
-}
-
-async fn purge(api: &Api, namespace: &str) -> anyhow::Result<()> {
-    for (version, plural, name) in LEFT {
-        if api.delete(&format!("/{version}/namespaces/{namespace}/{plural}/{name}")).await? {
-            println!("  removed    {plural}/{name}");
-        }
-    }
-    for definition in definitions()? {
-        let path = object::path(&definition);
-        let managed = api.find(&path).await?.is_some_and(|there| is_ours(&there));
-        if managed && api.delete(&path).await? {
-            println!("  removed    {}, and all objects of it", object::named(&definition));
-        }
-    }
-    let path = format!("/api/v1/namespaces/{namespace}");
-    let ours =
-        api.find(&path).await?.is_some_and(|there| object::label(&there, MANAGED_BY) == Some(MANAGER_LABEL));
-    if ours && api.delete(&path).await? {
-        println!("  removed    Namespace {namespace}");
-    }
-    Ok(())
-}
-
-/// Whether it was our apply that made a definition: Istio's own stay.
-fn is_ours(object: &Value) -> bool {
-    object::items(&object["metadata"]["managedFields"])
-        .iter()
-        .any(|fields| fields["manager"] == crate::api::MANAGER && fields["operation"] == "Apply")
 }
 
 #[cfg(test)]

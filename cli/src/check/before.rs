@@ -1,9 +1,14 @@
 //! Whether a cluster can carry the mesh: its version, the caller's rights, what its namespaces allow, who else is there.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::{Finding, facts::Facts};
-use crate::object::{self, items, text};
+use crate::{
+    manifests::PART_OF,
+    object::{self, items, text},
+};
 
 /// The oldest Kubernetes that the chart takes.
 const KUBERNETES: (u32, u32) = (1, 28);
@@ -87,13 +92,29 @@ pub(super) fn pod_security(facts: &Facts) -> Vec<Finding> {
 pub(super) fn other_meshes(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     let place = |object: &Value| format!("{} {}", text(&object["kind"]), object::name(object));
+    let ours = |set: &Value| object::label(set, PART_OF) == Some("culvert");
+    // Two of ours would each take in the pods of the same label, on every node.
+    let second = facts.daemonsets.iter().filter(|set| {
+        matches!(object::name(set), "agent" | "ztunnel")
+            && ours(set)
+            && object::namespace(set) != facts.namespace
+    });
+    let namespaces: BTreeSet<&str> = second.map(object::namespace).collect();
+    for namespace in namespaces {
+        findings.push(Finding::problem(
+            "other-meshes",
+            format!("Namespace {namespace}"),
+            "Culvert's agents or ztunnels are there already: a cluster has one mesh, for all namespaces",
+            format!(
+                "mean that one with --namespace {namespace}, or take it away first: culvert uninstall \
+                 --namespace {namespace} --release-all (helm's: helm uninstall, once all labels are off)"
+            ),
+        ));
+    }
     for set in &facts.daemonsets {
         // Istio's own node side listens for the same label.
         let of_istio = object::name(set) == "ztunnel" || object::name(set) == "istio-cni-node";
-        if of_istio
-            && object::namespace(set) != facts.namespace
-            && object::label(set, "app.kubernetes.io/part-of") != Some("culvert")
-        {
+        if of_istio && object::namespace(set) != facts.namespace && !ours(set) {
             findings.push(Finding::problem(
                 "other-meshes",
                 format!("DaemonSet {}/{}", object::namespace(set), object::name(set)),

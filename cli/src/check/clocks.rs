@@ -82,7 +82,7 @@ pub(super) fn root(facts: &Facts) -> Vec<Finding> {
             "delete the ConfigMap: control writes it anew",
         )];
     };
-    let mend = "put a new one into the Secret cacerts, beside the old one, and restart control: docs/kubernetes-control.md";
+    let mend = another_root(facts);
     let left = first - facts.now;
     vec![match left {
         left if left <= 0 => {
@@ -93,6 +93,23 @@ pub(super) fn root(facts: &Facts) -> Vec<Finding> {
         }
         left => Finding::ok(CHECK, format!("{} published, good for {}", ends.len(), table::seconds(left))),
     }]
+}
+
+/// How the root is exchanged, by where it is from.
+pub(super) fn another_root(facts: &Facts) -> String {
+    let own = format!(
+        "kubectl --namespace {} annotate secret culvert-ca culvert.dev/rotate=now: control exchanges the root in steps, \
+         and both are trusted meanwhile",
+        facts.namespace
+    );
+    let given = "in the Secret cacerts add the new root to root-cert.pem; after the life of a certificate exchange \
+                 ca-cert.pem, ca-key.pem and cert-chain.pem; after the same time take the old root out: \
+                 docs/kubernetes-control.md, Another root";
+    match facts.cacerts {
+        Some(false) => own,
+        Some(true) => given.to_owned(),
+        None => format!("{own}. If there is a Secret cacerts: {given}"),
+    }
 }
 
 /// The certificates that ztunnels hold for their pods.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{Api, ApiError},
-    object,
+    object, policies,
     programs::{self, Program},
     rollout,
 };
@@ -20,6 +20,8 @@ pub(crate) struct Facts {
     pub(crate) refused: Vec<String>,
     /// What the caller may not list: what is judged by it was not judged.
     pub(crate) unseen: Vec<String>,
+    /// Policies that are defined, in no version that is known.
+    pub(crate) unserved: Vec<String>,
     pub(crate) nodes: Vec<Value>,
     pub(crate) namespaces: Vec<Value>,
     pub(crate) pods: Vec<Value>,
@@ -34,6 +36,8 @@ pub(crate) struct Facts {
     pub(crate) peer_authentication: Vec<Value>,
     /// The published certificates of the mesh's root.
     pub(crate) roots: Option<Value>,
+    /// Whether a Secret `cacerts` signs instead of `culvert-ca`; `None` where the caller may not see it.
+    pub(crate) cacerts: Option<bool>,
     /// Control's Deployment, the DaemonSets of agent and ztunnel.
     pub(crate) workloads: Vec<Value>,
     pub(crate) programs: Vec<Program>,
@@ -61,8 +65,6 @@ impl Facts {
             "/apis/apps/v1/deployments",
             "/apis/networking.k8s.io/v1/networkpolicies",
             "/apis/crd.projectcalico.org/v1/felixconfigurations",
-            "/apis/security.istio.io/v1/authorizationpolicies",
-            "/apis/security.istio.io/v1/peerauthentications",
         ];
         let lists = try_join_all(paths.map(|path| async move {
             match api.list(path, "").await {
@@ -72,16 +74,38 @@ impl Facts {
         }));
         let lists = lists.await?;
         let unseen = paths.iter().zip(&lists).filter(|(_, list)| list.is_none());
-        let unseen = unseen.filter_map(|(path, _)| path.rsplit('/').next()).map(str::to_owned).collect();
+        let mut unseen: Vec<String> =
+            unseen.filter_map(|(path, _)| path.rsplit('/').next()).map(str::to_owned).collect();
         let mut lists = lists.into_iter().map(Option::unwrap_or_default);
         let mut next = || lists.next().unwrap_or_default();
         let (nodes, namespaces, pods, daemonsets, deployments) = (next(), next(), next(), next(), next());
-        let (network_policies, felix, authorization, peer_authentication) = (next(), next(), next(), next());
+        let (network_policies, felix) = (next(), next());
+        let (mut written, mut unserved) = (Vec::new(), Vec::new());
+        for plural in ["authorizationpolicies", "peerauthentications"] {
+            let listed = match policies::list(api, plural).await {
+                Err(error) if error.is_forbidden() => {
+                    unseen.push(plural.to_owned());
+                    None
+                }
+                Ok(None) => {
+                    unserved.push(plural.to_owned());
+                    None
+                }
+                listed => listed?,
+            };
+            written.push(listed.unwrap_or_default());
+        }
+        let peer_authentication = written.pop().unwrap_or_default();
+        let authorization = written.pop().unwrap_or_default();
         let cilium = match api.find("/api/v1/namespaces/kube-system/configmaps/cilium-config").await {
             Err(error) if error.is_forbidden() => None,
             found => found?,
         };
         let roots = format!("/api/v1/namespaces/{namespace}/configmaps/culvert-ca-root-cert");
+        let cacerts = match api.find(&format!("/api/v1/namespaces/{namespace}/secrets/cacerts")).await {
+            Err(error) if error.is_forbidden() => None,
+            found => Some(found?.is_some()),
+        };
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let now = now.map_or(0, |since| since.as_secs() as i64) + ahead.unwrap_or(0);
         Ok(Self {
@@ -89,6 +113,7 @@ impl Facts {
             version: said.value,
             refused: refused(api, namespace).await,
             unseen,
+            unserved,
             nodes,
             namespaces,
             pods,
@@ -100,6 +125,7 @@ impl Facts {
             authorization,
             peer_authentication,
             roots: api.find(&roots).await?,
+            cacerts,
             workloads: rollout::workloads(api, namespace).await?,
             programs: if ask { programs::ask(api, namespace, ahead).await? } else { Vec::new() },
             asked: ask,

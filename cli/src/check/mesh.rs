@@ -4,7 +4,10 @@
 use serde_json::Value;
 
 use super::{Finding, facts::Facts};
-use crate::object::{self, items, selects, text};
+use crate::{
+    manifests,
+    object::{self, items, selects, text},
+};
 
 pub(crate) const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 pub(crate) const AMBIENT: &str = "ambient";
@@ -30,14 +33,15 @@ fn argument<'w>(workloads: &'w [Value], flag: &str) -> Option<&'w str> {
 
 /// The trust domain that control was told.
 pub(crate) fn trust_domain(workloads: &[Value]) -> &str {
-    argument(workloads, "--trust-domain").unwrap_or("cluster.local")
+    argument(workloads, "--trust-domain").unwrap_or(manifests::TRUST_DOMAIN)
 }
 
 fn root_namespace(workloads: &[Value]) -> &str {
     argument(workloads, "--root-namespace").unwrap_or(ROOT_NAMESPACE)
 }
 
-/// The mode of mutual TLS that holds for a pod: of a policy that selects it, else its namespace's, else the mesh's.
+/// The mode of mutual TLS that holds for a pod: of a policy that selects it, else its namespace's, else the mesh's. With
+/// a star where some of its ports have the other one.
 pub(crate) fn tls_mode(pod: &Value, policies: &[Value], workloads: &[Value]) -> &'static str {
     let root = root_namespace(workloads);
     let in_namespace = |policy: &&Value, namespace: &str| object::namespace(policy) == namespace;
@@ -46,20 +50,27 @@ pub(crate) fn tls_mode(pod: &Value, policies: &[Value], workloads: &[Value]) -> 
     };
     let oldest = |wanted: &dyn Fn(&&Value) -> bool| {
         let found = policies.iter().filter(|policy| wanted(policy));
-        let oldest =
-            found.min_by_key(|policy| (text(&policy["metadata"]["creationTimestamp"]), object::name(policy)));
-        oldest
-            .map(|policy| text(&policy["spec"]["mtls"]["mode"]))
-            .filter(|mode| !matches!(*mode, "" | "UNSET"))
+        found.min_by_key(|policy| (text(&policy["metadata"]["creationTimestamp"]), object::name(policy)))
     };
+    let said = |mode: &Value| Some(text(mode) == "STRICT").filter(|_| !matches!(text(mode), "" | "UNSET"));
+    let mode = |policy: Option<&Value>| policy.and_then(|policy| said(&policy["spec"]["mtls"]["mode"]));
     let own = object::namespace(pod);
     let labels = &pod["metadata"]["labels"];
-    let mode = oldest(&|policy| {
+    let of_pod = oldest(&|policy| {
         in_namespace(policy, own) && selective(policy) && selects(&policy["spec"]["selector"], labels)
-    })
-    .or_else(|| oldest(&|policy| in_namespace(policy, own) && !selective(policy)))
-    .or_else(|| oldest(&|policy| in_namespace(policy, root) && !selective(policy)));
-    if mode == Some("STRICT") { "STRICT" } else { "PERMISSIVE" }
+    });
+    let strict = mode(of_pod)
+        .or_else(|| mode(oldest(&|policy| in_namespace(policy, own) && !selective(policy))))
+        .or_else(|| mode(oldest(&|policy| in_namespace(policy, root) && !selective(policy))))
+        .unwrap_or(false);
+    let ports = of_pod.and_then(|policy| policy["spec"]["portLevelMtls"].as_object());
+    let differs = ports.into_iter().flatten().any(|(_, port)| said(&port["mode"]) == Some(!strict));
+    match (strict, differs) {
+        (true, false) => "STRICT",
+        (true, true) => "STRICT*",
+        (false, false) => "PERMISSIVE",
+        (false, true) => "PERMISSIVE*",
+    }
 }
 
 /// Words that mean nothing, and pods that a word cannot take in.
@@ -109,6 +120,14 @@ pub(super) fn labels(facts: &Facts) -> Vec<Finding> {
 /// What control refuses and warns of; besides, policies that select nothing, and layer 7 before control can say so.
 pub(super) fn policies(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
+    findings.extend(facts.unserved.iter().map(|plural| {
+        Finding::warning(
+            "policies",
+            plural.clone(),
+            "they are defined, and served neither in v1 nor in v1beta1: neither control nor this command reads them",
+            format!("see kubectl get customresourcedefinition {plural}.security.istio.io, and serve v1 there"),
+        )
+    }));
     let mut control_spoke = false;
     for control in facts.programs.iter().filter_map(|program| program.answer("/status")) {
         control_spoke = true;

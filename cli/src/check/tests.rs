@@ -99,6 +99,19 @@ fn other_meshes_are_seen() {
 }
 
 #[test]
+fn a_second_mesh_of_ours_is_an_obstacle() {
+    let labels = json!({"app.kubernetes.io/part-of": "culvert"});
+    let set = |name: &str, namespace: &str| json!({"metadata": {"name": name, "namespace": namespace, "labels": labels}});
+    let mut facts = facts();
+    facts.daemonsets = vec![set("agent", "mesh"), set("ztunnel", "mesh")];
+    assert!(wrong(&before::other_meshes(&facts)).is_empty());
+    facts.daemonsets.extend([set("agent", "first"), set("ztunnel", "first")]);
+    one(&before::other_meshes(&facts), Level::Problem, "--namespace first");
+    let findings = before::other_meshes(&facts);
+    assert_eq!(Report { findings, installed: false }.obstacles(), 1);
+}
+
+#[test]
 fn old_kernels_and_strange_nodes_are_named() {
     let node = |name: &str, kernel: &str, system: &str, architecture: &str| {
         json!({"metadata": {"name": name}, "status": {"nodeInfo":
@@ -279,6 +292,41 @@ fn clocks_and_certificates_that_are_off_are_named() {
     assert_eq!(clocks::root(&facts)[0].level, Level::Problem);
     facts.roots = Some(json!({"data": {"root-cert.pem": "nonsense"}}));
     one(&clocks::root(&facts), Level::Problem, "holds no certificate");
+}
+
+#[test]
+fn a_root_that_ends_is_exchanged_where_it_is_from() {
+    let advice = |cacerts| clocks::another_root(&Facts { cacerts, ..facts() });
+    let rotate = "kubectl --namespace mesh annotate secret culvert-ca culvert.dev/rotate=now";
+    let (own, given, unknown) = (advice(Some(false)), advice(Some(true)), advice(None));
+    assert!(own.starts_with(rotate) && !own.contains("cacerts"), "{own}");
+    assert!(given.contains("root-cert.pem") && given.contains("cert-chain.pem") && !given.contains(rotate));
+    assert!(unknown.contains(rotate) && unknown.contains("root-cert.pem"), "{unknown}");
+}
+
+#[tokio::test]
+async fn who_signs_and_what_is_written_is_seen() {
+    let cluster = crate::cluster::Cluster::new();
+    let secret = "/api/v1/namespaces/mesh/secrets/cacerts";
+    let gathered = async || Facts::gather(&cluster.api(), "mesh", false).await.unwrap();
+    assert_eq!(gathered().await.cacerts, Some(false));
+    cluster.put(secret, json!({"metadata": {"name": "cacerts"}}));
+    assert_eq!(gathered().await.cacerts, Some(true));
+    cluster.forbid(secret);
+    assert_eq!(gathered().await.cacerts, None);
+    let group = "/apis/security.istio.io/v1beta1";
+    cluster.put(group, json!({"resources": [{"name": "authorizationpolicies"}]}));
+    cluster.put(
+        &format!("{group}/namespaces/shop/authorizationpolicies/p"),
+        json!({"metadata": {"name": "p", "namespace": "shop"}}),
+    );
+    assert_eq!(gathered().await.authorization.len(), 1);
+    cluster.forbid(&format!("{group}/authorizationpolicies"));
+    assert_eq!(gathered().await.unseen, ["authorizationpolicies"]);
+    let definition =
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/peerauthentications.security.istio.io";
+    cluster.put(definition, json!({"metadata": {"name": "peerauthentications.security.istio.io"}}));
+    one(&mesh::policies(&gathered().await), Level::Warning, "peerauthentications.security.istio.io");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::*;
 use crate::cluster::Cluster;
 
 const AGENT: &str = "/apis/apps/v1/namespaces/mesh/daemonsets/agent";
+const CONTROL: &str = "/apis/apps/v1/namespaces/mesh/deployments/control";
 const BUDGET: &str = "/apis/policy/v1/namespaces/mesh/poddisruptionbudgets/control";
 const DEFINITION: &str =
     "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/authorizationpolicies.security.istio.io";
@@ -38,7 +39,10 @@ async fn an_install_makes_all_and_a_second_one_removes_what_is_not_wanted_any_mo
     let labels = json!({PART_OF: "culvert", MANAGED_BY: MANAGER_LABEL});
     let elsewhere = "/apis/rbac.authorization.k8s.io/v1/clusterroles/other-control";
     cluster.put(elsewhere, json!({"metadata": {"name": "other-control", "labels": labels}}));
-    run(&cluster, &[]).await.unwrap();
+    // A namespace may be called as ours begins.
+    let longer = "/apis/rbac.authorization.k8s.io/v1/clusterroles/mesh-prod-control";
+    cluster.put(longer, json!({"metadata": {"name": "mesh-prod-control", "labels": labels}}));
+    run(&cluster, &["--replicas=1"]).await.unwrap();
     assert_eq!(cluster.deleted(), [BUDGET]);
     assert_eq!(
         cluster.get("/apis/apps/v1/namespaces/mesh/deployments/control").unwrap()["spec"]["replicas"],
@@ -137,4 +141,30 @@ async fn who_may_not_see_all_is_told_what_was_not_judged() {
     cluster.forbid("/api/v1/nodes");
     let report = check::before(&cluster.api(), "mesh").await.unwrap();
     assert!(report.findings.iter().any(|one| one.seen.contains("may not list nodes")), "{report:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_keeps_what_was_chosen() {
+    let cluster = Cluster::new();
+    let chosen = ["--trust-domain=prod.example", "--replicas=3", "--registry=r.example:5000/a", "--no-cni"];
+    run(&cluster, &[&chosen[..], &["--tag=old"]].concat()).await.unwrap();
+    let all = || (cluster.get(AGENT).unwrap()["spec"].clone(), cluster.get(CONTROL).unwrap()["spec"].clone());
+    let before = all();
+    run(&cluster, &["--tag=old"]).await.unwrap();
+    assert_eq!(all(), before);
+    run(&cluster, &[]).await.unwrap();
+    let image = all().1["template"]["spec"]["containers"][0]["image"].clone();
+    assert_eq!(image, format!("r.example:5000/a/control:{}", env!("CARGO_PKG_VERSION")));
+    assert!(cluster.deleted().is_empty());
+    // What is given counts.
+    run(&cluster, &["--no-cni=false", "--replicas=2"]).await.unwrap();
+    assert!(all().0.to_string().contains("--cni-socket") && all().1["replicas"] == 2);
+    // Every identity hangs on it.
+    let before = all();
+    let refused = run(&cluster, &["--trust-domain=cluster.local"]).await.unwrap_err();
+    assert!(refused.contains("prod.example") && refused.contains("--force"), "{refused}");
+    assert_eq!(all(), before);
+    run(&cluster, &["--trust-domain=prod.example"]).await.unwrap();
+    run(&cluster, &["--trust-domain=cluster.local", "--force"]).await.unwrap();
+    assert!(all().1.to_string().contains("--trust-domain=cluster.local"));
 }

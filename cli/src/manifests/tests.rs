@@ -11,7 +11,7 @@ use clap::Parser;
 use super::*;
 
 fn choices(flags: &[&str]) -> Choices {
-    Line::parse_from([&["culvert"], flags].concat()).choices
+    Line::parse_from([&["culvert"], flags].concat()).flags.over(&Installed::default()).0
 }
 
 /// helm from the PATH, or where `cargo xtask setup` puts it.

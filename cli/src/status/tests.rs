@@ -101,6 +101,48 @@ fn mutual_tls_is_that_of_the_nearest_policy() {
 }
 
 #[test]
+fn ports_with_another_mode_are_starred() {
+    let policy = |mode: &str, port: &str| {
+        json!({"metadata": {"name": "p", "namespace": "shop"},
+        "spec": {"selector": {"matchLabels": {"app": "web"}}, "mtls": {"mode": mode}, "portLevelMtls": {"80": {"mode": port}}}})
+    };
+    let pod = json!({"metadata": {"namespace": "shop", "labels": {"app": "web"}}});
+    for (mode, port, says) in [
+        ("STRICT", "PERMISSIVE", "STRICT*"),
+        ("STRICT", "STRICT", "STRICT"),
+        ("STRICT", "UNSET", "STRICT"),
+        ("UNSET", "STRICT", "PERMISSIVE*"),
+    ] {
+        assert_eq!(check::tls_mode(&pod, &[policy(mode, port)], &[]), says, "{mode} {port}");
+    }
+}
+
+#[tokio::test]
+async fn policies_of_the_older_version_count_and_those_unseen_are_not_guessed() {
+    let cluster = crate::cluster::Cluster::new();
+    let labels = json!({DATAPLANE_MODE: "ambient"});
+    cluster.put("/api/v1/namespaces/shop", json!({"metadata": {"name": "shop", "labels": labels}}));
+    cluster.put(
+        "/api/v1/namespaces/shop/pods/web",
+        json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}}),
+    );
+    let group = "/apis/security.istio.io/v1beta1";
+    cluster.put(group, json!({"resources": [{"name": "peerauthentications"}]}));
+    cluster.put(
+        &format!("{group}/namespaces/shop/peerauthentications/p"),
+        json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": {"mtls": {"mode": "STRICT"}}}),
+    );
+    let api = cluster.api();
+    let seen = Seen::gather(&api, "mesh", None).await.unwrap();
+    assert_eq!(seen.rows(false)[0].tls, "STRICT");
+    cluster.forbid(&format!("{group}/peerauthentications"));
+    let seen = Seen::gather(&api, "mesh", None).await.unwrap();
+    let rows = seen.rows(false);
+    assert!(rows[0].tls.is_empty() && rows[0].cells()[4] == "–", "{rows:?}");
+    assert!(seen.text(&rows, false, &Paint::plain()).contains("not known"));
+}
+
+#[test]
 fn certificates_are_counted_with_the_first_that_ends() {
     assert_eq!(certificates(&[], 0), "none");
     let all = [json!({"not_after": 7200}), json!({"not_after": 90_000})];
