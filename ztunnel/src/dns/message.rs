@@ -123,13 +123,25 @@ impl Question {
         }
         let limit = limit.unwrap_or_else(|| usize::from(self.payload()));
         let mut bytes = message.to_vec().ok()?;
-        // Each address less makes room for itself; one pass by the records' own size, not one for each.
-        while bytes.len() > limit && !message.answers.is_empty() {
-            message.metadata.truncation = true;
-            let size = if matches!(self.kind, Kind::Aaaa) { 28 } else { 16 };
-            let surplus = (bytes.len() - limit).div_ceil(size).max(1);
-            message.answers.truncate(message.answers.len().saturating_sub(surplus));
+        if bytes.len() > limit {
+            // A record takes what the encoder makes of its name: at least this much of those that may stay is sure to
+            // fit, and as many more as do.
+            let mut all = std::mem::take(&mut message.answers);
+            let without = message.to_vec().ok()?.len();
+            let each = (bytes.len() - without).div_ceil(all.len().max(1)).max(1);
+            let rest = all.split_off(all.len().min(limit.saturating_sub(without) / each));
+            message.answers = all;
             bytes = message.to_vec().ok()?;
+            for record in rest {
+                message.answers.push(record);
+                let more = message.to_vec().ok()?;
+                if more.len() > limit {
+                    break;
+                }
+                bytes = more;
+            }
+            // Said of the bytes: told before, the encoder would leave out every answer.
+            *bytes.get_mut(2)? |= TRUNCATED;
         }
         Some(bytes)
     }
@@ -154,6 +166,9 @@ impl Question {
         self.edns.map_or(PLAIN_PAYLOAD, |(payload, _)| payload.clamp(PLAIN_PAYLOAD, OUR_PAYLOAD))
     }
 }
+
+/// TC, in the third byte of the header (RFC 1035, section 4.1.1).
+const TRUNCATED: u8 = 0x02;
 
 /// A name as text; `None` where it has bytes that no host name has, which text would only spell out.
 fn plain_name(name: &Name) -> Option<String> {

@@ -95,7 +95,7 @@ fn a_query_is_answered_in_the_place_of_whoever_was_asked() {
         let asked = World::at_far(family, 53);
         let theirs = resolver(&world, family, 53);
         let app = app(&world, asked);
-        let (turned, ()) = counted(&pod, "egress_dns", || drop(app.send(QUERY).unwrap()));
+        let (turned, ()) = counted(&pod, "egress_dns", || assert_eq!(app.send(QUERY).unwrap(), QUERY.len()));
         assert_eq!(turned, 1, "{}", told(&pod));
         let (heard, client) = hear(&ours);
         assert_eq!((heard.as_slice(), client), (QUERY, app.local_addr().unwrap()), "{family:?}");
@@ -133,7 +133,8 @@ fn ztunnels_own_queries_pass() {
         let theirs = resolver(&world, family, 53);
         let socket = app(&world, World::at_far(family, 53));
         ztunnel.pins.mark_own(socket.as_fd()).unwrap();
-        let (turned, ()) = counted(&pod, "egress_dns", || drop(socket.send(QUERY).unwrap()));
+        let (turned, ()) =
+            counted(&pod, "egress_dns", || assert_eq!(socket.send(QUERY).unwrap(), QUERY.len()));
         assert_eq!((turned, hear(&theirs).0), (0, QUERY.to_vec()));
     }
     hears_nothing(&ours);

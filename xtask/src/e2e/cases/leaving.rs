@@ -4,10 +4,10 @@ use std::{thread::sleep, time::Duration};
 
 use anyhow::{Context, Result};
 
-use super::joining::enough;
+use super::{joining::enough, node};
 use crate::{
     demo::stage::span,
-    e2e::{Case, world::World},
+    e2e::{Case, demand, world::World},
     kind::{
         cluster::{SYSTEM, eventually},
         leftovers, shop,
@@ -15,6 +15,11 @@ use crate::{
     },
     shell,
 };
+
+/// The shop's pods without its customers.
+const SERVICES: usize = 7;
+/// A namespace that is made when the mesh is gone.
+const AFTER: &str = "e2e-after";
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -32,6 +37,14 @@ pub(super) const CASES: &[Case] = &[
         ground: false,
         on_nodes: true,
         run: uninstall,
+    },
+    Case {
+        name: "without-helm",
+        holds: "`culvert install` and `culvert uninstall` do the same without helm, and new pods start afterwards",
+        long: false,
+        ground: false,
+        on_nodes: true,
+        run: without_helm,
     },
 ];
 
@@ -80,4 +93,34 @@ fn uninstall(world: &World<'_>) -> Result<String> {
         world.cluster.nodes.len(),
         span(took)
     ))
+}
+
+fn without_helm(world: &World<'_>) -> Result<String> {
+    let culvert = |args: &[&str]| {
+        let what = format!("culvert {}", args[0]);
+        shell::output(&mut world.cluster.culvert(&world.culvert, args), &what)
+    };
+    // What never ends would be waited for.
+    for who in ["customers", "linguists"] {
+        world.ask(NAMESPACE, &["scale", "deployment", who, "--replicas=0"])?;
+    }
+    let begin = std::time::Instant::now();
+    culvert(&["install", "--pull-policy", "Never"])?;
+    let installed = begin.elapsed();
+    world.label("istio.io/dataplane-mode=ambient")?;
+    world.captured(NAMESPACE, SERVICES, Duration::from_secs(30))?;
+    let refused = culvert(&["uninstall"]);
+    demand(refused.is_err(), || "an uninstall that would let pods go did not ask".to_owned())?;
+    let begin = std::time::Instant::now();
+    let words = culvert(&["uninstall", "--release-all", "--purge", "--purge-policies"])?;
+    let gone = begin.elapsed();
+    let left = leftovers::of_ours(world.cluster)?;
+    demand(left.is_empty(), || format!("left behind: {left}\n{words}"))?;
+    let definitions = world.cluster.ask(&["get", "customresourcedefinitions", "--output=name"])?;
+    demand(!definitions.contains("istio.io"), || format!("left behind: {definitions}"))?;
+    node::make(world, AFTER, false)?;
+    node::idle(world, AFTER, "after", serde_json::json!({"app": "after"}))?;
+    node::runs(world, AFTER, "after", Duration::from_secs(30))?;
+    world.remove(AFTER);
+    Ok(format!("installed in {}, gone in {}", span(installed), span(gone)))
 }

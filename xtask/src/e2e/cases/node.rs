@@ -43,7 +43,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// A pod that does nothing but run.
-fn idle(world: &World<'_>, namespace: &str, name: &str, labels: serde_json::Value) -> Result<()> {
+pub(super) fn idle(world: &World<'_>, namespace: &str, name: &str, labels: serde_json::Value) -> Result<()> {
     let pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -61,7 +61,7 @@ fn idle(world: &World<'_>, namespace: &str, name: &str, labels: serde_json::Valu
     world.cluster.apply(&pod.to_string())
 }
 
-fn make(world: &World<'_>, namespace: &str, meshed: bool) -> Result<()> {
+pub(super) fn make(world: &World<'_>, namespace: &str, meshed: bool) -> Result<()> {
     let mode = if meshed { "ambient" } else { "none" };
     world.cluster.apply(&format!(
         r#"{{"apiVersion":"v1","kind":"Namespace","metadata":{{"name":"{namespace}","labels":{{"istio.io/dataplane-mode":"{mode}"}}}}}}"#
@@ -79,7 +79,7 @@ fn phase(world: &World<'_>, namespace: &str, name: &str) -> Result<String> {
     world.ask(namespace, &["get", "pod", name, "--output=jsonpath={.status.phase}"])
 }
 
-fn runs(world: &World<'_>, namespace: &str, name: &str, limit: Duration) -> Result<Duration> {
+pub(super) fn runs(world: &World<'_>, namespace: &str, name: &str, limit: Duration) -> Result<Duration> {
     let ask = || {
         let phase = phase(world, namespace, name)?;
         Ok(if phase == "Running" { Ok(()) } else { Err(phase) })
