@@ -129,8 +129,14 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         }
     };
     println!("{} nodes, ready in {}\n", cluster.nodes.len(), span(begin.elapsed()));
-    let world =
-        World { root, cluster: &cluster, culvert, node_image: args.node_image.as_deref(), images: names };
+    let world = World {
+        root,
+        cluster: &cluster,
+        culvert,
+        node_image: args.node_image.as_deref(),
+        images: names,
+        joined: std::sync::OnceLock::new(),
+    };
     let tried = try_all(&world, &cases, &folder);
     let failed = report(&tried, began.elapsed());
     if args.kubeconfig.is_none() {

@@ -36,6 +36,8 @@ pub(crate) struct World<'a> {
     pub(crate) node_image: Option<&'a str>,
     /// All images, for the same.
     pub(crate) images: Vec<String>,
+    /// From the label to the last of the shop's pods captured, once that was.
+    pub(crate) joined: std::sync::OnceLock<Duration>,
 }
 
 impl World<'_> {

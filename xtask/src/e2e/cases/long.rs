@@ -197,6 +197,7 @@ fn dual_stack(world: &World<'_>) -> Result<String> {
             culvert: world.culvert.clone(),
             node_image: world.node_image,
             images: world.images.clone(),
+            joined: std::sync::OnceLock::new(),
         };
         dual_stack_in(&dual).inspect_err(|_| {
             // It is gone before anybody can look.
