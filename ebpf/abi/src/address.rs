@@ -50,9 +50,7 @@ impl Address {
         let loopback = self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && last == 1;
         loopback || first & 0xffc0_0000 == 0xfe80_0000 || first >> 24 == 0xff
     }
-}
 
-impl Address {
     /// Whether a resolver may be asked at this address through the pod's device. Besides everything that is not
     /// [`Self::is_local_scope`] these are the link-local ones of IPv4: a resolver that each node keeps for itself
     /// is commonly there (169.254.20.10, 169.254.169.253).

@@ -22,9 +22,8 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
         mode,
         sender: socket::sender(&ctx, foreign),
         packet: frame.packet(),
-        local_scope: frame.destination.is_local_scope(),
-        may_resolve: frame.destination.may_resolve(),
-        probe: abi::is_probe(&frame.destination, frame.destination_port),
+        destination: frame.destination,
+        port: frame.destination_port,
     };
     let flow = frame.outgoing();
     let mut kernel = Kernel { ctx: &ctx, frame: &frame, flow: &flow, tell_own: false, foreign };

@@ -18,8 +18,8 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
         on,
         sender: socket::sender(&ctx, foreign),
         packet: frame.packet(),
-        local_scope: frame.destination.is_local_scope(),
-        probe: abi::is_probe(&frame.destination, frame.destination_port),
+        destination: frame.destination,
+        port: frame.destination_port,
     };
     let flow = &frame.outgoing();
     let verdict = abi::guard(&facts, || socket::is_known(flow));

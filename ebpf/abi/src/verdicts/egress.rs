@@ -1,7 +1,7 @@
 //! What leaves the pod: turned round to ztunnel, passed on, or dropped.
 
 use super::verdicts;
-use crate::{Found, Lookups, Mode, Packet, Sender};
+use crate::{Address, Found, Lookups, Mode, Packet, Port, Sender, is_probe};
 
 verdicts! {
     /// The verdict on a packet at egress of the pod's device.
@@ -54,7 +54,8 @@ impl Egress {
     }
 }
 
-/// What is known of a packet at egress without looking anything up.
+/// What is known of a packet at egress without looking anything up. Of where it goes, only the verdict that hangs
+/// on it asks more: each answer known beforehand would double the paths that the verifier walks for every pod.
 #[derive(Debug, Clone, Copy)]
 pub struct EgressFacts {
     /// The pod's mode.
@@ -63,12 +64,10 @@ pub struct EgressFacts {
     pub sender: Sender,
     /// What it is.
     pub packet: Packet,
-    /// Whether it goes to [`crate::Address::is_local_scope`].
-    pub local_scope: bool,
-    /// Whether it goes to an address that [`crate::Address::may_resolve`].
-    pub may_resolve: bool,
-    /// Whether it goes to a probe's address.
-    pub probe: bool,
+    /// Where it goes.
+    pub destination: Address,
+    /// The port it goes to.
+    pub port: Port,
 }
 
 /// Judges a packet that leaves the pod.
@@ -81,17 +80,17 @@ pub fn egress(facts: &EgressFacts, lookups: &mut impl Lookups) -> Egress {
     let segment = match facts.packet {
         Packet::Other => return Egress::Other,
         // With nobody to answer, or while everything passes, the resolver that was asked is as good as ever.
-        Packet::Query if enforced && facts.may_resolve && lookups.is_dns_answered() => {
+        Packet::Query if enforced && facts.destination.may_resolve() && lookups.is_dns_answered() => {
             return Egress::TurnQuery;
         }
         Packet::Query => return Egress::Other,
-        _ if facts.local_scope => return Egress::LocalScope,
+        _ if facts.destination.is_local_scope() => return Egress::LocalScope,
         Packet::Hidden if enforced => return Egress::DropHidden,
         Packet::Hidden => return Egress::PassHidden,
         Packet::Tcp(segment) => segment,
     };
     if enforced && segment.flags.opens() {
-        return if facts.probe { Egress::TurnProbe } else { Egress::TurnSyn };
+        return if is_probe(&facts.destination, facts.port) { Egress::TurnProbe } else { Egress::TurnSyn };
     }
     let mirror = lookups.socket();
     if matches!(mirror, Found::Live | Found::Own | Found::Handshake) {
@@ -122,15 +121,15 @@ pub fn egress(facts: &EgressFacts, lookups: &mut impl Lookups) -> Egress {
 mod tests {
     use super::super::testing::*;
     use super::*;
+    use crate::PROBE_PORT;
 
     fn facts(packet: Packet) -> EgressFacts {
         EgressFacts {
             mode: Mode::Enforce,
             sender: Sender::App,
             packet,
-            local_scope: false,
-            may_resolve: true,
-            probe: false,
+            destination: to("10.0.0.1"),
+            port: Port::new(80),
         }
     }
 
@@ -156,7 +155,7 @@ mod tests {
                 assert_eq!(egress(&facts, &mut Unasked), Egress::TurnSyn);
             }
         }
-        let probe = EgressFacts { probe: true, ..facts(bare(SYN)) };
+        let probe = EgressFacts { destination: to(PROBE), port: Port::new(PROBE_PORT), ..facts(bare(SYN)) };
         assert_eq!(egress(&probe, &mut Unasked), Egress::TurnProbe);
     }
 
@@ -234,17 +233,17 @@ mod tests {
         }
         let own = EgressFacts { sender: Sender::Own, ..facts(Packet::Query) };
         assert_eq!(egress(&own, &mut Unasked), Egress::Own);
-        let loopback = EgressFacts { may_resolve: false, local_scope: true, ..facts(Packet::Query) };
+        let loopback = EgressFacts { destination: to("127.0.0.53"), ..facts(Packet::Query) };
         assert_eq!(egress(&loopback, &mut Unasked), Egress::Other);
         // A resolver of the link's is asked like any other.
-        let node_local = EgressFacts { local_scope: true, ..facts(Packet::Query) };
+        let node_local = EgressFacts { destination: to("169.254.20.10"), ..facts(Packet::Query) };
         assert_eq!(egress(&node_local, &mut answered), Egress::TurnQuery);
     }
 
     #[test]
     fn the_link_and_the_host_are_none_of_ours() {
         for packet in [bare(SYN), loaded(PSH_ACK), Packet::Hidden] {
-            let facts = EgressFacts { local_scope: true, ..facts(packet) };
+            let facts = EgressFacts { destination: to("169.254.169.254"), ..facts(packet) };
             assert_eq!(egress(&facts, &mut Unasked), Egress::LocalScope);
         }
     }

@@ -4,7 +4,7 @@
 //! apart in the pod. What arrives here nevertheless is told by the socket still attached to it.
 
 use super::verdicts;
-use crate::{Mode, Packet, Sender};
+use crate::{Address, Mode, Packet, Port, Sender, is_probe};
 
 verdicts! {
     /// The verdict on a packet at ingress of the host's end of the pod's link.
@@ -53,10 +53,10 @@ pub struct GuardFacts {
     pub sender: Sender,
     /// What it is.
     pub packet: Packet,
-    /// Whether it goes to [`crate::Address::is_local_scope`].
-    pub local_scope: bool,
-    /// Whether it goes to a probe's address.
-    pub probe: bool,
+    /// Where it goes.
+    pub destination: Address,
+    /// The port it goes to.
+    pub port: Port,
 }
 
 /// Judges a packet that has left the pod. Sockets are not asked for: those of this namespace are not the
@@ -66,11 +66,12 @@ pub fn guard(facts: &GuardFacts, known_flow: impl FnOnce() -> bool) -> Guard {
     let own = matches!(facts.sender, Sender::Own);
     let segment = match facts.packet {
         Packet::Other | Packet::Query => return Guard::Other,
-        _ if facts.probe && own => return Guard::ProbeSeen,
-        _ if facts.probe => return Guard::ProbeUnmarked,
+        _ if is_probe(&facts.destination, facts.port) => {
+            return if own { Guard::ProbeSeen } else { Guard::ProbeUnmarked };
+        }
         _ if own => return Guard::Own,
         _ if !matches!(facts.mode, Mode::Enforce) => return Guard::Passed,
-        _ if facts.local_scope => return Guard::LocalScope,
+        _ if facts.destination.is_local_scope() => return Guard::LocalScope,
         _ if !facts.on => return Guard::Blind,
         Packet::Hidden => return Guard::DropHidden,
         Packet::Tcp(segment) => segment,
@@ -90,6 +91,7 @@ pub fn guard(facts: &GuardFacts, known_flow: impl FnOnce() -> bool) -> Guard {
 mod tests {
     use super::super::testing::*;
     use super::*;
+    use crate::PROBE_PORT;
 
     fn facts(packet: Packet) -> GuardFacts {
         GuardFacts {
@@ -97,8 +99,8 @@ mod tests {
             on: true,
             sender: Sender::App,
             packet,
-            local_scope: false,
-            probe: false,
+            destination: to("10.0.0.1"),
+            port: Port::new(80),
         }
     }
 
@@ -143,7 +145,13 @@ mod tests {
     fn a_probe_never_leaves_the_node() {
         for mode in [Mode::Learn, Mode::Enforce, Mode::Drain] {
             for on in [true, false] {
-                let probe = GuardFacts { mode, on, probe: true, ..facts(bare(SYN)) };
+                let probe = GuardFacts {
+                    mode,
+                    on,
+                    destination: to(PROBE),
+                    port: Port::new(PROBE_PORT),
+                    ..facts(bare(SYN))
+                };
                 assert_eq!(guard(&probe, unasked), Guard::ProbeUnmarked);
                 let own = GuardFacts { sender: Sender::Own, ..probe };
                 assert_eq!(guard(&own, unasked), Guard::ProbeSeen);
@@ -160,7 +168,7 @@ mod tests {
         }
         let off = GuardFacts { on: false, ..facts(bare(SYN)) };
         assert_eq!(guard(&off, unasked), Guard::Blind);
-        let link = GuardFacts { local_scope: true, ..facts(bare(SYN)) };
+        let link = GuardFacts { destination: to("169.254.169.254"), ..facts(bare(SYN)) };
         assert_eq!(guard(&link, unasked), Guard::LocalScope);
     }
 }

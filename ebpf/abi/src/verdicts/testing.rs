@@ -1,6 +1,7 @@
 //! Facts to order, for the tests of the verdicts.
 
-use crate::{Found, Lookups, Packet, Segment, TcpFlags};
+use crate::{Address, Found, Lookups, Packet, Segment, TcpFlags};
+use core::net::IpAddr;
 
 pub(super) const FIN_ACK: u8 = 0x11;
 pub(super) const SYN: u8 = 0x02;
@@ -9,6 +10,14 @@ pub(super) const RST_ACK: u8 = 0x14;
 pub(super) const PSH_ACK: u8 = 0x18;
 pub(super) const ACK: u8 = 0x10;
 pub(super) const SYN_ACK: u8 = 0x12;
+
+/// Where a capture probe goes: [`crate::PROBE_V4`].
+pub(super) const PROBE: &str = "192.0.2.1";
+
+/// An address.
+pub(super) fn to(text: &str) -> Address {
+    text.parse::<IpAddr>().unwrap().into()
+}
 
 /// A segment without payload.
 pub(super) fn bare(flags: u8) -> Packet {

@@ -385,3 +385,23 @@ fn until_long(what: &str, holds: impl Fn() -> bool) {
         std::thread::sleep(std::time::Duration::from_millis(200));
     }
 }
+
+/// Every pod's programs are verified anew when it is enrolled, at about a microsecond an instruction: so this is
+/// what the enrollment of a full node costs.
+#[test]
+fn the_verifier_has_little_to_do_for_a_pod() {
+    let world = World::new();
+    let _pod = world.attach(Mode::Enforce);
+    let mut seen = 0;
+    for program in aya::programs::loaded_programs() {
+        let program = program.unwrap();
+        let (Some(name), Some(walked)) = (program.name_as_str(), program.verified_instruction_count()) else {
+            continue;
+        };
+        if name.starts_with("pod_") {
+            seen += 1;
+            assert!(walked < 100_000, "the verifier walks {walked} instructions of {name}");
+        }
+    }
+    assert!(seen >= 5, "only {seen} programs of pods are loaded");
+}
