@@ -1,6 +1,6 @@
 //! Compiles `protos/` into OUT_DIR. The compiler is a library: no `protoc` is needed.
 
-use std::path::Path;
+use std::{env, path::PathBuf};
 
 const FILES: [&str; 8] = [
     "authorization.proto",
@@ -14,7 +14,7 @@ const FILES: [&str; 8] = [
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("protos");
+    let protos = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("protos");
     println!("cargo::rerun-if-changed={}", protos.display());
     let descriptors = protox::compile(FILES, [&protos])?;
     tonic_prost_build::configure()

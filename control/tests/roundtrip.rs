@@ -106,23 +106,16 @@ fn service() -> impl Strategy<Value = Service> {
     (service_key(), text(), vec(network_address(), 0..3), ports(), names, facts).prop_map(
         |(key, name, addresses, ports, subject_alt_names, facts)| {
             let (waypoint, (allow_unhealthy, node_local, passthrough), families) = facts;
-            let has = |v4| addresses.iter().any(|at: &NetworkAddress| at.address.is_ipv4() == v4);
             Service {
                 key,
                 name,
-                // Where there are addresses, the families are theirs.
-                families: match (has(true), has(false)) {
-                    (false, false) => families,
-                    (true, true) => Families::Any,
-                    (true, false) => Families::V4,
-                    (false, true) => Families::V6,
-                },
                 addresses,
                 ports,
                 subject_alt_names,
                 waypoint,
                 allow_unhealthy,
                 node_local,
+                families,
                 passthrough,
             }
         },

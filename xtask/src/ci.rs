@@ -2,11 +2,10 @@
 
 use std::{
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{demo, ebpf, fuzz, kind, manifests, setup, shell, tidy};
 
@@ -37,15 +36,19 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     if args.without_cluster {
         println!("\n==== NOT RUN: e2e, as was asked for");
     } else {
-        steps.step("e2e", e2e);
+        steps.step("e2e", || e2e(root));
     }
     steps.report()
 }
 
 /// In a process of its own: it watches for Ctrl-C by itself.
-fn e2e() -> Result<()> {
-    let own = std::env::current_exe().context("own path")?;
-    shell::run(Command::new(own).arg("e2e"), "cargo xtask e2e")
+fn e2e(root: &Path) -> Result<()> {
+    xtask(root, "e2e")
+}
+
+/// As anyone calls it, not by this program's own path: the tests' build may have put another there meanwhile.
+fn xtask(root: &Path, command: &str) -> Result<()> {
+    shell::run(shell::cargo(root).args(["xtask", command]), &format!("cargo xtask {command}"))
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +105,5 @@ fn lints(root: &Path) -> Result<()> {
 
 /// As README tells everyone to: the very command, in a process of its own.
 fn tests(root: &Path) -> Result<()> {
-    let own = std::env::current_exe().context("own path")?;
-    shell::run(Command::new(own).current_dir(root).arg("test"), "cargo xtask test")
+    xtask(root, "test")
 }

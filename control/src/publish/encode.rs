@@ -284,13 +284,12 @@ fn service_message(from: &Service) -> wire::Service {
 }
 
 fn families(from: &Service) -> wire::IpFamilies {
-    let v4 = from.addresses.iter().any(|at| at.address.is_ipv4());
-    let v6 = from.addresses.iter().any(|at| at.address.is_ipv6());
-    match (v4, v6, from.families) {
-        (true, true, _) => wire::IpFamilies::Dual,
-        (true, false, _) | (false, false, Families::V4) => wire::IpFamilies::Ipv4Only,
-        (false, true, _) | (false, false, Families::V6) => wire::IpFamilies::Ipv6Only,
-        (false, false, Families::Any) => wire::IpFamilies::Automatic,
+    let has = |v4| from.addresses.iter().any(|at| at.address.is_ipv4() == v4);
+    match from.families {
+        Families::V4 => wire::IpFamilies::Ipv4Only,
+        Families::V6 => wire::IpFamilies::Ipv6Only,
+        Families::Any if has(true) && has(false) => wire::IpFamilies::Dual,
+        Families::Any => wire::IpFamilies::Automatic,
     }
 }
 
