@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use mesh::Identity;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
@@ -21,7 +20,7 @@ use crate::{
     objects::Objects,
     publish::{Clients, Store, Type},
     serve::Entitled,
-    shards::{Outline, Shards, Turn},
+    shards::{Outline, Pods, Shards, Turn},
     tokens::Tokens,
 };
 
@@ -158,22 +157,23 @@ impl Engine {
             files.keep(&self.compiled.proper);
         }
         self.auth.set_nodes(self.compiled.proper.clone());
-        let mut entitled: BTreeMap<String, Option<BTreeSet<Identity>>> = BTreeMap::new();
+        let mut entitled: BTreeMap<Arc<str>, Option<Pods>> = BTreeMap::new();
         for node in touched {
             // By its agent's word or, if that went to another replica of control, by the mark it left.
             let captured = |pod: &LocalPod| {
-                matches!(self.nodes.capture(node, &pod.uid), Some(Capture::Measured | Capture::Withdrawing))
-                    || matches!(pod.annotated.mark, Some(Mark::Measured | Mark::Withdrawing))
+                matches!(
+                    self.nodes.capture(node, &pod.uid.text()),
+                    Some(Capture::Measured | Capture::Withdrawing)
+                ) || matches!(pod.annotated.mark, Some(Mark::Measured | Mark::Withdrawing))
             };
-            let identity = |pod: &Arc<LocalPod>| {
-                let trust_domain = self.options.trust_domain.clone();
-                Identity::new(trust_domain, pod.namespace.clone(), pod.service_account.clone())
+            let may = |pods: &Pods| -> Pods {
+                let may = |pod: &&Arc<LocalPod>| pod.enroll || captured(pod);
+                match pods.iter().all(|pod| may(&pod)) {
+                    true => pods.clone(),
+                    false => pods.iter().filter(may).cloned().collect(),
+                }
             };
-            let identities = outline
-                .nodes
-                .get(node)
-                .map(|pods| pods.iter().filter(|pod| pod.enroll || captured(pod)).map(identity).collect());
-            entitled.insert(node.to_string(), identities);
+            entitled.insert(node.clone(), outline.nodes.get(node).map(may));
         }
         self.entitled.update(entitled);
     }

@@ -22,8 +22,8 @@ pub(crate) use workloads::{DNS_CAPTURE, NETNS, SIDECAR};
 
 use crate::{
     manifest::{
-        Authorization, EndpointSlice, Kind, Labels, Object, ObjectKey, PeerAuthentication, Pod, Problem,
-        Severity, selects,
+        Addresses, Authorization, EndpointSlice, Kind, Labels, Object, ObjectKey, PeerAuthentication, Pod,
+        Problem, Severity, Uid,
     },
     objects::View,
 };
@@ -70,12 +70,11 @@ pub struct Compiled {
 /// A pod as its node is told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPod {
-    /// `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest.
-    pub uid: Arc<str>,
+    pub uid: Uid,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub service_account: Arc<str>,
-    pub addresses: Arc<[IpAddr]>,
+    pub addresses: Addresses,
     /// Path of its network namespace, from the annotation `culvert.dev/netns`; empty where CNI tells.
     pub netns: Arc<str>,
     /// Whether its labels and its namespace's ask for it to be in the mesh.
@@ -134,7 +133,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
         let mut slices: HashMap<_, Vec<_>> = HashMap::new();
         for (key, object) in &view.objects {
             if let Object::EndpointSlice(slice) = object
-                && let Some(service) = slice.service()
+                && let Some(service) = slice.service.as_deref()
             {
                 slices.entry((key.namespace.clone(), service)).or_default().push((key, &**slice));
             }
@@ -152,9 +151,9 @@ impl<'v, 'o> Compiler<'v, 'o> {
     }
 
     /// Adds a workload and what selectors see of it.
-    fn add(&mut self, workload: Workload, labels: Option<&'v Labels>) {
+    fn add(&mut self, workload: Workload, labels: &'v Labels) {
         let uid = workload.uid.clone();
-        self.labels.insert(uid.clone(), labels.unwrap_or(&NO_LABELS));
+        self.labels.insert(uid.clone(), labels);
         self.by_namespace.entry(workload.namespace.clone()).or_default().push(uid.clone());
         for address in &workload.addresses {
             self.by_address.entry(*address).or_insert_with(|| uid.clone());
@@ -165,7 +164,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
     /// The workloads of a namespace that have all these labels, in the order they were added.
     fn select(&self, namespace: &str, wanted: &Labels) -> Vec<Arc<str>> {
         let uids = self.by_namespace.get(namespace).into_iter().flatten();
-        uids.filter(|uid| selects(wanted, Some(self.labels_of(uid)))).cloned().collect()
+        uids.filter(|uid| self.labels_of(uid).have(wanted)).cloned().collect()
     }
 
     fn nodes(&mut self) {

@@ -96,7 +96,7 @@ fn a_pod_becomes_a_workload_and_an_endpoint() {
     assert_eq!(web.services[&service.key], [mesh::PortMapping { service_port: 80, target_port: 8080 }]);
     assert_eq!(compiled.nodes["a"].len(), 2);
     assert_eq!(&*compiled.nodes["a"][1].netns, "/run/netns/web");
-    assert_eq!(&*compiled.nodes["a"][0].uid, "u-client");
+    assert_eq!(&*compiled.nodes["a"][0].uid.text(), "u-client");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh::{GatewayAddress, Locality, ServiceKey, Tunnel, Workload, WorkloadKind};
 
 use super::{Annotated, Compiler, LocalPod, Word};
-use crate::manifest::{Kind, Metadata, Object, ObjectKey, Pod};
+use crate::manifest::{Kind, Labels, Metadata, Object, ObjectKey, Pod};
 
 /// The label that brings a namespace or a pod into the mesh.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -25,9 +25,9 @@ impl<'v> Compiler<'v, '_> {
             if pod.ended() {
                 continue;
             }
-            let enroll = self.enrolled(pod);
-            self.check_label(&key, &pod.metadata);
-            if !enroll && self.mode(pod) == Some(AMBIENT) && pod.metadata.annotation(SIDECAR).is_some() {
+            let enroll = self.enrolled(&key, pod);
+            self.check_label(&key, &pod.template.labels);
+            if !enroll && self.mode(&key, pod) == Some(AMBIENT) && pod.annotation(SIDECAR).is_some() {
                 self.warn(
                     &key,
                     SIDECAR,
@@ -37,27 +37,26 @@ impl<'v> Compiler<'v, '_> {
             let node = pod.node.as_deref().unwrap_or_default();
             let mut local = LocalPod {
                 uid: pod
-                    .metadata
                     .uid
                     .clone()
-                    .unwrap_or_else(|| format!("{}.{}", key.namespace, key.name).into()),
+                    .unwrap_or_else(|| format!("{}.{}", key.namespace, key.name).as_str().into()),
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
-                service_account: pod.service_account.clone().unwrap_or_else(|| self.default.clone()),
+                service_account: pod.template.service_account.clone().unwrap_or_else(|| self.default.clone()),
                 addresses: pod.addresses.clone(),
-                netns: pod.metadata.annotation(NETNS).map(Arc::from).unwrap_or_default(),
+                netns: pod.annotation(NETNS).map(Arc::from).unwrap_or_default(),
                 enroll,
-                dns_off: pod.metadata.annotation(DNS_CAPTURE) == Some("false"),
+                dns_off: pod.annotation(DNS_CAPTURE) == Some("false"),
                 annotated: Annotated::of(pod),
                 captured: false,
             };
             if enroll && local.addresses.is_empty() {
                 self.warn(&key, "status.podIP", "the pod is to be enrolled and has no address yet");
             }
-            local.captured = local.annotated.captured(word(node, &local.uid));
+            local.captured = local.annotated.captured(word(node, &local.uid.text()));
             let tunnel = if local.captured { Tunnel::Hbone } else { Tunnel::None };
             let workload = self.workload(&key, pod, &local, tunnel);
-            self.add(workload, pod.metadata.labels.as_ref());
+            self.add(workload, &pod.template.labels);
             match &pod.node {
                 Some(node) => self.out.nodes.entry(node.clone()).or_default().push(Arc::new(local)),
                 None if enroll => {
@@ -69,21 +68,21 @@ impl<'v> Compiler<'v, '_> {
     }
 
     /// Host-network pods and those with a sidecar are never enrolled.
-    fn enrolled(&self, pod: &Pod) -> bool {
-        let able = !pod.host_network && pod.metadata.annotation(SIDECAR).is_none();
-        able && self.mode(pod) == Some(AMBIENT)
+    fn enrolled(&self, key: &ObjectKey, pod: &Pod) -> bool {
+        let able = !pod.template.host_network && pod.annotation(SIDECAR).is_none();
+        able && self.mode(key, pod) == Some(AMBIENT)
     }
 
     /// The pod's own label wins over its namespace's.
-    fn mode<'p>(&'p self, pod: &'p Pod) -> Option<&'p str> {
-        let namespace = self.namespace_metadata(pod.metadata.namespace());
+    fn mode<'p>(&'p self, key: &ObjectKey, pod: &'p Pod) -> Option<&'p str> {
+        let namespace = self.namespace_metadata(&key.namespace);
         let of_namespace = || namespace.and_then(|metadata| metadata.label(DATAPLANE_MODE));
-        pod.metadata.label(DATAPLANE_MODE).or_else(of_namespace)
+        pod.label(DATAPLANE_MODE).or_else(of_namespace)
     }
 
     /// A label with another word than the two enrolls nobody, and keeps nobody out who is not out already.
-    fn check_label(&mut self, key: &ObjectKey, metadata: &Metadata) {
-        if let Some(word) = metadata.label(DATAPLANE_MODE).filter(|word| ![AMBIENT, NONE].contains(word)) {
+    fn check_label(&mut self, key: &ObjectKey, labels: &Labels) {
+        if let Some(word) = labels.get(DATAPLANE_MODE).filter(|word| ![AMBIENT, NONE].contains(word)) {
             let reason = format!("{word:?} means nothing: {AMBIENT} takes in, {NONE} keeps out");
             self.warn(key, "metadata.labels", reason);
         }
@@ -96,7 +95,7 @@ impl<'v> Compiler<'v, '_> {
             if let Object::Namespace(namespace) = object {
                 let enroll = namespace.metadata.label(DATAPLANE_MODE) == Some(AMBIENT);
                 self.out.namespaces.insert(key.name.clone(), enroll);
-                self.check_label(key, &namespace.metadata);
+                self.check_label(key, &namespace.metadata.labels);
             }
         }
     }
@@ -111,8 +110,8 @@ impl<'v> Compiler<'v, '_> {
 
     fn workload(&mut self, key: &ObjectKey, pod: &Pod, local: &LocalPod, tunnel: Tunnel) -> Workload {
         let uid = format!("{}//Pod/{}/{}", self.options.cluster_id, key.namespace, key.name);
-        let (workload_name, workload_kind) = owner(pod);
-        let label = |names: &[&str]| names.iter().find_map(|name| pod.metadata.label(name)).map(Arc::from);
+        let (workload_name, workload_kind) = owner(key, pod);
+        let label = |names: &[&str]| names.iter().find_map(|name| pod.label(name)).map(Arc::from);
         let canonical_name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
         let canonical_revision =
             label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
@@ -120,7 +119,6 @@ impl<'v> Compiler<'v, '_> {
             service_account: local.service_account.clone(),
             trust_domain: self.options.trust_domain.clone(),
             network: pod
-                .metadata
                 .label("topology.istio.io/network")
                 .map_or_else(|| self.options.network.clone(), Arc::from),
             addresses: local.addresses.to_vec(),
@@ -131,7 +129,7 @@ impl<'v> Compiler<'v, '_> {
             workload_name,
             workload_kind,
             tunnel,
-            waypoint: self.waypoint(key, &[&pod.metadata]),
+            waypoint: self.waypoint(key, &[&pod.template.labels]),
             healthy: pod.ready(),
             locality: self.locality(pod.node.as_deref()),
             ..Workload::named(uid, key.namespace.clone(), key.name.clone())
@@ -151,10 +149,10 @@ impl<'v> Compiler<'v, '_> {
 
     /// The waypoint that the first of `from` names which names one, or `none`. There are no waypoints
     /// yet: traffic that must pass one is refused rather than led around it.
-    pub(super) fn waypoint(&mut self, key: &ObjectKey, from: &[&Metadata]) -> Option<GatewayAddress> {
-        let metadata = from.iter().find(|metadata| metadata.label("istio.io/use-waypoint").is_some())?;
-        let name = metadata.label("istio.io/use-waypoint").filter(|name| *name != "none")?;
-        let namespace = metadata.label("istio.io/use-waypoint-namespace").unwrap_or(&key.namespace);
+    pub(super) fn waypoint(&mut self, key: &ObjectKey, from: &[&Labels]) -> Option<GatewayAddress> {
+        let labels = from.iter().find(|labels| labels.get("istio.io/use-waypoint").is_some())?;
+        let name = labels.get("istio.io/use-waypoint").filter(|name| *name != "none")?;
+        let namespace = labels.get("istio.io/use-waypoint-namespace").unwrap_or(&key.namespace);
         let reason = format!(
             "waypoint {namespace}/{name} does not exist: calls to this are refused, not led around it"
         );
@@ -166,13 +164,13 @@ impl<'v> Compiler<'v, '_> {
 }
 
 /// Name and kind of what owns the pod, as dashboards group it.
-fn owner(pod: &Pod) -> (Arc<str>, WorkloadKind) {
-    let Some(owner) = &pod.owner else {
-        return (pod.metadata.name.clone(), WorkloadKind::Pod);
+fn owner(key: &ObjectKey, pod: &Pod) -> (Arc<str>, WorkloadKind) {
+    let Some(owner) = &pod.template.owner else {
+        return (key.name.clone(), WorkloadKind::Pod);
     };
     match &*owner.kind {
         "ReplicaSet" => {
-            let hash = pod.metadata.label("pod-template-hash").unwrap_or_default();
+            let hash = pod.label("pod-template-hash").unwrap_or_default();
             let deployment = owner.name.strip_suffix(hash).and_then(|name| name.strip_suffix('-'));
             (deployment.map_or_else(|| owner.name.clone(), Arc::from), WorkloadKind::Deployment)
         }

@@ -57,7 +57,7 @@ impl Write {
         let redirection = if self.redirection { "enabled".into() } else { Value::Null };
         // The uid: another pod of the same name is not ours to mark.
         json!({"metadata": {
-            "uid": *pod.uid,
+            "uid": *pod.uid.text(),
             "annotations": {REDIRECTION: redirection, MARK: self.mark.value()},
         }})
     }
@@ -95,11 +95,11 @@ impl Marks {
         self.tried.retain(|_, (_, until)| now < *until);
         let due = due(&|node, uid| self.nodes.fresh_word(node, uid), outline);
         for (node, pod, write) in due {
-            if self.tried.get(&*pod.uid).is_some_and(|(tried, _)| *tried == write) {
+            if self.tried.get(&*pod.uid.text()).is_some_and(|(tried, _)| *tried == write) {
                 continue;
             }
             // What the agent says may have changed while others were written.
-            let word = self.nodes.fresh_word(node, &pod.uid);
+            let word = self.nodes.fresh_word(node, &pod.uid.text());
             if word.and_then(|word| decide(word, pod.annotated)) != Some(write) {
                 continue;
             }
@@ -131,7 +131,8 @@ fn due<'c>(
     outline: &'c Outline,
 ) -> Vec<(&'c str, &'c LocalPod, Write)> {
     let pods = outline.nodes.iter().flat_map(|(node, pods)| pods.iter().map(move |pod| (&**node, &**pod)));
-    pods.filter_map(|(node, pod)| Some((node, pod, decide(fresh(node, &pod.uid)?, pod.annotated)?))).collect()
+    pods.filter_map(|(node, pod)| Some((node, pod, decide(fresh(node, &pod.uid.text())?, pod.annotated)?)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -173,7 +174,7 @@ mod tests {
                 namespace: "shop".into(),
                 name: uid.into(),
                 service_account: "web".into(),
-                addresses: [].into(),
+                addresses: Default::default(),
                 netns: "".into(),
                 enroll: true,
                 dns_off: false,
@@ -186,7 +187,8 @@ mod tests {
             ..Outline::default()
         };
         let fresh = |node: &str, _: &str| (node == "a").then_some(Capture::Measured);
-        let due: Vec<&str> = due(&fresh, &outline).into_iter().map(|(_, pod, _)| &*pod.uid).collect();
+        let due: Vec<String> =
+            due(&fresh, &outline).into_iter().map(|(_, pod, _)| pod.uid.to_string()).collect();
         assert_eq!(due, ["u-1"]);
         let patch = Write { redirection: false, mark: Mark::Withdrawing }.patch(&outline.nodes["a"][0]);
         assert_eq!(patch["metadata"]["uid"], "u-1");

@@ -132,7 +132,7 @@ mod tests {
                     namespace: "shop".into(),
                     name: (*name).into(),
                     service_account: "web".into(),
-                    addresses: [].into(),
+                    addresses: Default::default(),
                     netns: "".into(),
                     enroll: true,
                     dns_off: false,

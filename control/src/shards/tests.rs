@@ -137,8 +137,8 @@ impl Bed {
         let (wanted, got) = (fresh.subscribe().borrow().clone(), self.store.subscribe().borrow().clone());
         let names = |resources: &crate::publish::Resources| -> BTreeMap<String, String> {
             resources
-                .iter()
-                .map(|(name, one)| (name.to_string(), format!("{:?}", one.on_the_wire())))
+                .values()
+                .map(|one| (one.name().to_owned(), format!("{:?}", one.on_the_wire())))
                 .collect()
         };
         assert_eq!(names(&got.addresses), names(&wanted.addresses));
