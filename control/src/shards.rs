@@ -11,7 +11,7 @@ mod couplings;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -257,6 +257,7 @@ impl Shards {
                 continue;
             }
             pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+            one_of_each(&mut pods);
             self.outline.nodes.insert(node.clone(), pods.into());
         }
         let enroll = self.shards.values().flat_map(|shard| &shard.enroll);
@@ -370,4 +371,19 @@ fn pods_of(shards: &[Shard]) -> BTreeMap<&Arc<str>, Vec<&Arc<LocalPod>>> {
         of_node.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     }
     pods
+}
+
+/// Leaves one pod of each uid. The API server sees to that, but for images of static pods, which whoever may create a
+/// pod can forge: none leads a captured pod out.
+fn one_of_each(pods: &mut Vec<Arc<LocalPod>>) {
+    let mut chosen: HashMap<Arc<str>, Arc<LocalPod>> = HashMap::with_capacity(pods.len());
+    for pod in pods.iter() {
+        let held = chosen.entry(pod.uid.clone()).or_insert_with(|| pod.clone());
+        if pod.enroll && !held.enroll {
+            *held = pod.clone();
+        }
+    }
+    if chosen.len() < pods.len() {
+        pods.retain(|pod| chosen.get(&pod.uid).is_some_and(|held| Arc::ptr_eq(held, pod)));
+    }
 }

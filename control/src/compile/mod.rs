@@ -18,7 +18,7 @@ use std::{
 
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
-pub(crate) use workloads::{DNS_CAPTURE, NETNS, SIDECAR};
+pub(crate) use workloads::{DNS_CAPTURE, MIRROR, NETNS, SIDECAR};
 
 use crate::{
     manifest::{
@@ -70,8 +70,11 @@ pub struct Compiled {
 /// A pod as its node is told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPod {
-    /// `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest.
+    /// As the node knows it: `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest; of a static pod what
+    /// `kubernetes.io/config.mirror` says.
     pub uid: Arc<str>,
+    /// As the API server knows it: another one for a static pod.
+    pub object_uid: Arc<str>,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub service_account: Arc<str>,

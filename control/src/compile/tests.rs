@@ -340,3 +340,21 @@ fn a_pod_without_the_named_port_is_no_endpoint() {
     let compiled = self::compiled(&[pod, &numbered]);
     assert_eq!(compiled.workloads["Kubernetes//Pod/shop/bare"].services.len(), 1);
 }
+
+#[test]
+fn a_static_pod_is_named_to_its_node_as_the_node_knows_it() {
+    let mirror = |uid: &str, hash: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {uid}, namespace: shop, uid: {uid}, annotations: \
+             {{kubernetes.io/config.mirror: {hash}}}}}, spec: {{nodeName: a}}, status: {{podIP: 10.1.0.9}}}}"
+        )
+    };
+    let hash = "0123456789abcdef0123456789abcdef";
+    for (said, known) in
+        [(hash, hash), ("u-web", "u-static"), ("6f1c8a6e-0000-4000-8000-000000000000", "u-static")]
+    {
+        let compiled = compiled(&[SHOP, &mirror("u-static", said)]);
+        let pod = compiled.nodes["a"].iter().find(|pod| &*pod.name == "u-static").unwrap();
+        assert_eq!((&*pod.uid, &*pod.object_uid), (known, "u-static"), "{said}");
+    }
+}

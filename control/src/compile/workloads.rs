@@ -16,8 +16,18 @@ const NONE: &str = "none";
 pub(crate) const SIDECAR: &str = "sidecar.istio.io/status";
 /// `false` leaves the pod's DNS queries alone.
 pub(crate) const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// On the API server's image of a static pod, which has a uid of its own: the one by which its node knows the pod.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 /// In folder mode: the path of the pod's network namespace.
 pub(crate) const NETNS: &str = "culvert.dev/netns";
+
+/// The uid that a node's kubelet gives to a pod that it has from a file: a hash in hexadecimal, which the uid of a pod
+/// of the API server's never is. So nobody takes another pod's uid by this annotation.
+fn static_uid(mirrored: &str) -> Option<Arc<str>> {
+    let is_hash =
+        mirrored.len() == 32 && mirrored.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    is_hash.then(|| mirrored.into())
+}
 
 impl<'v> Compiler<'v, '_> {
     pub(super) fn pods(&mut self, word: &dyn Fn(&str, &str) -> Word) {
@@ -35,12 +45,15 @@ impl<'v> Compiler<'v, '_> {
                 );
             }
             let node = pod.node.as_deref().unwrap_or_default();
+            let by_hand = || format!("{}.{}", key.namespace, key.name).into();
+            let object_uid = pod.metadata.uid.clone().unwrap_or_else(by_hand);
             let mut local = LocalPod {
                 uid: pod
                     .metadata
-                    .uid
-                    .clone()
-                    .unwrap_or_else(|| format!("{}.{}", key.namespace, key.name).into()),
+                    .annotation(MIRROR)
+                    .and_then(static_uid)
+                    .unwrap_or_else(|| object_uid.clone()),
+                object_uid,
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
                 service_account: pod.service_account.clone().unwrap_or_else(|| self.default.clone()),

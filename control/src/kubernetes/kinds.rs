@@ -6,10 +6,7 @@ use super::{
     api::{Api, ApiError},
     held::Name,
 };
-use crate::{
-    compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR},
-    manifest::Kind,
-};
+use crate::manifest::{ANNOTATIONS, Kind};
 
 /// Where a kind is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,7 +157,7 @@ fn strip_metadata(kind: Kind, metadata: &mut Value) {
         remove(metadata, "creationTimestamp");
     }
     let read: &[&str] = match kind {
-        Kind::Pod => &[NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE],
+        Kind::Pod => &ANNOTATIONS,
         Kind::AuthorizationPolicy => &["istio.io/dry-run"],
         _ => &[],
     };

@@ -57,7 +57,7 @@ impl Write {
         let redirection = if self.redirection { "enabled".into() } else { Value::Null };
         // The uid: another pod of the same name is not ours to mark.
         json!({"metadata": {
-            "uid": *pod.uid,
+            "uid": *pod.object_uid,
             "annotations": {REDIRECTION: redirection, MARK: self.mark.value()},
         }})
     }
@@ -170,6 +170,7 @@ mod tests {
         let pod = |uid: &str| {
             Arc::new(LocalPod {
                 uid: uid.into(),
+                object_uid: format!("{uid}-of-the-server").into(),
                 namespace: "shop".into(),
                 name: uid.into(),
                 service_account: "web".into(),
@@ -189,7 +190,7 @@ mod tests {
         let due: Vec<&str> = due(&fresh, &outline).into_iter().map(|(_, pod, _)| &*pod.uid).collect();
         assert_eq!(due, ["u-1"]);
         let patch = Write { redirection: false, mark: Mark::Withdrawing }.patch(&outline.nodes["a"][0]);
-        assert_eq!(patch["metadata"]["uid"], "u-1");
+        assert_eq!(patch["metadata"]["uid"], "u-1-of-the-server");
         assert!(patch["metadata"]["annotations"][REDIRECTION].is_null());
     }
 }

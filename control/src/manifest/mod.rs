@@ -28,6 +28,7 @@ pub use kube::{
     selects,
 };
 pub use labels::Labels;
+pub(crate) use pod::ANNOTATIONS;
 pub use pod::Pod;
 pub use problem::{Problem, Severity};
 pub use shared::Shared;

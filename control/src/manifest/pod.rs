@@ -9,10 +9,10 @@ use super::{
     kube::{Metadata, OwnerReference, parse_ip},
     shared::Shared,
 };
-use crate::compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR};
+use crate::compile::{DNS_CAPTURE, MARK, MIRROR, NETNS, REDIRECTION, SIDECAR};
 
 /// The annotations that are read.
-const ANNOTATIONS: [&str; 5] = [NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE];
+pub(crate) const ANNOTATIONS: [&str; 6] = [NETNS, REDIRECTION, MARK, MIRROR, SIDECAR, DNS_CAPTURE];
 
 /// A port by its name.
 type NamedPort = (Arc<str>, u16);
