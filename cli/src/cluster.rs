@@ -12,7 +12,8 @@ use hyper::body::Bytes;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 
-use crate::api::{Api, MANAGER};
+use crate::api::MANAGER;
+use apiserver::Api;
 
 #[derive(Clone, Default)]
 pub(crate) struct Cluster {

@@ -58,7 +58,7 @@ async fn cluster() -> Cluster {
     let cluster = Cluster::new();
     let api = cluster.api();
     for object in manifests::objects("mesh", &manifests::unchosen(), (1, 34)).unwrap() {
-        api.apply(&object, false).await.unwrap();
+        api::apply(&api, &object, false).await.unwrap();
     }
     let shop =
         json!({"kind": "Namespace", "metadata": {"name": "shop", "labels": {DATAPLANE_MODE: AMBIENT}}});
@@ -142,7 +142,7 @@ async fn definitions_go_only_where_nobody_needs_them() {
     let cluster = Cluster::new();
     let api = cluster.api();
     for one in definitions().unwrap() {
-        api.apply(&one, false).await.unwrap();
+        api::apply(&api, &one, false).await.unwrap();
     }
     let mut shared = cluster.get(&tls).unwrap();
     let managers = shared["metadata"]["managedFields"].as_array_mut().unwrap();

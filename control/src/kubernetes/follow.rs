@@ -14,12 +14,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
-    api::{Api, ApiError, Told, with_query},
     backoff::Backoff,
     held::{Held, Name},
     kinds::{Place, fields, locate},
 };
 use crate::{manifest::Kind, metrics::Metrics};
+use apiserver::{Api, ApiError, Told, with_query};
 
 /// Objects in one answer to a list.
 const PAGE: &str = "500";

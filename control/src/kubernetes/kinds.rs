@@ -2,11 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{
-    api::{Api, ApiError},
-    held::Name,
-};
+use super::held::Name;
 use crate::manifest::{ANNOTATIONS, Kind};
+use apiserver::{Api, ApiError};
 
 /// Where a kind is served.
 #[derive(Debug, Clone, PartialEq, Eq)]

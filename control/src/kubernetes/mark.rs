@@ -13,13 +13,13 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::api::Api;
 use crate::{
     compile::{Annotated, LocalPod, MARK, Mark, REDIRECTION},
     metrics::Metrics,
     nodes::{Capture, Nodes},
     shards::Outline,
 };
+use apiserver::Api;
 
 /// At most one write in this time.
 const PACE: Duration = Duration::from_millis(20);
