@@ -108,12 +108,19 @@ impl Api {
         loop {
             let query = [("limit", limit.as_str()), ("labelSelector", selector), ("continue", &next)];
             let mut page = match self.get(&with_query(path, &query)).await {
-                Err(error) if error.is_absent() => return Ok(all),
+                Err(error) if error.is_absent() && all.is_empty() => return Ok(all),
+                // It took too long, and the rest of that list is forgotten.
+                Err(error) if error.is_gone() && !next.is_empty() => {
+                    all.clear();
+                    next.clear();
+                    continue;
+                }
                 page => page?,
             };
-            if let Value::Array(items) = page["items"].take() {
-                all.extend(items);
-            }
+            let Some(items) = page.get_mut("items").and_then(Value::as_array_mut) else {
+                return Err(ApiError::Nonsense(format!("{path} is a list without items")));
+            };
+            all.append(items);
             match page["metadata"]["continue"].as_str() {
                 Some(more) if !more.is_empty() => next = more.to_owned(),
                 _ => return Ok(all),
@@ -220,6 +227,8 @@ fn request(method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<R
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use http::Response;
     use kube::client::Body;
     use tower::service_fn;
@@ -255,6 +264,29 @@ mod tests {
             other => panic!("{other}"),
         });
         assert_eq!(api.list("/pods", "a=b").await.unwrap(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_is_forgotten_half_way_is_read_anew() {
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        let api = server(|asked| match (ASKED.fetch_add(1, Ordering::Relaxed), asked.contains("continue")) {
+            (0 | 2, false) => (200, json!({"items": [1], "metadata": {"continue": "t"}})),
+            (1, true) => refusal(410, "too old"),
+            (3, true) => (200, json!({"items": [2], "metadata": {}})),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(api.list("/pods", "").await.unwrap(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn half_of_a_list_is_not_the_list() {
+        let api = server(|asked| match asked.contains("continue") {
+            false => (200, json!({"items": [1], "metadata": {"continue": "t"}})),
+            true => refusal(404, "gone meanwhile"),
+        });
+        assert!(api.list("/pods", "").await.unwrap_err().is_absent());
+        let odd = server(|_| (200, json!([1])));
+        assert!(matches!(odd.list("/pods", "").await, Err(ApiError::Nonsense(_))));
     }
 
     #[tokio::test]

@@ -201,3 +201,13 @@ fn merge(object: &mut Value, patch: Value) {
         }
     }
 }
+
+/// The options of a command, as somebody types them.
+pub(crate) fn args<A: clap::Args>(flags: &[&str]) -> A {
+    #[derive(clap::Parser)]
+    struct Line<A: clap::Args> {
+        #[command(flatten)]
+        args: A,
+    }
+    <Line<A> as clap::Parser>::parse_from([&["culvert"], flags].concat()).args
+}

@@ -374,12 +374,13 @@ fn pods_of(shards: &[Shard]) -> BTreeMap<&Arc<str>, Vec<&Arc<LocalPod>>> {
 }
 
 /// Leaves one pod of each uid. The API server sees to that, but for images of static pods, which whoever may create a
-/// pod can forge: none leads a captured pod out.
+/// pod can forge: none leads a captured pod out, and none takes the place of an older one.
 fn one_of_each(pods: &mut Vec<Arc<LocalPod>>) {
+    let since = |pod: &LocalPod| pod.image.as_ref().map(|image| image.since.clone());
     let mut chosen: HashMap<Arc<str>, Arc<LocalPod>> = HashMap::with_capacity(pods.len());
     for pod in pods.iter() {
         let held = chosen.entry(pod.uid.clone()).or_insert_with(|| pod.clone());
-        if pod.enroll && !held.enroll {
+        if (!pod.enroll, since(pod)) < (!held.enroll, since(held)) {
             *held = pod.clone();
         }
     }

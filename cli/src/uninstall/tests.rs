@@ -1,7 +1,10 @@
 //! Who is left behind, and in which order all goes, against an API server of our own.
 
 use super::{left::*, *};
-use crate::{cluster::Cluster, manifests};
+use crate::{
+    cluster::{Cluster, args},
+    manifests,
+};
 
 fn pod(namespace: &str, name: &str, labels: Value, annotations: Value) -> Value {
     json!({"metadata": {"namespace": namespace, "name": name, "labels": labels, "annotations": annotations},
@@ -42,15 +45,6 @@ fn definitions_of_others_are_no_concern_of_ours() {
     assert!(others(&both).is_empty());
     fields(&mut both, json!({"manager": "argocd-controller", "operation": "Apply"}));
     assert_eq!(others(&both), ["argocd-controller"]);
-}
-
-fn args(flags: &[&str]) -> Args {
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
-    <Line as clap::Parser>::parse_from([&["culvert"], flags].concat()).args
 }
 
 /// A mesh with one pod in it, which control lets go when the label is gone.

@@ -73,8 +73,8 @@ pub struct LocalPod {
     /// As the node knows it: `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest; of a static pod what
     /// `kubernetes.io/config.mirror` says.
     pub uid: Arc<str>,
-    /// As the API server knows it: another one for a static pod.
-    pub object_uid: Arc<str>,
+    /// Of a static pod: how the API server knows it.
+    pub image: Option<Box<Image>>,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub service_account: Arc<str>,
@@ -89,6 +89,22 @@ pub struct LocalPod {
     pub annotated: Annotated,
     /// Its peers are told to use HBONE.
     pub captured: bool,
+}
+
+/// The API server's image of a static pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Image {
+    /// Its `metadata.uid`.
+    pub uid: Arc<str>,
+    /// Its `metadata.creationTimestamp`.
+    pub since: Box<str>,
+}
+
+impl LocalPod {
+    /// The uid by which the API server knows it.
+    pub fn object_uid(&self) -> &Arc<str> {
+        self.image.as_ref().map_or(&self.uid, |image| &image.uid)
+    }
 }
 
 /// Compiles everything. `word` tells of a node and a pod's uid what the node's agent said of its capture: only if

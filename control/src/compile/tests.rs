@@ -343,18 +343,20 @@ fn a_pod_without_the_named_port_is_no_endpoint() {
 
 #[test]
 fn a_static_pod_is_named_to_its_node_as_the_node_knows_it() {
-    let mirror = |uid: &str, hash: &str| {
+    let mirror = |hash: &str, owner: &str| {
         format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: {uid}, namespace: shop, uid: {uid}, annotations: \
-             {{kubernetes.io/config.mirror: {hash}}}}}, spec: {{nodeName: a}}, status: {{podIP: 10.1.0.9}}}}"
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: web-a, namespace: shop, uid: u-image, annotations: \
+             {{kubernetes.io/config.mirror: {hash}}}, ownerReferences: [{{kind: Node, name: {owner}, controller: true}}]}}, \
+             spec: {{nodeName: a}}, status: {{podIP: 10.1.0.9}}}}"
         )
     };
     let hash = "0123456789abcdef0123456789abcdef";
-    for (said, known) in
-        [(hash, hash), ("u-web", "u-static"), ("6f1c8a6e-0000-4000-8000-000000000000", "u-static")]
+    let uuid = "6f1c8a6e-0000-4000-8000-000000000000";
+    for (said, owner, known) in
+        [(hash, "a", hash), ("u-web", "a", "u-image"), (uuid, "a", "u-image"), (hash, "b", "u-image")]
     {
-        let compiled = compiled(&[SHOP, &mirror("u-static", said)]);
-        let pod = compiled.nodes["a"].iter().find(|pod| &*pod.name == "u-static").unwrap();
-        assert_eq!((&*pod.uid, &*pod.object_uid), (known, "u-static"), "{said}");
+        let compiled = compiled(&[SHOP, &mirror(said, owner)]);
+        let pod = compiled.nodes["a"].iter().find(|pod| &*pod.name == "web-a").unwrap();
+        assert_eq!((&*pod.uid, &**pod.object_uid()), (known, "u-image"), "{said} of {owner}");
     }
 }

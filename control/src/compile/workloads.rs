@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesh::{GatewayAddress, Locality, ServiceKey, Tunnel, Workload, WorkloadKind};
 
-use super::{Annotated, Compiler, LocalPod, Word};
+use super::{Annotated, Compiler, Image, LocalPod, Word};
 use crate::manifest::{Kind, Metadata, Object, ObjectKey, Pod};
 
 /// The label that brings a namespace or a pod into the mesh.
@@ -22,11 +22,15 @@ pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 pub(crate) const NETNS: &str = "culvert.dev/netns";
 
 /// The uid that a node's kubelet gives to a pod that it has from a file: a hash in hexadecimal, which the uid of a pod
-/// of the API server's never is. So nobody takes another pod's uid by this annotation.
-fn static_uid(mirrored: &str) -> Option<Arc<str>> {
-    let is_hash =
-        mirrored.len() == 32 && mirrored.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    is_hash.then(|| mirrored.into())
+/// of the API server's never is. So nobody takes such a pod's uid by this annotation.
+fn static_uid(pod: &Pod) -> Option<Arc<str>> {
+    let known = pod.metadata.annotation(MIRROR)?;
+    let is_hash = known.len() == 32 && known.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let of_node = pod
+        .owner
+        .as_ref()
+        .is_some_and(|owner| &*owner.kind == "Node" && Some(&owner.name) == pod.node.as_ref());
+    (is_hash && of_node).then(|| known.into())
 }
 
 impl<'v> Compiler<'v, '_> {
@@ -46,14 +50,17 @@ impl<'v> Compiler<'v, '_> {
             }
             let node = pod.node.as_deref().unwrap_or_default();
             let by_hand = || format!("{}.{}", key.namespace, key.name).into();
-            let object_uid = pod.metadata.uid.clone().unwrap_or_else(by_hand);
+            let uid = pod.metadata.uid.clone().unwrap_or_else(by_hand);
+            let (uid, image) = match static_uid(pod) {
+                Some(known) => {
+                    let since = pod.metadata.creation_timestamp.clone().unwrap_or_default();
+                    (known, Some(Box::new(Image { uid, since })))
+                }
+                None => (uid, None),
+            };
             let mut local = LocalPod {
-                uid: pod
-                    .metadata
-                    .annotation(MIRROR)
-                    .and_then(static_uid)
-                    .unwrap_or_else(|| object_uid.clone()),
-                object_uid,
+                uid,
+                image,
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
                 service_account: pod.service_account.clone().unwrap_or_else(|| self.default.clone()),

@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 
 use super::held::Name;
-use crate::manifest::{ANNOTATIONS, Kind};
+use crate::{
+    compile::MIRROR,
+    manifest::{ANNOTATIONS, Kind},
+};
 use apiserver::{Api, ApiError};
 
 /// Where a kind is served.
@@ -150,8 +153,10 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
 
 fn strip_metadata(kind: Kind, metadata: &mut Value) {
     remove(metadata, "managedFields");
-    // Of two policies the older holds.
-    if kind != Kind::PeerAuthentication {
+    // Of two policies the older holds, of two hosts the older keeps its automatic address, and of two images of a
+    // static pod the older is believed.
+    let is_image = !metadata["annotations"][MIRROR].is_null();
+    if !matches!(kind, Kind::PeerAuthentication | Kind::ServiceEntry) && !is_image {
         remove(metadata, "creationTimestamp");
     }
     let read: &[&str] = match kind {

@@ -57,7 +57,7 @@ impl Write {
         let redirection = if self.redirection { "enabled".into() } else { Value::Null };
         // The uid: another pod of the same name is not ours to mark.
         json!({"metadata": {
-            "uid": *pod.object_uid,
+            "uid": **pod.object_uid(),
             "annotations": {REDIRECTION: redirection, MARK: self.mark.value()},
         }})
     }
@@ -103,7 +103,7 @@ impl Marks {
             if word.and_then(|word| decide(word, pod.annotated)) != Some(write) {
                 continue;
             }
-            let path = format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name);
+            let path = format!("/api/v1/namespaces/{}/pods/{}/status", pod.namespace, pod.name);
             let answer = self.api.patch(&path, &write.patch(pod)).await;
             self.metrics.marked(answer.is_ok());
             let pause = match answer {
@@ -137,6 +137,7 @@ fn due<'c>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::Image;
 
     fn annotated(redirection: bool, mark: Option<Mark>) -> Annotated {
         Annotated { redirection, mark }
@@ -170,7 +171,10 @@ mod tests {
         let pod = |uid: &str| {
             Arc::new(LocalPod {
                 uid: uid.into(),
-                object_uid: format!("{uid}-of-the-server").into(),
+                image: Some(Box::new(Image {
+                    uid: format!("{uid}-of-the-server").into(),
+                    ..Image::default()
+                })),
                 namespace: "shop".into(),
                 name: uid.into(),
                 service_account: "web".into(),

@@ -20,7 +20,7 @@ type NamedPort = (Arc<str>, u16);
 /// What the mesh knows of a pod.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pod {
-    /// Without owners and times.
+    /// Without owners, and without times but that of a static pod's image.
     pub metadata: Metadata,
     /// Who controls it.
     pub owner: Option<Arc<OwnerReference>>,
@@ -142,7 +142,10 @@ impl From<Manifest> for Pod {
         let (addresses, ready, ports) = (manifest.addresses(), manifest.ready(), manifest.ports());
         let ended = matches!(manifest.status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let Manifest { mut metadata, spec, .. } = manifest;
-        metadata.creation_timestamp = None;
+        // Of two images of a static pod the older one is believed.
+        if metadata.annotation(MIRROR).is_none() {
+            metadata.creation_timestamp = None;
+        }
         metadata.deletion_timestamp = None;
         let annotations = metadata.annotations.map(|annotations| annotations.only(&ANNOTATIONS));
         metadata.annotations = annotations.filter(|annotations| !annotations.is_empty());

@@ -129,7 +129,7 @@ mod tests {
             let pod = |name: &&str| {
                 Arc::new(LocalPod {
                     uid: (*name).into(),
-                    object_uid: (*name).into(),
+                    image: None,
                     namespace: "shop".into(),
                     name: (*name).into(),
                     service_account: "web".into(),
