@@ -45,6 +45,7 @@ impl Compiler<'_, '_> {
             node_local: service.spec.internal_traffic_policy.as_deref() == Some("Local"),
             families: families(service),
             passthrough: false,
+            canonical: true,
         }
     }
 }

@@ -360,3 +360,25 @@ fn a_static_pod_is_named_to_its_node_as_the_node_knows_it() {
         assert_eq!((&*pod.uid, &**pod.object_uid()), (known, "u-image"), "{said} of {owner}");
     }
 }
+
+#[test]
+fn hosts_under_the_clusters_domain_are_warned_of() {
+    let entry = |host: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: e, namespace: bank}}, spec: \
+             {{hosts: [\"{host}\"], addresses: [10.9.9.9], ports: [{{number: 80, name: tcp}}], resolution: STATIC}}}}"
+        )
+    };
+    for (host, warned) in [
+        ("*.svc.cluster.local", true),
+        ("*.bank.svc.cluster.local", true),
+        ("cart.shop.svc.cluster.local", true),
+        ("cart.bank.svc.cluster.local", false),
+        ("*.example.com", false),
+        ("notcluster.local", false),
+    ] {
+        let compiled = compiled(&[&entry(host)]);
+        let said = compiled.problems.iter().any(|problem| problem.reason.contains("the cluster's domain"));
+        assert_eq!(said, warned, "{host}");
+    }
+}
