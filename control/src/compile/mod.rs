@@ -18,6 +18,7 @@ use std::{
 
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
+pub(crate) use services::EXPORT_TO;
 pub(crate) use workloads::{DNS_CAPTURE, NETNS, SIDECAR};
 
 use crate::{

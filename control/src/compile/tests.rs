@@ -228,6 +228,35 @@ status: {addresses: [{host: api.example.com, value: 240.240.0.7}, {host: other.e
 }
 
 #[test]
+fn who_is_to_see_a_host_is_said_not_to_be_heeded() {
+    let warned = |text: &str, field: &str| {
+        let compiled = compiled(&[SHOP, text]);
+        let problems = compiled.problems.into_iter().filter(|problem| problem.field == field);
+        problems.map(|problem| problem.reason).collect::<Vec<_>>()
+    };
+    let entry = |to: &str| {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: shop}}\n\
+             spec: {{hosts: [api.example.com], ports: [{{number: 80}}], resolution: DNS{to}}}\n"
+        );
+        warned(&text, "spec.exportTo")
+    };
+    assert!(entry(", exportTo: [\".\"]")[0].starts_with("not heeded"));
+    assert_eq!(entry(", exportTo: [billing, other]").len(), 1);
+    for everyone in ["", ", exportTo: []", ", exportTo: [\"*\"]", ", exportTo: [\".\", \"*\"]"] {
+        assert!(entry(everyone).is_empty(), "{everyone}");
+    }
+    let service = |to: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: api, namespace: shop, annotations: \
+             {{networking.istio.io/exportTo: \"{to}\"}}}}\nspec: {{clusterIP: 10.96.0.99, ports: [{{port: 80}}]}}\n"
+        );
+        warned(&text, "networking.istio.io/exportTo").len()
+    };
+    assert_eq!((service("."), service("., billing"), service(".,*"), service("*")), (1, 1, 0, 0));
+}
+
+#[test]
 fn a_pod_may_have_its_dns_left_alone() {
     let off = SHOP.replace(
         "annotations: {culvert.dev/netns: /run/netns/web}",
