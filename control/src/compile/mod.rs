@@ -81,8 +81,8 @@ pub struct LocalPod {
     pub netns: Arc<str>,
     /// Whether its labels and its namespace's ask for it to be in the mesh.
     pub enroll: bool,
-    /// Its DNS queries are to reach its resolver untouched.
-    pub dns_off: bool,
+    /// Whether its DNS queries are answered; `None` where that is the node's to say.
+    pub answer_dns: Option<bool>,
     /// What its annotations say of its capture.
     pub annotated: Annotated,
     /// Its peers are told to use HBONE.

@@ -257,24 +257,21 @@ fn who_is_to_see_a_host_is_said_not_to_be_heeded() {
 }
 
 #[test]
-fn a_pod_may_have_its_dns_left_alone() {
-    let off = SHOP.replace(
-        "annotations: {culvert.dev/netns: /run/netns/web}",
-        "annotations: {culvert.dev/netns: /run/netns/web, ambient.istio.io/dns-capture: \"false\"}",
-    );
-    let told = |text: &str| {
-        let compiled = compiled(&[text]);
-        let mut pods = compiled
-            .nodes
-            .values()
-            .flatten()
-            .map(|pod| (pod.name.to_string(), pod.dns_off))
-            .collect::<Vec<_>>();
-        pods.retain(|(name, _)| name.starts_with("web"));
-        pods
+fn a_pod_may_say_whether_its_dns_is_answered() {
+    let told = |word: &str| {
+        let said = format!(
+            "annotations: {{culvert.dev/netns: /run/netns/web, ambient.istio.io/dns-capture: \"{word}\"}}"
+        );
+        let compiled = compiled(&[&SHOP.replace("annotations: {culvert.dev/netns: /run/netns/web}", &said)]);
+        let warned = compiled.problems.iter().any(|problem| problem.field == DNS_CAPTURE);
+        let mut pods = compiled.nodes.values().flatten();
+        let pod = pods.find(|pod| &*pod.netns == "/run/netns/web").unwrap();
+        (pod.answer_dns, warned)
     };
-    assert!(told(SHOP).iter().all(|(_, off)| !off));
-    assert!(told(&off).iter().any(|(_, off)| *off));
+    assert_eq!(told("true"), (Some(true), false));
+    assert_eq!(told("False"), (Some(false), false));
+    assert_eq!(told("perhaps"), (None, true));
+    assert!(compiled(&[SHOP]).nodes.values().flatten().all(|pod| pod.answer_dns.is_none()));
 }
 
 fn peer_authentication(name: &str, namespace: &str, spec: &str) -> String {
