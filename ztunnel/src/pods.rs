@@ -279,7 +279,7 @@ impl Manager {
             cookies[index] = socket_cookie(listener.as_fd()).map_err(failed("ask a listener's cookie"))?;
         }
         let dns = match slots {
-            Some(_) if self.shared.settings.dns && !info.dns_off => Some(
+            Some(_) if info.answer_dns.unwrap_or(self.shared.settings.dns) => Some(
                 Dns::open(&netns, &own).map_err(failed("open a socket for DNS in its network namespace"))?,
             ),
             _ => None,

@@ -41,6 +41,8 @@ impl<'v> Compiler<'v, '_> {
             }
         };
         for (key, entry) in all {
+            let to = entry.spec.export_to.iter().flatten().map(String::as_str);
+            self.check_export(&key, "spec.exportTo", to);
             for host in &entry.spec.hosts {
                 self.host(&key, entry, host, &given);
             }

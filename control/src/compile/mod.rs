@@ -18,6 +18,7 @@ use std::{
 
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
+pub(crate) use services::EXPORT_TO;
 pub(crate) use workloads::{DNS_CAPTURE, MIRROR, NETNS, SIDECAR};
 
 use crate::{
@@ -83,8 +84,8 @@ pub struct LocalPod {
     pub netns: Arc<str>,
     /// Whether its labels and its namespace's ask for it to be in the mesh.
     pub enroll: bool,
-    /// Its DNS queries are to reach its resolver untouched.
-    pub dns_off: bool,
+    /// Whether its DNS queries are answered; `None` where that is the node's to say.
+    pub answer_dns: Option<bool>,
     /// What its annotations say of its capture.
     pub annotated: Annotated,
     /// Its peers are told to use HBONE.

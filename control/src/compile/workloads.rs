@@ -14,7 +14,7 @@ const AMBIENT: &str = "ambient";
 const NONE: &str = "none";
 /// Istio's sidecar injector says here that it has put one into the pod.
 pub(crate) const SIDECAR: &str = "sidecar.istio.io/status";
-/// `false` leaves the pod's DNS queries alone.
+/// Whether the pod's DNS queries are answered, whatever its node has.
 pub(crate) const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 /// On the API server's image of a static pod, which has a uid of its own: the one by which its node knows the pod.
 pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -67,7 +67,7 @@ impl<'v> Compiler<'v, '_> {
                 addresses: pod.addresses.clone(),
                 netns: pod.metadata.annotation(NETNS).map(Arc::from).unwrap_or_default(),
                 enroll,
-                dns_off: pod.metadata.annotation(DNS_CAPTURE) == Some("false"),
+                answer_dns: self.answer_dns(&key, &pod.metadata),
                 annotated: Annotated::of(pod),
                 captured: false,
             };
@@ -99,6 +99,20 @@ impl<'v> Compiler<'v, '_> {
         let namespace = self.namespace_metadata(pod.metadata.namespace());
         let of_namespace = || namespace.and_then(|metadata| metadata.label(DATAPLANE_MODE));
         pod.metadata.label(DATAPLANE_MODE).or_else(of_namespace)
+    }
+
+    /// What a pod says of its DNS queries, in any of the words that Istio takes for yes and no.
+    fn answer_dns(&mut self, key: &ObjectKey, metadata: &Metadata) -> Option<bool> {
+        let word = metadata.annotation(DNS_CAPTURE)?;
+        match &*word.to_ascii_lowercase() {
+            "true" | "t" | "1" => Some(true),
+            "false" | "f" | "0" => Some(false),
+            _ => {
+                let reason = format!("{word:?} means nothing: true or false; the node's setting holds");
+                self.warn(key, DNS_CAPTURE, reason);
+                None
+            }
+        }
     }
 
     /// A label with another word than the two enrolls nobody, and keeps nobody out who is not out already.

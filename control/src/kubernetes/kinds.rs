@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::held::Name;
 use crate::{
-    compile::MIRROR,
+    compile::{EXPORT_TO, MIRROR},
     manifest::{ANNOTATIONS, Kind},
 };
 use apiserver::{Api, ApiError};
@@ -161,6 +161,7 @@ fn strip_metadata(kind: Kind, metadata: &mut Value) {
     }
     let read: &[&str] = match kind {
         Kind::Pod => &ANNOTATIONS,
+        Kind::Service => &[EXPORT_TO],
         Kind::AuthorizationPolicy => &["istio.io/dry-run"],
         _ => &[],
     };
@@ -262,6 +263,19 @@ mod tests {
         assert_eq!(key.to_string(), "Pod shop/web-1");
         assert!(!pod.ready());
         assert_eq!((pod.named_port("http"), pod.addresses.len()), (Some(8080), 1));
+    }
+
+    #[test]
+    fn what_a_service_says_of_who_is_to_see_it_is_read_and_nothing_else_is() {
+        let mut service = json!({
+            "metadata": {
+                "name": "web", "namespace": "shop",
+                "annotations": {"networking.istio.io/exportTo": ".", "meta.helm.sh/release-name": "shop"},
+            },
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+        });
+        strip(Kind::Service, &place(Kind::Service), &mut service);
+        assert_eq!(service["metadata"]["annotations"], json!({"networking.istio.io/exportTo": "."}));
     }
 
     #[test]

@@ -181,7 +181,7 @@ mod tests {
                 addresses: [].into(),
                 netns: "".into(),
                 enroll: true,
-                dns_off: false,
+                answer_dns: None,
                 annotated: Annotated::default(),
                 captured: false,
             })

@@ -136,7 +136,7 @@ mod tests {
                     addresses: [].into(),
                     netns: "".into(),
                     enroll: true,
-                    dns_off: false,
+                    answer_dns: None,
                     annotated: Default::default(),
                     captured: false,
                 })

@@ -5,11 +5,12 @@ use std::{
     net::{IpAddr, Shutdown, SocketAddr},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use node::{
     PATIENCE, Scene, app,
     dns::{
-        A, AAAA, Resolver, SRV, addresses, ask, entry, odd_answer, query, read_framed, resolved, write_framed,
+        A, AAAA, Resolver, SRV, addresses, annotate, ask, entry, odd_answer, query, read_framed, resolved,
+        write_framed,
     },
     port, same, well,
 };
@@ -45,15 +46,7 @@ fn names_of_the_mesh_are_answered_and_all_else_is_passed_on_as_it_is() -> Result
                 ),
             ),
         )?;
-        let quiet = std::fs::read_dir(world.manifests().folder())?
-            .filter_map(Result::ok)
-            .map(|file| file.path())
-            .find(|path| std::fs::read_to_string(path).is_ok_and(|yaml| yaml.contains("  name: quiet\n")))
-            .context("no manifest of the pod quiet")?;
-        let yaml = std::fs::read_to_string(&quiet)?;
-        let off = "  annotations:\n    ambient.istio.io/dns-capture: \"false\"\n";
-        let stem = quiet.file_stem().and_then(|stem| stem.to_str()).context("a name")?.to_owned();
-        world.manifests().put(&stem, &yaml.replace("  annotations:\n", off))
+        annotate(world, "quiet", "false")
     })?;
     let (client, quiet) = (scene.pod("client").clone(), scene.pod("quiet").clone());
     let server = scene.pod("server").clone();

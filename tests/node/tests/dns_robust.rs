@@ -1,5 +1,5 @@
 //! DNS of pods when something is in the way: resolvers that refuse, are slow or are not alone, a ztunnel that is
-//! replaced, an app that has port 53 itself; and the two switches by which it is off.
+//! replaced, an app that has port 53 itself; and the switches of a node and of a pod.
 
 use std::{
     io::{Read, Write},
@@ -18,8 +18,8 @@ use nix::sys::signal::Signal;
 use node::{
     PATIENCE, Scene,
     dns::{
-        A, AAAA, Resolver, addresses, ask, ask_times, entry, is_servfail, odd_answer, query, read_framed,
-        resolved, write_framed,
+        A, AAAA, Resolver, addresses, annotate, ask, ask_times, entry, is_servfail, odd_answer, query,
+        read_framed, resolved, write_framed,
     },
     same,
 };
@@ -27,13 +27,18 @@ use node::{
 const SHOP: &str = "shop.mesh.svc.cluster.local";
 const ELSEWHERE: &str = "elsewhere.example.com";
 
-/// A client on node `a` with a Service to ask for, and a pod on node `b` where a resolver may be.
+/// A client on node `a` with a Service to ask for, one beside it that says that it wants answers, and a pod on node `b` where a resolver may be.
 fn scene() -> Result<(Scene, Vec<IpAddr>)> {
     let mut service = Vec::new();
-    let pods = [("mesh", "client", "a"), ("mesh", "server", "b"), ("plain", "resolver", "b")];
+    let pods = [
+        ("mesh", "client", "a"),
+        ("mesh", "willing", "a"),
+        ("mesh", "server", "b"),
+        ("plain", "resolver", "b"),
+    ];
     let scene = Scene::start_with(&pods, |world| {
         service = world.service(7, "mesh", "shop", &[("app", "server")], &[(80, 80)])?.to_vec();
-        Ok(())
+        annotate(world, "willing", "true")
     })?;
     Ok((scene, service))
 }
@@ -206,7 +211,7 @@ fn an_app_that_has_port_53_keeps_it() -> Result<()> {
 }
 
 #[test]
-fn a_node_where_it_is_off_answers_nothing() -> Result<()> {
+fn a_node_where_it_is_off_answers_only_pods_that_ask_for_it() -> Result<()> {
     let (mut scene, service) = scene()?;
     let client = scene.pod("client").clone();
     let resolver = Resolver::start(scene.pod("resolver"), None)?;
@@ -223,7 +228,10 @@ fn a_node_where_it_is_off_answers_nothing() -> Result<()> {
         same("off over TCP", framed(&client, at, &mesh)?, odd_answer(&mesh))?;
         ensure!(resolver.asked() >= before + 2, "somebody else answered");
     }
-    Ok(())
+    // A pod's own word is the more specific one.
+    let willing = scene.pod("willing").clone();
+    answered(&willing, resolver.at[0], &service)?;
+    same("over TCP", addresses(&framed(&willing, resolver.at[0], &mesh)?)?, vec![service[0]])
 }
 
 #[test]
