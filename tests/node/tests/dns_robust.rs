@@ -21,7 +21,7 @@ use node::{
         A, AAAA, Resolver, addresses, ask, ask_times, entry, is_servfail, odd_answer, query, read_framed,
         resolved, write_framed,
     },
-    same,
+    port, same,
 };
 
 const SHOP: &str = "shop.mesh.svc.cluster.local";
@@ -167,6 +167,50 @@ fn a_takeover_costs_no_query_more_than_a_second_try() -> Result<()> {
     }
     println!("{total} queries in two takeovers");
     answered(&client, at[0], &service)
+}
+
+#[test]
+fn a_ztunnel_that_only_finishes_what_it_carries_takes_no_query() -> Result<()> {
+    let (mut scene, service) = scene()?;
+    let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
+    let at = Resolver::start(scene.pod("resolver"), None)?.at;
+    for at in at {
+        answered(&client, at, &service)?;
+    }
+    // What keeps the predecessor, after a successor that leaves DNS alone has taken over.
+    let mut held = client.netns().connect(server.at(port::ECHO), PATIENCE)?;
+    held.set_read_timeout(Some(PATIENCE))?;
+    let mut echo = |byte: u8| -> Result<()> {
+        held.write_all(&[byte])?;
+        let mut heard = [0];
+        held.read_exact(&mut heard)?;
+        same("the echo", heard, [byte])
+    };
+    echo(1)?;
+    let ready = "[::]:16021";
+    let options = ["--admin-addr", "none", "--metrics-addr", "none", "--ready-addr", ready, "--dns", "off"];
+    let programs = scene.mesh.on("a");
+    let mut next = programs.node.spawn_ztunnel("successor", &options)?;
+    bed::mesh::wait_ready(&mut next, programs.node.netns(), 16021)?;
+    programs.ztunnel.signal(Signal::SIGTERM)?;
+    // Each query is asked once, and has an answer: of the predecessor's as long as it listens, then the resolver's.
+    let (begun, mesh) = (Instant::now(), query(5, SHOP, A));
+    let mut passed = 0;
+    while passed < 20 {
+        ensure!(begun.elapsed() < PATIENCE, "the predecessor still answers");
+        for at in at {
+            let asked = Instant::now();
+            let answer = ask_times(&client, at, &mesh, 1).context("while the predecessor drains")?;
+            ensure!(asked.elapsed() < Duration::from_secs(1), "answered after {:?}", asked.elapsed());
+            passed += usize::from(answer == odd_answer(&mesh));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    echo(2).context("the predecessor carries on")?;
+    drop(held);
+    programs.ztunnel.wait(PATIENCE).context("the predecessor ends")?;
+    programs.ztunnel = next;
+    Ok(())
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::{
     net::UdpSocket,
     os::fd::AsFd,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -54,7 +54,8 @@ enum Transport {
 
 /// What a pod whose queries are answered needs for it.
 pub(crate) struct Dns {
-    socket: Arc<UdpSocket>,
+    /// `None` once no further query is taken.
+    socket: Mutex<Option<Arc<UdpSocket>>>,
     cookie: u64,
     waiting: Waiting,
     /// Somebody in the pod is in the way of our answers, so its queries go past us.
@@ -66,22 +67,41 @@ impl Dns {
     pub(crate) fn open(netns: &Netns, own: &Own) -> io::Result<Self> {
         let socket = Arc::new(listen(netns, own)?);
         let cookie = socket_cookie(socket.as_fd())?;
+        let socket = Mutex::new(Some(socket));
         Ok(Self { socket, cookie, waiting: Waiting::default(), aside: AtomicBool::new(false) })
     }
 
-    /// What a worker is to read.
-    pub(crate) fn socket(&self) -> Arc<UdpSocket> {
-        self.socket.clone()
+    /// What a worker is to read; `None` when all is over.
+    pub(crate) fn socket(&self) -> Option<Arc<UdpSocket>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes no further query. A socket that stayed in the slot, and in the process until that ends, would swallow
+    /// queries that nobody reads: a successor that leaves DNS alone does not displace it.
+    pub(crate) fn close(&self, pod: &Pod, slots: &PodSlots) {
+        if self.socket.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            self.leave(pod, slots);
+        }
+    }
+
+    /// Empties the slot if it is ours.
+    fn leave(&self, pod: &Pod, slots: &PodSlots) {
+        if slots.holder(Role::Dns) == Some(self.cookie)
+            && let Err(error) = slots.clear(Role::Dns)
+        {
+            tracing::warn!(pod = %pod.uid, %error, "DNS queries still come here; they are not answered");
+        }
     }
 
     /// Puts the socket into its slot, unless answers cannot be sent there.
     pub(crate) fn offer(&self, pod: &Pod, slots: &PodSlots) -> Result<(), capture::Error> {
+        let Some(socket) = self.socket() else { return Ok(()) };
         match sockets::can_pose(&pod.netns, &pod.own) {
             Ok(()) => {
                 if self.aside.swap(false, Ordering::Relaxed) {
                     tracing::info!(pod = %pod.uid, "the pod's DNS queries are answered again");
                 }
-                slots.set(Role::Dns, self.socket.as_fd())
+                slots.set(Role::Dns, socket.as_fd())
             }
             Err(error) => {
                 self.step_aside(pod, slots, &error);
@@ -109,11 +129,7 @@ impl Dns {
                  app of the pod have that port, or is ztunnel without CAP_NET_BIND_SERVICE?"
             );
         }
-        if slots.holder(Role::Dns) == Some(self.cookie)
-            && let Err(error) = slots.clear(Role::Dns)
-        {
-            tracing::warn!(pod = %pod.uid, %error, "DNS queries still come here; they are not answered");
-        }
+        self.leave(pod, slots);
     }
 }
 

@@ -14,6 +14,10 @@ use crate::{fd, pods::Pod, worker::Worker};
 /// Queries taken in a row before the worker's other tasks get a turn.
 const BURST: usize = 32;
 
+/// Such bursts that are taken when no more queries are led here: what had come before fits into fewer (the socket's
+/// buffer is the system's default), and whoever has found our port must not keep us.
+const LAST_BURSTS: usize = 32;
+
 thread_local! {
     /// For a query of any size; each worker has one.
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; sockets::LONGEST]);
@@ -22,7 +26,8 @@ thread_local! {
 /// Serves a pod until its listeners close, and then what still waits in the queue.
 pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>) {
     let Some(dns) = pod.dns.as_ref() else { return };
-    let ready = match fd::watch(dns.socket(), Interest::READABLE) {
+    let Some(socket) = dns.socket() else { return };
+    let ready = match fd::watch(socket, Interest::READABLE) {
         Ok(ready) => ready,
         Err(error) => {
             tracing::error!(pod = %pod.uid, %error, "the socket for DNS queries cannot be watched; its resolver answers");
@@ -48,7 +53,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>) {
         }
         tokio::task::yield_now().await;
     }
-    while server.take_some(&ready.get_ref().0).is_ok() {}
+    for _ in 0..LAST_BURSTS {
+        if server.take_some(&ready.get_ref().0).is_err() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 struct Server<'a> {
