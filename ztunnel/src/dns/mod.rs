@@ -9,6 +9,7 @@
 mod forward;
 mod message;
 mod metrics;
+mod names;
 mod resolve;
 mod sockets;
 mod tcp;
@@ -28,15 +29,13 @@ use capture::{Netns, PodSlots, Role, socket_cookie};
 use mesh::{Asker, Family};
 use rand::seq::SliceRandom;
 
-use self::{
-    forward::Waiting,
-    message::{Kind, Question},
-};
+use self::message::{Kind, Question};
 use crate::{pods::Pod, shared::Shared, sockets::Own};
 
 pub(crate) use self::{
     metrics::Metrics,
-    resolve::{Names, Unresolved, resolve},
+    names::Names,
+    resolve::{Unresolved, resolve},
     sockets::{PORT, listen},
     tcp::carry,
     udp::serve,
@@ -57,7 +56,6 @@ pub(crate) struct Dns {
     /// `None` once no further query is taken.
     socket: Mutex<Option<Arc<UdpSocket>>>,
     cookie: u64,
-    waiting: Waiting,
     /// Somebody in the pod is in the way of our answers, so its queries go past us.
     aside: AtomicBool,
 }
@@ -68,7 +66,7 @@ impl Dns {
         let socket = Arc::new(listen(netns, own)?);
         let cookie = socket_cookie(socket.as_fd())?;
         let socket = Mutex::new(Some(socket));
-        Ok(Self { socket, cookie, waiting: Waiting::default(), aside: AtomicBool::new(false) })
+        Ok(Self { socket, cookie, aside: AtomicBool::new(false) })
     }
 
     /// What a worker is to read; `None` when all is over.

@@ -7,6 +7,7 @@ use tokio::io::Interest;
 use super::{
     Dns, Transport, answer, forward,
     message::{self, Question},
+    names::Asked,
     sockets::{self, Received},
 };
 use crate::{fd, pods::Pod, worker::Worker};
@@ -83,11 +84,14 @@ impl Server<'_> {
     fn query(&self, query: &[u8], received: Received, begun: Instant) {
         let (shared, pod) = (&self.worker.shared, self.pod);
         let question = Question::read(query);
-        pod.names.asked(received.client.ip(), received.resolver);
+        let asked = Asked { from: received.client.ip(), at: received.resolver };
         shared.metrics.dns.asked(question.as_ref().map(|question| question.kind), Transport::Udp);
         if let Some(question) = &question
             && let Some(bytes) = answer(shared, pod, question, None)
         {
+            if question.recursion_desired {
+                pod.names.asks(asked);
+            }
             say(pod, self.dns, received, &bytes);
             let took = begun.elapsed();
             shared.metrics.dns.answered(took);
@@ -96,10 +100,12 @@ impl Server<'_> {
             );
             return;
         }
-        let place = match self.dns.waiting.enter() {
+        let place = match pod.names.waiting.enter() {
             Ok(place) => place,
             Err(failed) => return fail(self.worker, pod, self.dns, received, query, &failed),
         };
+        // Only what asks for recursion tells a resolver from who knows one zone.
+        let recurses = question.is_some_and(|question| question.recursion_desired);
         let (worker, pod, query) = (self.worker.clone(), self.pod.clone(), query.to_vec());
         tokio::task::spawn_local(async move {
             let Some(dns) = pod.dns.as_ref() else { return };
@@ -107,6 +113,9 @@ impl Server<'_> {
             match forward::ask(&pod, received.client, received.resolver, &query).await {
                 Ok(bytes) => {
                     worker.shared.metrics.dns.upstream_answered(begun.elapsed());
+                    if recurses && message::is_of_a_resolver(&bytes) {
+                        pod.names.served(asked);
+                    }
                     say(&pod, dns, received, &bytes);
                 }
                 Err(failed) => fail(&worker, &pod, dns, received, &query, &failed),
