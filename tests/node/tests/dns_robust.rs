@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -218,7 +218,7 @@ fn an_app_that_has_port_53_keeps_it() -> Result<()> {
     let (scene, service) = scene()?;
     let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
     let resolver = Resolver::start(scene.pod("resolver"), None)?;
-    let [v4, _] = resolver.at;
+    let [v4, v6] = resolver.at;
     answered(&client, v4, &service)?;
 
     // What it sends from port 53 to port 53 is between resolvers: it leaves as it is.
@@ -242,10 +242,31 @@ fn an_app_that_has_port_53_keeps_it() -> Result<()> {
     let mesh = query(3, SHOP, A);
     same("aside", ask(&server, v4, &mesh)?, odd_answer(&mesh))?;
     drop(everywhere);
-    eventually(PATIENCE, "the mesh to answer again", || {
-        let answer = ask(&server, v4, &mesh)?;
-        Ok(addresses(&answer).ok().filter(|found| *found == [service[0]]))
-    })?;
+    let again = || {
+        eventually(PATIENCE, "the mesh to answer again", || {
+            let answer = ask(&server, v4, &mesh)?;
+            Ok(addresses(&answer).ok().filter(|found| *found == [service[0]]))
+        })
+    };
+    again()?;
+    // So is one on every address of IPv6 alone: aside for good, and not back and forth.
+    let everywhere = server.netns().enter(|| -> Result<_> {
+        let v6_only = "/proc/sys/net/ipv6/bindv6only";
+        std::fs::write(v6_only, "1")?;
+        let socket = UdpSocket::bind("[::]:53")?;
+        std::fs::write(v6_only, "0")?;
+        // IPv4 is free.
+        drop(UdpSocket::bind("0.0.0.0:53")?);
+        Ok(socket)
+    })??;
+    same("aside over IPv6", ask(&server, v6, &mesh)?, odd_answer(&mesh))?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        same("still aside", ask_times(&server, v6, &mesh, 1)?, odd_answer(&mesh))?;
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(everywhere);
+    again()?;
     Ok(())
 }
 
@@ -289,6 +310,17 @@ fn http_reaches_an_endpoint_that_is_known_by_its_host_name() -> Result<()> {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nby name");
         }
     });
+    // A resolver that serves the pod stays the one to ask, whomever else it asks: one that refuses, and with what is no
+    // query.
+    let known = query(7, "backend.example.net", A);
+    same("of the resolver", addresses(&ask(&client, resolver.at[0], &known)?)?, vec![outside.v4()])?;
+    let refusing = Resolver::start(&outside, None)?;
+    for at in refusing.at {
+        for query in [query(8, ELSEWHERE, A), vec![0x11; 40]] {
+            same("refused", ask(&client, at, &query)?, odd_answer(&query))?;
+        }
+    }
+    let before = refusing.asked();
     for (kind, at, prefix) in [(A, resolver.at[0], "240.240."), (AAAA, resolver.at[1], "2001:2::")] {
         let automatic = resolved(&client, at, "named.example.com", kind)?;
         ensure!(automatic.len() == 1 && automatic[0].to_string().starts_with(prefix), "{automatic:?}");
@@ -298,5 +330,6 @@ fn http_reaches_an_endpoint_that_is_known_by_its_host_name() -> Result<()> {
         let line = scene.wait_access("a", since, "the call", |line| line["dst.workload"] == "named-0")?;
         ensure!(line.to_string().contains(&outside.at(8080).to_string()), "it went elsewhere: {line}");
     }
+    same("asked of who refuses", refusing.asked(), before)?;
     Ok(())
 }

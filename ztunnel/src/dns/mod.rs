@@ -20,9 +20,10 @@ use std::{
     net::UdpSocket,
     os::fd::AsFd,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use capture::{Netns, PodSlots, Role, socket_cookie};
@@ -44,6 +45,16 @@ pub(crate) use self::{
 /// Addresses in one answer: a message has room for about twice as many of IPv6.
 const MOST_ADDRESSES: usize = 1000;
 
+/// Failures in a row, of whatever kind, after which a pod's resolver is better off without us.
+const MOST_FAILURES: u32 = 16;
+
+/// How long we stay out of the way after a failure, at least and at most: twice as long each time that it happens
+/// again.
+const OUT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How long all must have gone well for what was before not to count.
+const FORGIVEN: Duration = Duration::from_secs(300);
+
 /// By what a query came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transport {
@@ -58,6 +69,8 @@ pub(crate) struct Dns {
     cookie: u64,
     /// Somebody in the pod is in the way of our answers, so its queries go past us.
     aside: AtomicBool,
+    failures: AtomicU32,
+    backoff: Mutex<Backoff>,
 }
 
 impl Dns {
@@ -66,7 +79,13 @@ impl Dns {
         let socket = Arc::new(listen(netns, own)?);
         let cookie = socket_cookie(socket.as_fd())?;
         let socket = Mutex::new(Some(socket));
-        Ok(Self { socket, cookie, aside: AtomicBool::new(false) })
+        Ok(Self {
+            socket,
+            cookie,
+            aside: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+            backoff: Mutex::default(),
+        })
     }
 
     /// What a worker is to read; `None` when all is over.
@@ -112,15 +131,37 @@ impl Dns {
     /// may have gone.
     pub(crate) fn offer_again(&self, pod: &Pod, slots: &PodSlots) {
         if slots.holder(Role::Dns).is_none()
+            && self.backoff().is_over(Instant::now())
             && let Err(error) = self.offer(pod, slots)
         {
             tracing::debug!(pod = %pod.uid, %error, "the slot for the pod's DNS queries cannot be taken");
         }
     }
 
+    /// An answer has been sent.
+    fn worked(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A query could not be read or an answer not be sent: once is nothing, unless somebody has the port.
+    fn failed(&self, pod: &Pod, why: &io::Error) {
+        let before = self.failures.fetch_add(1, Ordering::Relaxed);
+        if sockets::is_in_the_way(why) || before + 1 >= MOST_FAILURES {
+            self.failures.store(0, Ordering::Relaxed);
+            pod.with_slots(|slots| self.step_aside(pod, slots, why));
+        }
+    }
+
+    fn backoff(&self) -> MutexGuard<'_, Backoff> {
+        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Lets the pod's queries go past us.
     fn step_aside(&self, pod: &Pod, slots: &PodSlots, why: &io::Error) {
         if !self.aside.swap(true, Ordering::Relaxed) {
+            self.backoff().fail(Instant::now());
             tracing::warn!(
                 pod = %pod.uid, error = %why,
                 "answers to the pod's DNS queries cannot be sent from port 53, so its resolver answers them; does an \
@@ -128,6 +169,25 @@ impl Dns {
             );
         }
         self.leave(pod, slots);
+    }
+}
+
+/// When to come back after having stepped aside.
+#[derive(Default)]
+struct Backoff {
+    last: Option<Instant>,
+    wait: Duration,
+}
+
+impl Backoff {
+    fn fail(&mut self, now: Instant) {
+        let again = self.last.is_some_and(|last| now < last + FORGIVEN);
+        self.wait = if again { (self.wait * 2).min(OUT.1) } else { OUT.0 };
+        self.last = Some(now);
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.last.is_none_or(|last| now >= last + self.wait)
     }
 }
 
@@ -155,4 +215,25 @@ fn answer(shared: &Shared, pod: &Pod, question: &Question, limit: Option<usize>)
     addresses.shuffle(&mut rand::rng());
     addresses.truncate(MOST_ADDRESSES);
     question.answer(named.alias.as_deref(), &addresses, limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_fails_again_and_again_stays_out_of_the_way_for_longer() {
+        let mut backoff = Backoff::default();
+        let mut now = Instant::now();
+        assert!(backoff.is_over(now));
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            backoff.fail(now);
+            let wait = Duration::from_secs(seconds);
+            assert!(!backoff.is_over(now + wait - Duration::from_millis(1)) && backoff.is_over(now + wait));
+            now += wait;
+        }
+        now += FORGIVEN;
+        backoff.fail(now);
+        assert!(backoff.is_over(now + OUT.0), "what is long ago does not count");
+    }
 }
