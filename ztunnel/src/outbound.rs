@@ -68,7 +68,10 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
     if let Plan::Named { workload, service, port } = plan {
         let host = workload.hostname.clone();
         let v4 = accepted.original.is_ipv4();
-        let found = until_stopped(carried, dns::resolve(pod, &host, v4, rand::random_range(0..64))).await?;
+        // An address of a family that the pod has none of is of no use to it.
+        let either = source.addresses.iter().any(|ip| ip.is_ipv4() != v4);
+        let resolve = dns::resolve(pod, &host, v4, either, rand::random_range(0..64));
+        let found = until_stopped(carried, Box::pin(resolve)).await?;
         let ip = found.map_err(|source| Failure::Unresolved { host: (&*host).into(), source })?;
         let target = Target { workload, address: SocketAddr::new(ip, port), service: Some(service) };
         plan = snapshot.plan_resolved(&worker.shared.settings.node, &outbound, target)?;
@@ -191,7 +194,8 @@ impl Call<'_> {
         };
         let app = self.app()?;
         carried.record().opened();
-        match until_stopped(carried, dns::carry(self.worker, self.pod, app, dial)).await? {
+        let asked = (self.accepted.peer.ip(), self.accepted.original);
+        match until_stopped(carried, dns::carry(self.worker, self.pod, app, asked, dial)).await? {
             Ok(()) => carried.records(|record| record.end(End::Finished)),
             Err(error) => carried.records(|record| record.end_because(End::Broken, &error)),
         }

@@ -151,6 +151,9 @@ impl Pod {
     pub(crate) fn close_listeners(&self) {
         self.accepting.cancel();
         self.listeners().clear();
+        if let Some(dns) = &self.dns {
+            self.with_slots(|slots| dns.close(self, slots));
+        }
     }
 
     /// The agent may have made the slots anew: these are the ones that count from now on.

@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +21,7 @@ use node::{
         A, AAAA, Resolver, addresses, annotate, ask, ask_times, entry, is_servfail, odd_answer, query,
         read_framed, resolved, write_framed,
     },
-    same,
+    port, same,
 };
 
 const SHOP: &str = "shop.mesh.svc.cluster.local";
@@ -175,11 +175,55 @@ fn a_takeover_costs_no_query_more_than_a_second_try() -> Result<()> {
 }
 
 #[test]
+fn a_ztunnel_that_only_finishes_what_it_carries_takes_no_query() -> Result<()> {
+    let (mut scene, service) = scene()?;
+    let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
+    let at = Resolver::start(scene.pod("resolver"), None)?.at;
+    for at in at {
+        answered(&client, at, &service)?;
+    }
+    // What keeps the predecessor, after a successor that leaves DNS alone has taken over.
+    let mut held = client.netns().connect(server.at(port::ECHO), PATIENCE)?;
+    held.set_read_timeout(Some(PATIENCE))?;
+    let mut echo = |byte: u8| -> Result<()> {
+        held.write_all(&[byte])?;
+        let mut heard = [0];
+        held.read_exact(&mut heard)?;
+        same("the echo", heard, [byte])
+    };
+    echo(1)?;
+    let ready = "[::]:16021";
+    let options = ["--admin-addr", "none", "--metrics-addr", "none", "--ready-addr", ready, "--dns", "off"];
+    let programs = scene.mesh.on("a");
+    let mut next = programs.node.spawn_ztunnel("successor", &options)?;
+    bed::mesh::wait_ready(&mut next, programs.node.netns(), 16021)?;
+    programs.ztunnel.signal(Signal::SIGTERM)?;
+    // Each query is asked once, and has an answer: of the predecessor's as long as it listens, then the resolver's.
+    let (begun, mesh) = (Instant::now(), query(5, SHOP, A));
+    let mut passed = 0;
+    while passed < 20 {
+        ensure!(begun.elapsed() < PATIENCE, "the predecessor still answers");
+        for at in at {
+            let asked = Instant::now();
+            let answer = ask_times(&client, at, &mesh, 1).context("while the predecessor drains")?;
+            ensure!(asked.elapsed() < Duration::from_secs(1), "answered after {:?}", asked.elapsed());
+            passed += usize::from(answer == odd_answer(&mesh));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    echo(2).context("the predecessor carries on")?;
+    drop(held);
+    programs.ztunnel.wait(PATIENCE).context("the predecessor ends")?;
+    programs.ztunnel = next;
+    Ok(())
+}
+
+#[test]
 fn an_app_that_has_port_53_keeps_it() -> Result<()> {
     let (scene, service) = scene()?;
     let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
     let resolver = Resolver::start(scene.pod("resolver"), None)?;
-    let [v4, _] = resolver.at;
+    let [v4, v6] = resolver.at;
     answered(&client, v4, &service)?;
 
     // What it sends from port 53 to port 53 is between resolvers: it leaves as it is.
@@ -203,10 +247,31 @@ fn an_app_that_has_port_53_keeps_it() -> Result<()> {
     let mesh = query(3, SHOP, A);
     same("aside", ask(&server, v4, &mesh)?, odd_answer(&mesh))?;
     drop(everywhere);
-    eventually(PATIENCE, "the mesh to answer again", || {
-        let answer = ask(&server, v4, &mesh)?;
-        Ok(addresses(&answer).ok().filter(|found| *found == [service[0]]))
-    })?;
+    let again = || {
+        eventually(PATIENCE, "the mesh to answer again", || {
+            let answer = ask(&server, v4, &mesh)?;
+            Ok(addresses(&answer).ok().filter(|found| *found == [service[0]]))
+        })
+    };
+    again()?;
+    // So is one on every address of IPv6 alone: aside for good, and not back and forth.
+    let everywhere = server.netns().enter(|| -> Result<_> {
+        let v6_only = "/proc/sys/net/ipv6/bindv6only";
+        std::fs::write(v6_only, "1")?;
+        let socket = UdpSocket::bind("[::]:53")?;
+        std::fs::write(v6_only, "0")?;
+        // IPv4 is free.
+        drop(UdpSocket::bind("0.0.0.0:53")?);
+        Ok(socket)
+    })??;
+    same("aside over IPv6", ask(&server, v6, &mesh)?, odd_answer(&mesh))?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        same("still aside", ask_times(&server, v6, &mesh, 1)?, odd_answer(&mesh))?;
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(everywhere);
+    again()?;
     Ok(())
 }
 
@@ -253,6 +318,17 @@ fn http_reaches_an_endpoint_that_is_known_by_its_host_name() -> Result<()> {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nby name");
         }
     });
+    // A resolver that serves the pod stays the one to ask, whomever else it asks: one that refuses, and with what is no
+    // query.
+    let known = query(7, "backend.example.net", A);
+    same("of the resolver", addresses(&ask(&client, resolver.at[0], &known)?)?, vec![outside.v4()])?;
+    let refusing = Resolver::start(&outside, None)?;
+    for at in refusing.at {
+        for query in [query(8, ELSEWHERE, A), vec![0x11; 40]] {
+            same("refused", ask(&client, at, &query)?, odd_answer(&query))?;
+        }
+    }
+    let before = refusing.asked();
     for (kind, at, prefix) in [(A, resolver.at[0], "240.240."), (AAAA, resolver.at[1], "2001:2::")] {
         let automatic = resolved(&client, at, "named.example.com", kind)?;
         ensure!(automatic.len() == 1 && automatic[0].to_string().starts_with(prefix), "{automatic:?}");
@@ -262,5 +338,6 @@ fn http_reaches_an_endpoint_that_is_known_by_its_host_name() -> Result<()> {
         let line = scene.wait_access("a", since, "the call", |line| line["dst.workload"] == "named-0")?;
         ensure!(line.to_string().contains(&outside.at(8080).to_string()), "it went elsewhere: {line}");
     }
+    same("asked of who refuses", refusing.asked(), before)?;
     Ok(())
 }
