@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Shutdown, SocketAddr},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use node::{
     PATIENCE, Scene, app,
     dns::{
