@@ -110,8 +110,13 @@ async fn told(pod: &Pod, host: &str, v4: bool) -> Result<Told, Unresolved> {
                 Ok(told)
             }
             Err(unresolved) => {
-                if matches!(unresolved, Unresolved::Refused(_) | Unresolved::Failed(_)) {
-                    pod.names.failed(asked);
+                match unresolved {
+                    Unresolved::Refused(_)
+                    | Unresolved::Failed(Failed::Silent(_) | Failed::Unreachable(..)) => {
+                        pod.names.failed(asked);
+                    }
+                    // That is not its fault.
+                    _ => {}
                 }
                 Err(unresolved)
             }
