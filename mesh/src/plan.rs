@@ -120,7 +120,10 @@ impl Snapshot {
             return Ok(Plan::Plain(named));
         };
         self.straight(source, workload.waypoint.as_ref(), || workload.uid.to_string())?;
-        Ok(way_to(Target { workload: workload.clone(), ..named }, local_node))
+        Ok(match workload.tunnel {
+            Tunnel::None => Plan::Plain(named),
+            Tunnel::Hbone => way_to(Target { workload: workload.clone(), ..named }, local_node),
+        })
     }
 
     /// Picks an endpoint of a service, and its port.
