@@ -119,7 +119,7 @@ impl Wanted {
             enroll: pod.enroll,
             withdrawn: self.withdrawn.contains(&pod.uid),
             trust_domain: trust_domain.to_owned(),
-            dns_off: pod.dns_off,
+            answer_dns: pod.answer_dns,
         });
         pods.collect()
     }

@@ -11,7 +11,7 @@ mod couplings;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -22,7 +22,7 @@ use crate::{
         automatic::{self, Given, Wants},
         compile,
     },
-    manifest::{Kind, Object, ObjectKey, Problem},
+    manifest::{Kind, Object, ObjectKey, Problem, Uid},
     objects::{Changes, Objects},
     publish::{Edit, Resource, encode},
 };
@@ -267,6 +267,7 @@ impl Shards {
                 continue;
             }
             pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+            one_of_each(&mut pods);
             self.outline.nodes.insert(node.clone(), pods.into());
         }
         let enroll = self.shards.values().flat_map(|shard| &shard.enroll);
@@ -387,4 +388,20 @@ fn pods_of(shards: &[Shard]) -> BTreeMap<&Arc<str>, Vec<&Arc<LocalPod>>> {
         of_node.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     }
     pods
+}
+
+/// Leaves one pod of each uid. The API server sees to that, but for images of static pods, which whoever may create a
+/// pod can forge: none leads a captured pod out, and none takes the place of an older one.
+fn one_of_each(pods: &mut Vec<Arc<LocalPod>>) {
+    let since = |pod: &LocalPod| pod.image.as_ref().map(|image| image.since.clone());
+    let mut chosen: HashMap<Uid, Arc<LocalPod>> = HashMap::with_capacity(pods.len());
+    for pod in pods.iter() {
+        let held = chosen.entry(pod.uid.clone()).or_insert_with(|| pod.clone());
+        if (!pod.enroll, since(pod)) < (!held.enroll, since(held)) {
+            *held = pod.clone();
+        }
+    }
+    if chosen.len() < pods.len() {
+        pods.retain(|pod| chosen.get(&pod.uid).is_some_and(|held| Arc::ptr_eq(held, pod)));
+    }
 }

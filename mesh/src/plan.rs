@@ -79,11 +79,11 @@ impl Snapshot {
         let source = outbound.source;
         let dialled = SocketAddr::new(outbound.destination.ip().to_canonical(), outbound.destination.port());
         if let Some(service) = self.service_at(&source.network, dialled.ip()) {
-            if service.passthrough {
-                self.straight(source, service.waypoint.as_ref(), || service.key.to_string())?;
-                return Ok(Plan::Passthrough { to: dialled });
+            if !service.passthrough {
+                return self.behind(service, local_node, dialled, outbound);
             }
-            return self.behind(service, local_node, dialled, outbound);
+            // Whoever is dialled is meant: one of the mesh is met as ever.
+            self.straight(source, service.waypoint.as_ref(), || service.key.to_string())?;
         }
         let Some(workload) = self.workload_at(&source.network, dialled.ip()) else {
             return Ok(Plan::Passthrough { to: dialled });
@@ -91,6 +91,39 @@ impl Snapshot {
         self.straight(source, workload.waypoint.as_ref(), || workload.uid.to_string())?;
         let target = Target { workload: workload.clone(), address: dialled, service: None };
         Ok(way_to(target, local_node))
+    }
+
+    /// Plans anew what was [`Plan::Named`], now that the name has an address: what the mesh has there is met as ever,
+    /// and nothing else is dialled plainly.
+    ///
+    /// # Errors
+    /// As of [`Self::plan`].
+    pub fn plan_resolved(
+        &self,
+        local_node: &str,
+        outbound: &Outbound<'_>,
+        named: Target,
+    ) -> Result<Plan, PlanError> {
+        let (source, to) = (outbound.source, named.address);
+        let found = self.service_at(&source.network, to.ip());
+        if let Some(found) =
+            found.filter(|found| named.service.as_ref().is_none_or(|own| own.key != found.key))
+        {
+            return match self.plan(local_node, &Outbound { destination: to, ..*outbound })? {
+                // Once is enough: two names could lead to each other.
+                Plan::Named { .. } => Err(PlanError::NoAddress(found.key.clone())),
+                Plan::Passthrough { .. } => Ok(Plan::Plain(named)),
+                plan => Ok(plan),
+            };
+        }
+        let Some(workload) = self.workload_at(&source.network, to.ip()) else {
+            return Ok(Plan::Plain(named));
+        };
+        self.straight(source, workload.waypoint.as_ref(), || workload.uid.to_string())?;
+        Ok(match workload.tunnel {
+            Tunnel::None => Plan::Plain(named),
+            Tunnel::Hbone => way_to(Target { workload: workload.clone(), ..named }, local_node),
+        })
     }
 
     /// Picks an endpoint of a service, and its port.

@@ -41,6 +41,8 @@ impl<'v> Compiler<'v, '_> {
             }
         };
         for (key, entry) in all {
+            let to = entry.spec.export_to.iter().flatten().map(String::as_str);
+            self.check_export(&key, "spec.exportTo", to);
             for host in &entry.spec.hosts {
                 self.host(&key, entry, host, &given);
             }
@@ -73,8 +75,23 @@ impl<'v> Compiler<'v, '_> {
         }
     }
 
+    /// Under the cluster's domain ztunnel believes in DNS only the namespace that a name has in it, and no wildcard.
+    fn check_host(&mut self, key: &ObjectKey, host: &str) {
+        let domain = &*self.options.cluster_domain;
+        let inside = host.strip_suffix(domain).is_some_and(|front| front.is_empty() || front.ends_with('.'));
+        let own = host.ends_with(&format!(".{}.svc.{domain}", key.namespace));
+        if inside && (host.starts_with('*') || !own) {
+            let reason = format!(
+                "{host} is under the cluster's domain: DNS tells it to pods of {} alone, and a wildcard to nobody",
+                key.namespace
+            );
+            self.warn(key, "spec.hosts", reason);
+        }
+    }
+
     fn host(&mut self, key: &ObjectKey, entry: &ServiceEntry, host: &str, automatic: &automatic::Given) {
         let name = ServiceKey { namespace: key.namespace.clone(), hostname: host.into() };
+        self.check_host(key, host);
         let namespace = self.namespace_metadata(&key.namespace);
         let mut from = vec![&entry.metadata.labels];
         from.extend(namespace.map(|metadata| &metadata.labels));
@@ -126,6 +143,7 @@ impl<'v> Compiler<'v, '_> {
             node_local: false,
             families: Families::Any,
             passthrough: entry.resolution() == Resolution::None,
+            canonical: false,
         };
         match self.out.services.entry(name) {
             Entry::Vacant(place) => {

@@ -18,7 +18,8 @@ use std::{
 
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
-pub(crate) use workloads::{DNS_CAPTURE, NETNS, SIDECAR};
+pub(crate) use services::EXPORT_TO;
+pub(crate) use workloads::{DNS_CAPTURE, MIRROR, NETNS, SIDECAR};
 
 use crate::{
     manifest::{
@@ -70,7 +71,11 @@ pub struct Compiled {
 /// A pod as its node is told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPod {
+    /// As the node knows it: `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest; of a static pod what
+    /// `kubernetes.io/config.mirror` says.
     pub uid: Uid,
+    /// Of a static pod: how the API server knows it.
+    pub image: Option<Box<Image>>,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub service_account: Arc<str>,
@@ -79,12 +84,28 @@ pub struct LocalPod {
     pub netns: Arc<str>,
     /// Whether its labels and its namespace's ask for it to be in the mesh.
     pub enroll: bool,
-    /// Its DNS queries are to reach its resolver untouched.
-    pub dns_off: bool,
+    /// Whether its DNS queries are answered; `None` where that is the node's to say.
+    pub answer_dns: Option<bool>,
     /// What its annotations say of its capture.
     pub annotated: Annotated,
     /// Its peers are told to use HBONE.
     pub captured: bool,
+}
+
+/// The API server's image of a static pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its `metadata.uid`.
+    pub uid: Uid,
+    /// Its `metadata.creationTimestamp`.
+    pub since: Box<str>,
+}
+
+impl LocalPod {
+    /// The uid by which the API server knows it.
+    pub fn object_uid(&self) -> &Uid {
+        self.image.as_ref().map_or(&self.uid, |image| &image.uid)
+    }
 }
 
 /// Compiles everything. `word` tells of a node and a pod's uid what the node's agent said of its capture: only if

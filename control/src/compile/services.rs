@@ -5,6 +5,9 @@ use mesh::{NetworkAddress, PortMapping, Service, ServiceKey};
 use super::Compiler;
 use crate::manifest::{self, Kind, Object, ObjectKey, ServicePort, Target};
 
+/// Istio's annotation of a Service with the namespaces that are to see it.
+pub(crate) const EXPORT_TO: &str = "networking.istio.io/exportTo";
+
 impl Compiler<'_, '_> {
     pub(super) fn services(&mut self) {
         let all = self
@@ -14,10 +17,31 @@ impl Compiler<'_, '_> {
                 self.warn(&key, "spec.type", "an ExternalName is an alias in DNS; the mesh does not see it");
                 continue;
             }
+            let to = service.metadata.annotation(EXPORT_TO).into_iter();
+            self.check_export(
+                &key,
+                EXPORT_TO,
+                to.flat_map(|list| list.split(',').map(str::trim).filter(|one| !one.is_empty())),
+            );
             let compiled = self.service(&key, service);
             let name = compiled.key.clone();
             self.out.services.insert(name.clone(), compiled);
             self.endpoints(&key, service, &name);
+        }
+    }
+
+    /// Every node holds every host, as in Istio's ambient mode: that only some namespaces are to see one is not heeded.
+    pub(super) fn check_export<'e>(
+        &mut self,
+        key: &ObjectKey,
+        field: &str,
+        mut to: impl Iterator<Item = &'e str> + Clone,
+    ) {
+        let limited = to.clone().next().is_some() && !to.any(|namespace| namespace == "*");
+        if limited {
+            let reason =
+                "not heeded: all namespaces see it; who may call is for an AuthorizationPolicy to say";
+            self.warn(key, field, reason);
         }
     }
 
@@ -45,6 +69,7 @@ impl Compiler<'_, '_> {
             node_local: service.node_local,
             families: service.families,
             passthrough: false,
+            canonical: true,
         }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mesh::{GatewayAddress, Locality, ServiceKey, Tunnel, Workload, WorkloadKind};
 
-use super::{Annotated, Compiler, LocalPod, Word};
-use crate::manifest::{Kind, Labels, Metadata, Object, ObjectKey, Pod};
+use super::{Annotated, Compiler, Image, LocalPod, Word};
+use crate::manifest::{Kind, Labels, Metadata, Object, ObjectKey, Pod, Uid};
 
 /// The label that brings a namespace or a pod into the mesh.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -14,10 +14,25 @@ const AMBIENT: &str = "ambient";
 const NONE: &str = "none";
 /// Istio's sidecar injector says here that it has put one into the pod.
 pub(crate) const SIDECAR: &str = "sidecar.istio.io/status";
-/// `false` leaves the pod's DNS queries alone.
+/// Whether the pod's DNS queries are answered, whatever its node has.
 pub(crate) const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// On the API server's image of a static pod, which has a uid of its own: the one by which its node knows the pod.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 /// In folder mode: the path of the pod's network namespace.
 pub(crate) const NETNS: &str = "culvert.dev/netns";
+
+/// The uid that a node's kubelet gives to a pod that it has from a file: a hash in hexadecimal, which the uid of a pod
+/// of the API server's never is. So nobody takes such a pod's uid by this annotation.
+fn static_uid(pod: &Pod) -> Option<Uid> {
+    let known = pod.annotation(MIRROR)?;
+    let is_hash = known.len() == 32 && known.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let of_node = pod
+        .template
+        .owner
+        .as_ref()
+        .is_some_and(|owner| &*owner.kind == "Node" && Some(&owner.name) == pod.node.as_ref());
+    (is_hash && of_node).then(|| known.into())
+}
 
 impl<'v> Compiler<'v, '_> {
     pub(super) fn pods(&mut self, word: &dyn Fn(&str, &str) -> Word) {
@@ -35,18 +50,25 @@ impl<'v> Compiler<'v, '_> {
                 );
             }
             let node = pod.node.as_deref().unwrap_or_default();
+            let by_hand = || format!("{}.{}", key.namespace, key.name).as_str().into();
+            let uid = pod.uid.clone().unwrap_or_else(by_hand);
+            let (uid, image) = match static_uid(pod) {
+                Some(known) => {
+                    let since = pod.since.clone().unwrap_or_default();
+                    (known, Some(Box::new(Image { uid, since })))
+                }
+                None => (uid, None),
+            };
             let mut local = LocalPod {
-                uid: pod
-                    .uid
-                    .clone()
-                    .unwrap_or_else(|| format!("{}.{}", key.namespace, key.name).as_str().into()),
+                uid,
+                image,
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
                 service_account: pod.template.service_account.clone().unwrap_or_else(|| self.default.clone()),
                 addresses: pod.addresses.clone(),
                 netns: pod.annotation(NETNS).map(Arc::from).unwrap_or_default(),
                 enroll,
-                dns_off: pod.annotation(DNS_CAPTURE) == Some("false"),
+                answer_dns: self.answer_dns(&key, pod),
                 annotated: Annotated::of(pod),
                 captured: false,
             };
@@ -78,6 +100,20 @@ impl<'v> Compiler<'v, '_> {
         let namespace = self.namespace_metadata(&key.namespace);
         let of_namespace = || namespace.and_then(|metadata| metadata.label(DATAPLANE_MODE));
         pod.label(DATAPLANE_MODE).or_else(of_namespace)
+    }
+
+    /// What a pod says of its DNS queries, in any of the words that Istio takes for yes and no.
+    fn answer_dns(&mut self, key: &ObjectKey, pod: &Pod) -> Option<bool> {
+        let word = pod.annotation(DNS_CAPTURE)?;
+        match &*word.to_ascii_lowercase() {
+            "true" | "t" | "1" => Some(true),
+            "false" | "f" | "0" => Some(false),
+            _ => {
+                let reason = format!("{word:?} means nothing: true or false; the node's setting holds");
+                self.warn(key, DNS_CAPTURE, reason);
+                None
+            }
+        }
     }
 
     /// A label with another word than the two enrolls nobody, and keeps nobody out who is not out already.

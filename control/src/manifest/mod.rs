@@ -29,6 +29,7 @@ pub use istio::{
 };
 pub use kube::{LabelSelector, Metadata, Namespace, Node};
 pub use labels::Labels;
+pub(crate) use pod::ANNOTATIONS;
 pub use pod::Pod;
 pub use problem::{Problem, Severity};
 pub use service::{Addressed, Endpoint, EndpointSlice, Service, ServicePort, Target};

@@ -12,10 +12,10 @@ use super::{
     shared::Shared,
     uid::Uid,
 };
-use crate::compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR};
+use crate::compile::{DNS_CAPTURE, MARK, MIRROR, NETNS, REDIRECTION, SIDECAR};
 
 /// The annotations that are read.
-const ANNOTATIONS: [&str; 5] = [NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE];
+pub(crate) const ANNOTATIONS: [&str; 6] = [NETNS, REDIRECTION, MARK, MIRROR, SIDECAR, DNS_CAPTURE];
 
 /// A port by its name.
 type NamedPort = (Arc<str>, u16);
@@ -25,6 +25,8 @@ type NamedPort = (Arc<str>, u16);
 pub struct Pod {
     /// `metadata.uid`.
     pub uid: Option<Uid>,
+    /// `metadata.creationTimestamp`, of a static pod's image only: of two images the older one is believed.
+    pub since: Option<Box<str>>,
     /// What it has of its owner.
     pub template: Arc<Template>,
     /// The node that it is bound to.
@@ -66,6 +68,7 @@ struct PodMetadata {
     labels: Labels,
     annotations: Labels,
     owner_references: Option<Vec<OwnerReference>>,
+    creation_timestamp: Option<Box<str>>,
     deletion_timestamp: Option<String>,
 }
 
@@ -172,8 +175,9 @@ impl From<Manifest> for Pod {
             ports,
             host_network: spec.host_network,
         };
+        let since = metadata.creation_timestamp.filter(|_| template.annotations.get(MIRROR).is_some());
         let (uid, node) = (metadata.uid, spec.node_name);
-        Self { uid, template: Arc::new(template), node, addresses, ready, ended }
+        Self { uid, since, template: Arc::new(template), node, addresses, ready, ended }
     }
 }
 

@@ -6,10 +6,10 @@ use std::{fmt, ops::Deref, str, sync::Arc};
 use serde::{Deserialize, Deserializer};
 
 /// `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Uid(Kept);
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Kept {
     /// In the form in which Kubernetes writes them (RFC 9562).
     Uuid([u8; 16]),

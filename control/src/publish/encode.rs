@@ -365,6 +365,7 @@ fn service_message(from: &Service) -> wire::Service {
         waypoint: from.waypoint.as_ref().map(gateway),
         load_balancing,
         ip_families: families(from).into(),
+        canonical: from.canonical,
         ..Default::default()
     }
 }

@@ -304,6 +304,7 @@ mod tests {
             node_local: false,
             families: mesh::Families::Any,
             passthrough: false,
+            canonical: false,
         };
         store.publish([one, workload("two", "10.0.0.2")], [service], []);
         let state = store.subscribe().borrow().clone();
