@@ -33,10 +33,12 @@ impl Metadata {
         self.annotations.get(name)
     }
 
-    /// Its own texts become those that all share. Of what belongs to Kubernetes itself only labels are read.
-    pub(crate) fn share(&mut self, shared: &mut Shared) {
+    /// Its own texts become those that all share, of what belongs to Kubernetes itself: labels are read of it, and
+    /// these annotations.
+    pub(crate) fn share(&mut self, annotations: &[&str], shared: &mut Shared) {
+        (self.annotations, self.creation_timestamp) = (self.annotations.only(annotations), None);
         self.labels.share(shared);
-        (self.annotations, self.creation_timestamp) = (Labels::NONE, None);
+        self.annotations.share(shared);
     }
 }
 

@@ -132,8 +132,8 @@ impl Object {
             Self::Pod(pod) => pod.share(shared),
             Self::EndpointSlice(slice) => slice.share(shared),
             Self::Service(service) => service.share(shared),
-            Self::Namespace(object) => object.metadata.share(shared),
-            Self::Node(object) => object.metadata.share(shared),
+            Self::Namespace(object) => object.metadata.share(&[], shared),
+            Self::Node(object) => object.metadata.share(&[], shared),
             Self::ServiceEntry(_)
             | Self::WorkloadEntry(_)
             | Self::AuthorizationPolicy(_)
