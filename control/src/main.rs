@@ -160,7 +160,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    memory::one_heap();
     let args: Args = runtime::config::resolve_checked(check_source);
     let outcome = match &args.command {
         Some(Command::Check { manifests, mesh }) => return check(manifests, mesh),
@@ -264,7 +263,7 @@ async fn serve(args: Args, logging: &logging::Logging) -> anyhow::Result<()> {
         let waiting = |what| published.not_ready(what);
         let control = Control::start(args.settings()?, metrics.clone(), waiting).await?;
         status::register(&handlers, &control);
-        tokio::spawn(observe(control.clients.clone(), control.nodes.clone(), control.store.clone(), metrics));
+        tokio::spawn(observe(control.clients.clone(), control.nodes.clone(), metrics));
         tracing::info!(version = runtime::VERSION, listen = %control.address, "control begins");
         control.run(|| published.ready(), std::future::pending()).await?;
         Ok(())
@@ -276,25 +275,14 @@ async fn serve(args: Args, logging: &logging::Logging) -> anyhow::Result<()> {
     }
 }
 
-/// Counts what comes and goes, and tidies memory when that has come to rest.
+/// Counts what comes and goes.
 async fn observe(
     clients: Arc<control::publish::Clients>,
     nodes: Arc<control::nodes::Nodes>,
-    store: Arc<control::publish::Store>,
     metrics: Arc<Metrics>,
 ) {
-    let states = store.subscribe();
-    let (mut before, mut tidied) = ((0, 0), (0, 0));
     loop {
-        let connected = clients.count();
-        metrics.observe(connected, nodes.connected());
-        let now = (states.borrow().generation, connected);
-        if now == before && now != tidied {
-            tidied = now;
-            // It takes a moment, in which nobody else gets memory.
-            tokio::task::spawn_blocking(memory::give_back);
-        }
-        before = now;
+        metrics.observe(clients.count(), nodes.connected());
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

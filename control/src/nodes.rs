@@ -115,7 +115,7 @@ impl Wanted {
             name: pod.name.to_string(),
             service_account: pod.service_account.to_string(),
             addresses: pod.addresses.iter().map(ToString::to_string).collect(),
-            netns: pod.netns.to_string(),
+            netns: pod.netns().to_owned(),
             enroll: pod.enroll,
             withdrawn: self.withdrawn.contains(&pod.uid),
             trust_domain: trust_domain.to_owned(),

@@ -393,7 +393,7 @@ fn pods_of(shards: &[Shard]) -> BTreeMap<&Arc<str>, Vec<&Arc<LocalPod>>> {
 /// Leaves one pod of each uid. The API server sees to that, but for images of static pods, which whoever may create a
 /// pod can forge: none leads a captured pod out, and none takes the place of an older one.
 fn one_of_each(pods: &mut Vec<Arc<LocalPod>>) {
-    let since = |pod: &LocalPod| pod.image.as_ref().map(|image| image.since.clone());
+    let since = |pod: &LocalPod| pod.image().map(|image| image.since.clone());
     let mut chosen: HashMap<Uid, Arc<LocalPod>> = HashMap::with_capacity(pods.len());
     for pod in pods.iter() {
         let held = chosen.entry(pod.uid.clone()).or_insert_with(|| pod.clone());

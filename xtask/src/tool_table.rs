@@ -26,6 +26,7 @@ const BUILD: &[Use] = &[Use::Demo, Use::Test, Use::Bench, Use::Image];
 /// Everything beyond Rust that any task needs.
 pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "cc", package: "gcc", why: "links Rust programs, compiles aws-lc", uses: BUILD },
+    Tool { program: "make", package: "make", why: "builds jemalloc, control's allocator", uses: BUILD },
     Tool {
         program: "cmake",
         package: "cmake",

@@ -74,14 +74,10 @@ pub struct LocalPod {
     /// As the node knows it: `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest; of a static pod what
     /// `kubernetes.io/config.mirror` says.
     pub uid: Uid,
-    /// Of a static pod: how the API server knows it.
-    pub image: Option<Box<Image>>,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub service_account: Arc<str>,
     pub addresses: Addresses,
-    /// Path of its network namespace, from the annotation `culvert.dev/netns`; empty where CNI tells.
-    pub netns: Arc<str>,
     /// Whether its labels and its namespace's ask for it to be in the mesh.
     pub enroll: bool,
     /// Whether its DNS queries are answered; `None` where that is the node's to say.
@@ -90,6 +86,17 @@ pub struct LocalPod {
     pub annotated: Annotated,
     /// Its peers are told to use HBONE.
     pub captured: bool,
+    /// What few pods have.
+    pub special: Option<Box<Special>>,
+}
+
+/// What few pods have, each of which costs the others no memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Special {
+    /// Of a static pod: how the API server knows it.
+    pub image: Option<Image>,
+    /// Path of its network namespace, from the annotation `culvert.dev/netns`; empty where CNI tells.
+    pub netns: Box<str>,
 }
 
 /// The API server's image of a static pod.
@@ -104,7 +111,17 @@ pub struct Image {
 impl LocalPod {
     /// The uid by which the API server knows it.
     pub fn object_uid(&self) -> &Uid {
-        self.image.as_ref().map_or(&self.uid, |image| &image.uid)
+        self.image().map_or(&self.uid, |image| &image.uid)
+    }
+
+    /// Of a static pod: how the API server knows it.
+    pub fn image(&self) -> Option<&Image> {
+        self.special.as_ref()?.image.as_ref()
+    }
+
+    /// Path of its network namespace; empty where CNI tells.
+    pub fn netns(&self) -> &str {
+        self.special.as_ref().map_or("", |special| &special.netns)
     }
 }
 

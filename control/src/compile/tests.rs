@@ -95,7 +95,7 @@ fn a_pod_becomes_a_workload_and_an_endpoint() {
     assert_eq!(service.ports.len(), 1, "UDP is not carried");
     assert_eq!(web.services[&service.key], [mesh::PortMapping { service_port: 80, target_port: 8080 }]);
     assert_eq!(compiled.nodes["a"].len(), 2);
-    assert_eq!(&*compiled.nodes["a"][1].netns, "/run/netns/web");
+    assert_eq!(compiled.nodes["a"][1].netns(), "/run/netns/web");
     assert_eq!(&*compiled.nodes["a"][0].uid.text(), "u-client");
 }
 
@@ -265,7 +265,7 @@ fn a_pod_may_say_whether_its_dns_is_answered() {
         let compiled = compiled(&[&SHOP.replace("annotations: {culvert.dev/netns: /run/netns/web}", &said)]);
         let warned = compiled.problems.iter().any(|problem| problem.field == DNS_CAPTURE);
         let mut pods = compiled.nodes.values().flatten();
-        let pod = pods.find(|pod| &*pod.netns == "/run/netns/web").unwrap();
+        let pod = pods.find(|pod| pod.netns() == "/run/netns/web").unwrap();
         (pod.answer_dns, warned)
     };
     assert_eq!(told("true"), (Some(true), false));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesh::{GatewayAddress, Locality, ServiceKey, Tunnel, Workload, WorkloadKind};
 
-use super::{Annotated, Compiler, Image, LocalPod, Word};
+use super::{Annotated, Compiler, Image, LocalPod, Special, Word};
 use crate::manifest::{Kind, Labels, Metadata, Object, ObjectKey, Pod, Uid};
 
 /// The label that brings a namespace or a pod into the mesh.
@@ -54,24 +54,28 @@ impl<'v> Compiler<'v, '_> {
             let uid = pod.uid.clone().unwrap_or_else(by_hand);
             let (uid, image) = match static_uid(pod) {
                 Some(known) => {
-                    let since = pod.since.clone().unwrap_or_default();
-                    (known, Some(Box::new(Image { uid, since })))
+                    let since = pod.template.since.clone().unwrap_or_default();
+                    (known, Some(Image { uid, since }))
                 }
                 None => (uid, None),
             };
             let mut local = LocalPod {
                 uid,
-                image,
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
                 service_account: pod.template.service_account.clone().unwrap_or_else(|| self.default.clone()),
                 addresses: pod.addresses.clone(),
-                netns: pod.annotation(NETNS).map(Arc::from).unwrap_or_default(),
                 enroll,
                 answer_dns: self.answer_dns(&key, pod),
                 annotated: Annotated::of(pod),
                 captured: false,
+                special: None,
             };
+            let netns = pod.annotation(NETNS);
+            if image.is_some() || netns.is_some() {
+                let netns = netns.unwrap_or_default().into();
+                local.special = Some(Box::new(Special { image, netns }));
+            }
             if enroll && local.addresses.is_empty() {
                 self.warn(&key, "status.podIP", "the pod is to be enrolled and has no address yet");
             }

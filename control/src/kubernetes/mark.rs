@@ -138,7 +138,7 @@ fn due<'c>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compile::Image;
+    use crate::compile::{Image, Special};
 
     fn annotated(redirection: bool, mark: Option<Mark>) -> Annotated {
         Annotated { redirection, mark }
@@ -169,22 +169,20 @@ mod tests {
 
     #[test]
     fn only_the_pods_of_the_reporting_node_are_written_on() {
+        let image =
+            |uid: &str| Image { uid: format!("{uid}-of-the-server").as_str().into(), since: Box::default() };
         let pod = |uid: &str| {
             Arc::new(LocalPod {
                 uid: uid.into(),
-                image: Some(Box::new(Image {
-                    uid: format!("{uid}-of-the-server").as_str().into(),
-                    since: Box::default(),
-                })),
                 namespace: "shop".into(),
                 name: uid.into(),
                 service_account: "web".into(),
                 addresses: Default::default(),
-                netns: "".into(),
                 enroll: true,
                 answer_dns: None,
                 annotated: Annotated::default(),
                 captured: false,
+                special: Some(Box::new(Special { image: Some(image(uid)), ..Special::default() })),
             })
         };
         let outline = Outline {

@@ -25,8 +25,6 @@ type NamedPort = (Arc<str>, u16);
 pub struct Pod {
     /// `metadata.uid`.
     pub uid: Option<Uid>,
-    /// `metadata.creationTimestamp`, of a static pod's image only: of two images the older one is believed.
-    pub since: Option<Box<str>>,
     /// What it has of its owner.
     pub template: Arc<Template>,
     /// The node that it is bound to.
@@ -43,6 +41,8 @@ pub struct Template {
     pub labels: Labels,
     /// Those that are read.
     annotations: Labels,
+    /// `metadata.creationTimestamp`, of a static pod's image only: of two images the older one is believed.
+    pub since: Option<Box<str>>,
     /// Who controls it.
     pub owner: Option<OwnerReference>,
     pub service_account: Option<Arc<str>>,
@@ -167,17 +167,18 @@ impl From<Manifest> for Pod {
         let ended = matches!(manifest.status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let Manifest { metadata, spec, .. } = manifest;
         let mut owners = metadata.owner_references.into_iter().flatten();
+        let annotations = metadata.annotations.only(&ANNOTATIONS);
         let template = Template {
             labels: metadata.labels,
-            annotations: metadata.annotations.only(&ANNOTATIONS),
+            since: metadata.creation_timestamp.filter(|_| annotations.get(MIRROR).is_some()),
+            annotations,
             owner: owners.find(|owner| owner.controller == Some(true)),
             service_account: spec.service_account_name,
             ports,
             host_network: spec.host_network,
         };
-        let since = metadata.creation_timestamp.filter(|_| template.annotations.get(MIRROR).is_some());
         let (uid, node) = (metadata.uid, spec.node_name);
-        Self { uid, since, template: Arc::new(template), node, addresses, ready, ended }
+        Self { uid, template: Arc::new(template), node, addresses, ready, ended }
     }
 }
 

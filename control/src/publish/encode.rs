@@ -31,9 +31,8 @@ pub struct Resource {
     bytes: Box<[u8]>,
     /// The end of the object, if others end alike.
     tail: Option<Arc<[u8]>>,
-    /// How much of `bytes` is of the object, and where the aliases end.
+    /// How much of `bytes` is of the object.
     object: u32,
-    aliases: u32,
     /// Where in `bytes` the name is.
     name: Range<u32>,
 }
@@ -156,7 +155,7 @@ impl Resource {
         into.extend_from_slice(self.part(&(0..self.object)));
         into.extend_from_slice(self.tail());
         put_text(into, RESOURCE_NAME, self.part(&self.name));
-        into.extend_from_slice(self.part(&(self.object..self.aliases)));
+        into.extend_from_slice(self.part(&self.aliases_at()));
     }
 
     /// How much [`Self::put`] appends.
@@ -165,13 +164,13 @@ impl Resource {
         field_len(RESOURCE_VERSION, VERSION)
             + field_len(RESOURCE_OBJECT, any)
             + field_len(RESOURCE_NAME, self.name.len())
-            + (self.aliases - self.object) as usize
+            + self.aliases_at().len()
     }
 
     /// `network/IP` of each address, by which it may be asked for.
     pub(super) fn aliases(&self) -> Vec<String> {
         // They were encoded here, so that they decode.
-        discovery::Resource::decode(self.part(&(self.object..self.aliases))).unwrap_or_default().aliases
+        discovery::Resource::decode(self.part(&self.aliases_at())).unwrap_or_default().aliases
     }
 
     /// Names of the services this resource is an endpoint of.
@@ -187,7 +186,7 @@ impl Resource {
         let version = Version::parse(version);
         let (bytes, name) = (name.as_bytes().into(), 0..size(name.len()));
         let r#type = Type::Address;
-        Self { r#type, by_selector: false, version, bytes, tail: None, object: 0, aliases: 0, name }
+        Self { r#type, by_selector: false, version, bytes, tail: None, object: 0, name }
     }
 
     fn object(&self) -> Bytes {
@@ -200,6 +199,12 @@ impl Resource {
 
     fn tail(&self) -> &[u8] {
         self.tail.as_deref().unwrap_or_default()
+    }
+
+    /// Where in `bytes` the aliases are: behind the object, up to a name that is no part of it.
+    fn aliases_at(&self) -> Range<u32> {
+        let end = if self.name.start >= self.object { self.name.start } else { size(self.bytes.len()) };
+        self.object..end
     }
 
     fn part(&self, range: &Range<u32>) -> &[u8] {
@@ -221,14 +226,12 @@ impl Resource {
         let start = near.windows(name.len().max(1)).position(|window| window == name.as_bytes());
         // A vector grows as it is needed: this does not fail.
         let _ = discovery::Resource { aliases, ..Default::default() }.encode(&mut bytes);
-        let aliases = bytes.len();
         let start = start.unwrap_or_else(|| {
             bytes.extend_from_slice(name.as_bytes());
-            aliases
+            bytes.len() - name.len()
         });
         let name = size(start)..size(start + name.len());
-        let (object, aliases) = (size(object), size(aliases));
-        Self { r#type, by_selector: false, version, bytes: bytes.into(), tail, object, aliases, name }
+        Self { r#type, by_selector: false, version, bytes: bytes.into(), tail, object: size(object), name }
     }
 }
 
@@ -509,6 +512,11 @@ mod tests {
         assert_eq!(read, resource.on_the_wire());
         assert_eq!(read.aliases, ["/10.0.0.1", "/fd00::1"]);
         assert_eq!(read.name, "c//Pod/a/one");
+    }
+
+    #[test]
+    fn a_resource_takes_a_cache_line() {
+        assert!(size_of::<Resource>() <= 64, "{}: there is one for each pod", size_of::<Resource>());
     }
 
     #[test]

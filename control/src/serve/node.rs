@@ -129,16 +129,15 @@ mod tests {
             let pod = |name: &&str| {
                 Arc::new(LocalPod {
                     uid: (*name).into(),
-                    image: None,
                     namespace: "shop".into(),
                     name: (*name).into(),
                     service_account: "web".into(),
                     addresses: Default::default(),
-                    netns: "".into(),
                     enroll: true,
                     answer_dns: None,
                     annotated: Default::default(),
                     captured: false,
+                    special: None,
                 })
             };
             let nodes = nodes.iter().map(|(node, pods)| ((*node).into(), pods.iter().map(pod).collect()));
