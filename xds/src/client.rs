@@ -8,13 +8,13 @@ use proto::discovery::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Request, metadata::MetadataValue};
+use tonic::Request;
 use tracing::{debug, info, warn};
 
 use crate::{
     Connection, Control, Mesh,
     backoff::Backoff,
-    control::{ControlError, causes},
+    control::{ControlError, causes, name_cluster},
     session::Session,
 };
 
@@ -92,9 +92,7 @@ async fn stream(
     }
     let mut request = Request::new(UnboundedReceiverStream::new(outgoing));
     request.metadata_mut().insert("authorization", options.control.bearer().await?);
-    if let Ok(cluster) = MetadataValue::try_from(&options.cluster) {
-        request.metadata_mut().insert("clusterid", cluster);
-    }
+    name_cluster(request.metadata_mut(), &options.cluster);
     let answer = client.delta_aggregated_resources(request).await.map_err(status)?;
     info!(control = options.control.uri, "discovery stream open");
     mesh.set_connection(Connection::Up);
@@ -138,5 +136,32 @@ fn node(options: &Options) -> Node {
         id: format!("ztunnel~{address}~{name}.{namespace}~{namespace}.svc.cluster.local"),
         metadata: Some(Struct { fields: fields.map(|(name, value)| (name.to_owned(), value)).into() }),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_says_in_which_namespace_its_pod_is() {
+        let control = Control {
+            uri: "https://istiod:15012".into(),
+            ca: "ca".into(),
+            token: "t".into(),
+            server_name: None,
+        };
+        let proxy = Proxy {
+            node: "worker".into(),
+            name: "ztunnel-x".into(),
+            namespace: "istio-system".into(),
+            address: IpAddr::from([10, 0, 0, 1]),
+        };
+        let cluster = "Kubernetes".to_owned();
+        let node = node(&Options { control, proxy, cluster, trust_domain: "cluster.local".into() });
+        // istiod compares both with the namespace of the token.
+        assert_eq!(node.id, "ztunnel~10.0.0.1~ztunnel-x.istio-system~istio-system.svc.cluster.local");
+        let namespace = Some(Kind::StringValue("istio-system".into()));
+        assert_eq!(node.metadata.unwrap().fields["NAMESPACE"].kind, namespace);
     }
 }

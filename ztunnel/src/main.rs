@@ -149,7 +149,7 @@ fn shared(
         Some(AccessLog::As(format)) => logging.access_log(Some(format)),
         None => logging.access_log(None),
     };
-    let issuer = xds::CaClient::new(control(args), CERTIFICATE_VALIDITY);
+    let issuer = xds::CaClient::new(control(args), &*args.cluster, CERTIFICATE_VALIDITY);
     let options = StoreOptions {
         trust_domains: args.trust_domains(),
         patience: args.patience,
