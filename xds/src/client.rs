@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
-use prost_types::{ListValue, Struct, Value, value::Kind};
+use prost_types::{Struct, Value, value::Kind};
 use proto::discovery::{
     DeltaDiscoveryRequest, Node, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
@@ -124,10 +124,10 @@ fn status(status: tonic::Status) -> StreamError {
 fn node(options: &Options) -> Node {
     let Proxy { node, name, namespace, address } = &options.proxy;
     let text = |text: String| Value { kind: Some(Kind::StringValue(text)) };
-    let addresses = ListValue { values: vec![text(address.to_string())] };
     let fields = [
         ("CLUSTER_ID", text(options.cluster.clone())),
-        ("INSTANCE_IPS", Value { kind: Some(Kind::ListValue(addresses)) }),
+        // Several would have commas between them: istiod ends the stream of one who sends a list.
+        ("INSTANCE_IPS", text(address.to_string())),
         ("NAME", text(name.clone())),
         ("NAMESPACE", text(namespace.clone())),
         ("NODE_NAME", text(node.clone())),
@@ -162,6 +162,8 @@ mod tests {
         // istiod compares both with the namespace of the token.
         assert_eq!(node.id, "ztunnel~10.0.0.1~ztunnel-x.istio-system~istio-system.svc.cluster.local");
         let namespace = Some(Kind::StringValue("istio-system".into()));
-        assert_eq!(node.metadata.unwrap().fields["NAMESPACE"].kind, namespace);
+        let fields = node.metadata.unwrap().fields;
+        assert_eq!(fields["NAMESPACE"].kind, namespace);
+        assert_eq!(fields["INSTANCE_IPS"].kind, Some(Kind::StringValue("10.0.0.1".into())));
     }
 }
