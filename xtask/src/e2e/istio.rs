@@ -46,7 +46,8 @@ const IPTABLES: &str = r#"
     set -e
     multi=$(readlink -f "$(command -v xtables-nft-multi)")
     modules=$(dirname "$(find /usr/lib /lib -name libxt_mark.so | head -1)")
-    tar -chf - "$multi" "$modules" /usr/sbin/ip*tables-nft* $(ldd "$multi" | grep -o '/[^ ]*')
+    tar -chf - "$multi" "$modules" /usr/sbin/ip*tables-nft* \
+        $(ldd "$multi" "$modules"/*.so | grep -o '/[^ ]* (' | tr -d ' (' | sort -u)
 "#;
 
 /// What is tried, in this order: what is Istio's own, and cases of ours that hold whoever captures.
