@@ -208,7 +208,7 @@ async fn certificate(bed: &Bed, node: &str, identity: &Identity) -> Result<Vec<S
     let uri = identity.to_string().try_into().unwrap();
     params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
     let csr = params.serialize_request(&key).unwrap().pem().unwrap();
-    let client = xds::CaClient::new(bed.access(node), Duration::from_secs(600));
+    let client = xds::CaClient::new(bed.access(node), "Kubernetes", Duration::from_secs(600));
     client.issue(identity, csr).await.map(|issued| issued.chain_pem)
 }
 

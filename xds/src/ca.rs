@@ -12,7 +12,10 @@ use prost_types::{Struct, Value, value::Kind};
 use proto::ca::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 use tonic::{Code, Request, transport::Channel};
 
-use crate::{Control, ControlError, control::causes};
+use crate::{
+    Control, ControlError,
+    control::{causes, name_cluster},
+};
 
 /// A certificate that takes longer is asked for again.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,6 +28,7 @@ pub struct CaClient {
 
 struct Shared {
     control: Control,
+    cluster: String,
     /// Asked for; the authority may give less.
     validity: Duration,
     channel: Mutex<Option<Open>>,
@@ -36,9 +40,11 @@ struct Open {
 }
 
 impl CaClient {
-    /// Asks for certificates that are valid for `validity`.
-    pub fn new(control: Control, validity: Duration) -> Self {
-        Self { shared: Arc::new(Shared { control, validity, channel: Mutex::new(None) }) }
+    /// Asks for certificates that are valid for `validity`, as a node of `cluster`: istiod looks there for the pod
+    /// whose identity is asked for.
+    pub fn new(control: Control, cluster: impl Into<String>, validity: Duration) -> Self {
+        let (cluster, channel) = (cluster.into(), Mutex::new(None));
+        Self { shared: Arc::new(Shared { control, cluster, validity, channel }) }
     }
 }
 
@@ -57,18 +63,24 @@ impl Shared {
     async fn issue(&self, identity: &Identity, csr_pem: String) -> Result<Issued, IssueError> {
         let unavailable = |error: ControlError| IssueError::Unavailable(error.to_string());
         let channel = self.channel().await.map_err(unavailable)?;
-        let asked_for = Value { kind: Some(Kind::StringValue(identity.to_string())) };
-        let mut request = Request::new(IstioCertificateRequest {
-            csr: csr_pem,
-            validity_duration: i64::try_from(self.validity.as_secs()).unwrap_or(i64::MAX),
-            metadata: Some(Struct { fields: [("ImpersonatedIdentity".to_owned(), asked_for)].into() }),
-        });
+        let mut request = self.request(identity, csr_pem);
         request.metadata_mut().insert("authorization", self.control.bearer().await.map_err(unavailable)?);
-        request.set_timeout(TIMEOUT);
         match IstioCertificateServiceClient::new(channel).create_certificate(request).await {
             Ok(answer) => Ok(Issued { chain_pem: answer.into_inner().cert_chain }),
             Err(status) => Err(refusal(&status)),
         }
+    }
+
+    fn request(&self, identity: &Identity, csr: String) -> Request<IstioCertificateRequest> {
+        let asked_for = Value { kind: Some(Kind::StringValue(identity.to_string())) };
+        let mut request = Request::new(IstioCertificateRequest {
+            csr,
+            validity_duration: i64::try_from(self.validity.as_secs()).unwrap_or(i64::MAX),
+            metadata: Some(Struct { fields: [("ImpersonatedIdentity".to_owned(), asked_for)].into() }),
+        });
+        name_cluster(request.metadata_mut(), &self.cluster);
+        request.set_timeout(TIMEOUT);
+        request
     }
 
     async fn channel(&self) -> Result<Channel, ControlError> {
@@ -101,5 +113,28 @@ fn refusal(status: &tonic::Status) -> IssueError {
         | Code::Internal
         | Code::Unavailable
         | Code::DataLoss => IssueError::Unavailable(causes(status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_says_of_which_cluster_the_pod_is() {
+        let control = Control {
+            uri: "https://istiod:15012".into(),
+            ca: "ca".into(),
+            token: "token".into(),
+            server_name: None,
+        };
+        let client = CaClient::new(control, "west", Duration::from_secs(3600));
+        let identity = Identity::new("cluster.local", "shop", "web");
+        let request = client.shared.request(&identity, "csr".into());
+        // istiod looks for the pod among those of that cluster, and refuses without.
+        assert_eq!(request.metadata().get("clusterid").unwrap(), "west");
+        let fields = &request.get_ref().metadata.as_ref().unwrap().fields;
+        let asked_for = Some(Kind::StringValue("spiffe://cluster.local/ns/shop/sa/web".into()));
+        assert_eq!(fields["ImpersonatedIdentity"].kind, asked_for);
     }
 }

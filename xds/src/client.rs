@@ -2,19 +2,19 @@
 
 use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
-use prost_types::{ListValue, Struct, Value, value::Kind};
+use prost_types::{Struct, Value, value::Kind};
 use proto::discovery::{
     DeltaDiscoveryRequest, Node, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Request, metadata::MetadataValue};
+use tonic::Request;
 use tracing::{debug, info, warn};
 
 use crate::{
     Connection, Control, Mesh,
     backoff::Backoff,
-    control::{ControlError, causes},
+    control::{ControlError, causes, name_cluster},
     session::Session,
 };
 
@@ -92,9 +92,7 @@ async fn stream(
     }
     let mut request = Request::new(UnboundedReceiverStream::new(outgoing));
     request.metadata_mut().insert("authorization", options.control.bearer().await?);
-    if let Ok(cluster) = MetadataValue::try_from(&options.cluster) {
-        request.metadata_mut().insert("clusterid", cluster);
-    }
+    name_cluster(request.metadata_mut(), &options.cluster);
     let answer = client.delta_aggregated_resources(request).await.map_err(status)?;
     info!(control = options.control.uri, "discovery stream open");
     mesh.set_connection(Connection::Up);
@@ -126,10 +124,10 @@ fn status(status: tonic::Status) -> StreamError {
 fn node(options: &Options) -> Node {
     let Proxy { node, name, namespace, address } = &options.proxy;
     let text = |text: String| Value { kind: Some(Kind::StringValue(text)) };
-    let addresses = ListValue { values: vec![text(address.to_string())] };
     let fields = [
         ("CLUSTER_ID", text(options.cluster.clone())),
-        ("INSTANCE_IPS", Value { kind: Some(Kind::ListValue(addresses)) }),
+        // Several would have commas between them: istiod ends the stream of one who sends a list.
+        ("INSTANCE_IPS", text(address.to_string())),
         ("NAME", text(name.clone())),
         ("NAMESPACE", text(namespace.clone())),
         ("NODE_NAME", text(node.clone())),
@@ -138,5 +136,34 @@ fn node(options: &Options) -> Node {
         id: format!("ztunnel~{address}~{name}.{namespace}~{namespace}.svc.cluster.local"),
         metadata: Some(Struct { fields: fields.map(|(name, value)| (name.to_owned(), value)).into() }),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_says_in_which_namespace_its_pod_is() {
+        let control = Control {
+            uri: "https://istiod:15012".into(),
+            ca: "ca".into(),
+            token: "t".into(),
+            server_name: None,
+        };
+        let proxy = Proxy {
+            node: "worker".into(),
+            name: "ztunnel-x".into(),
+            namespace: "istio-system".into(),
+            address: IpAddr::from([10, 0, 0, 1]),
+        };
+        let cluster = "Kubernetes".to_owned();
+        let node = node(&Options { control, proxy, cluster, trust_domain: "cluster.local".into() });
+        // istiod compares both with the namespace of the token.
+        assert_eq!(node.id, "ztunnel~10.0.0.1~ztunnel-x.istio-system~istio-system.svc.cluster.local");
+        let namespace = Some(Kind::StringValue("istio-system".into()));
+        let fields = node.metadata.unwrap().fields;
+        assert_eq!(fields["NAMESPACE"].kind, namespace);
+        assert_eq!(fields["INSTANCE_IPS"].kind, Some(Kind::StringValue("10.0.0.1".into())));
     }
 }

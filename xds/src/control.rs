@@ -8,7 +8,7 @@ use std::{
 };
 
 use tonic::{
-    metadata::{Ascii, MetadataValue},
+    metadata::{Ascii, MetadataMap, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
@@ -123,6 +123,13 @@ impl Control {
 
 async fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, ControlError> {
     tokio::fs::read(path).await.map_err(|source| ControlError::Read { what, path: path.to_owned(), source })
+}
+
+/// Says of which cluster a request is; a name that no header may hold is left out.
+pub(crate) fn name_cluster(metadata: &mut MetadataMap, cluster: &str) {
+    if let Ok(cluster) = MetadataValue::try_from(cluster) {
+        metadata.insert("clusterid", cluster);
+    }
 }
 
 /// An error and its causes on one line; a cause that the line already says is left out.

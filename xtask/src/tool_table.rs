@@ -78,6 +78,12 @@ pub(crate) const TOOLS: &[Tool] = &[
     },
     Tool { program: "ssh-keyscan", package: "openssh-client", why: "its client", uses: &[Use::Test] },
     Tool {
+        program: "iptables",
+        package: "iptables",
+        why: "the rules of a foreign CNI plugin",
+        uses: &[Use::Test],
+    },
+    Tool {
         program: "setpriv",
         package: "util-linux",
         why: "an intruder's few capabilities",

@@ -1,6 +1,10 @@
 //! The flags of ztunnel, and the settings that follow from them.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use runtime::{
     config::{Common, Problems, values},
@@ -8,6 +12,7 @@ use runtime::{
 };
 
 use crate::{
+    dns, foreign,
     shared::Settings,
     sockets::{Keepalive, SocketOptions},
     worker,
@@ -25,9 +30,21 @@ pub(crate) struct Args {
     #[arg(long, value_name = "text|json|none", value_parser = access_log, help_heading = "Common")]
     pub(crate) access_log: Option<AccessLog>,
 
+    /// `proxy ztunnel`, which Istio's chart has on the command line: passed over, so that the chart fits
+    #[arg(hide = true, value_parser = ["proxy", "ztunnel"])]
+    pub(crate) as_istio_has_it: Vec<String>,
+
     /// Name of the node, as Kubernetes knows it
     #[arg(long, value_name = "NAME", help_heading = "Mesh")]
     pub(crate) node: String,
+
+    /// Name of ztunnel's own pod, by which control reports it; ztunnel-NODE unless given
+    #[arg(long, value_name = "NAME", help_heading = "Mesh")]
+    pub(crate) pod_name: Option<String>,
+
+    /// Namespace of ztunnel's own pod. istiod serves it only if that is the namespace of the token
+    #[arg(long, value_name = "NAME", default_value = "culvert-system", help_heading = "Mesh")]
+    pub(crate) pod_namespace: String,
 
     /// Where control serves discovery and certificates
     #[arg(long, value_name = "https://HOST:PORT", help_heading = "Mesh")]
@@ -68,6 +85,11 @@ pub(crate) struct Args {
     /// Whether names of the mesh are answered in the place of a pod's resolver, unless the pod's annotation says otherwise
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch, action = clap::ArgAction::Set, help_heading = "Mesh")]
     pub(crate) dns: bool,
+
+    /// Resolver for the queries of pods that a foreign CNI plugin has captured, whose own is not known; the first of
+    /// /etc/resolv.conf unless given
+    #[arg(long, value_name = "IP", help_heading = "Mesh")]
+    pub(crate) resolver: Option<IpAddr>,
 
     /// Folder in bpffs where the agent pins the capture of pods
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/culvert", help_heading = "Node")]
@@ -202,6 +224,7 @@ impl Args {
             trust_domain: self.trust_domain.as_str().into(),
             cluster_domain: self.cluster_domain.trim_matches('.').to_ascii_lowercase().into(),
             dns: self.dns,
+            resolver: self.resolver.or_else(foreign::resolver).map(|ip| SocketAddr::new(ip, dns::PORT)),
             sockets: SocketOptions { keepalive, dial_timeout: self.dial_timeout },
             hbone,
             connections_per_pod: self.max_connections_per_pod,
@@ -233,6 +256,13 @@ mod tests {
         assert_eq!(&*settings.trust_domain, "cluster.local");
         assert_eq!(settings.sockets.keepalive.idle, Duration::from_secs(180));
         assert!(args.worker_count() >= 1);
+    }
+
+    #[test]
+    fn the_words_of_istios_chart_are_passed_over_and_no_others() {
+        let args = resolve(&["--pod-namespace=istio-system", "proxy", "ztunnel"]).unwrap();
+        assert_eq!(args.pod_namespace, "istio-system");
+        assert!(matches!(resolve(&["proxy", "sidecar"]), Err(Stop::Clap(_))));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod config;
 mod dns;
 mod failure;
 mod fd;
+mod foreign;
 mod handover;
 mod inbound;
 mod live;
@@ -149,7 +150,7 @@ fn shared(
         Some(AccessLog::As(format)) => logging.access_log(Some(format)),
         None => logging.access_log(None),
     };
-    let issuer = xds::CaClient::new(control(args), CERTIFICATE_VALIDITY);
+    let issuer = xds::CaClient::new(control(args), &*args.cluster, CERTIFICATE_VALIDITY);
     let options = StoreOptions {
         trust_domains: args.trust_domains(),
         patience: args.patience,
@@ -185,8 +186,8 @@ fn xds_options(args: &Args) -> xds::Options {
         control: control(args),
         proxy: xds::Proxy {
             node: args.node.clone(),
-            name: format!("ztunnel-{}", args.node),
-            namespace: "culvert-system".into(),
+            name: args.pod_name.clone().unwrap_or_else(|| format!("ztunnel-{}", args.node)),
+            namespace: args.pod_namespace.clone(),
             address: Ipv4Addr::LOCALHOST.into(),
         },
         cluster: args.cluster.clone(),

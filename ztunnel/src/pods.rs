@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     dns::{Dns, Names},
+    foreign,
     shared::Shared,
     sockets::{self, Inside, Measure, OnwardPorts, OriginalDestination, Own, SocketOptions},
     worker::{Command, Workers},
@@ -33,13 +34,7 @@ use crate::{
 /// The listeners of a pod, in the order of their slots.
 pub(crate) const ROLES: [Role; 3] = [Role::Outbound, Role::Inbound, Role::Hbone];
 
-/// Where a foreign CNI plugin's rules send connections, in the order of [`ROLES`].
-const FOREIGN_PORTS: [u16; 3] = [15001, 15006, 15008];
-
-/// The packet mark by which a foreign CNI plugin's rules know a proxy's own packets.
-const FOREIGN_MARK: u32 = 0x539;
-
-/// A fixed port may still be held by the ztunnel of a pod's predecessor: attempts, and the wait between them.
+/// A fixed port may still be held by an app, or by a ztunnel that does not share it: attempts, and the wait between them.
 const BUSY_PORT: (usize, Duration) = (20, Duration::from_millis(100));
 
 /// One pod, as long as anything of it is served.
@@ -61,10 +56,10 @@ pub(crate) struct Pod {
     pub(crate) ended: CancellationToken,
     connections: AtomicUsize,
     /// The listeners' ports; whoever dials one of them dials ztunnel and not the app.
-    ports: [u16; 3],
+    ports: Vec<u16>,
     slots: Mutex<Option<PodSlots>>,
     listeners: Mutex<Vec<Arc<TcpListener>>>,
-    cookies: [u64; 3],
+    cookies: Vec<u64>,
     /// `None` where its queries are none of ours.
     pub(crate) dns: Option<Dns>,
     pub(crate) names: Names,
@@ -129,6 +124,18 @@ impl Pod {
         judge_holders(&held, &self.cookies)
     }
 
+    /// Whether another ztunnel takes what is new.
+    pub(crate) fn has_successor(&self) -> bool {
+        if self.slots().is_some() {
+            return self.holder() == Holder::Another;
+        }
+        let shared = self.ask(Diag::listeners).and_then(|all| foreign::is_shared(&self.listeners(), &all));
+        shared.unwrap_or_else(|error| {
+            tracing::warn!(pod = %self.uid, %error, "whether another ztunnel serves the pod cannot be told");
+            false
+        })
+    }
+
     /// Puts our listeners into the slots.
     pub(crate) fn take_slots(&self) -> Result<(), capture::Error> {
         let slots = self.slots();
@@ -152,7 +159,7 @@ impl Pod {
         self.accepting.cancel();
         self.listeners().clear();
         if let Some(dns) = &self.dns {
-            self.with_slots(|slots| dns.close(self, slots));
+            dns.close(self);
         }
     }
 
@@ -255,7 +262,7 @@ impl Manager {
         let slots = self.slots(&info.uid).map_err(capture)?;
         let own = match (&self.pins, &slots) {
             (Some(pins), Some(_)) => Own::Storage(pins.clone()),
-            _ => Own::Mark(FOREIGN_MARK),
+            _ => Own::Mark(foreign::MARK),
         };
         let failed = |what| {
             move |source| OpenError::Io {
@@ -266,27 +273,31 @@ impl Manager {
                 source,
             }
         };
-        let fixed = if slots.is_some() { [0; 3] } else { FOREIGN_PORTS };
-        let mut listeners = Vec::with_capacity(ROLES.len());
-        for (role, port) in ROLES.into_iter().zip(fixed) {
+        let at: Vec<(Role, u16)> = match slots {
+            Some(_) => ROLES.map(|role| (role, 0)).to_vec(),
+            None => foreign::PORTS.to_vec(),
+        };
+        let mut listeners = Vec::with_capacity(at.len());
+        for (role, port) in at {
             // Tunnels cross the network; what is captured comes over the pod's own `lo`.
             let measure = if role == Role::Hbone { Measure::Yes } else { Measure::No };
             let listener = listen_patiently(&netns, &own, port, measure, &self.shared.settings.sockets);
             listeners
                 .push(Arc::new(listener.await.map_err(failed("open a listener in its network namespace"))?));
         }
-        let mut ports = [0; 3];
-        let mut cookies = [0; 3];
-        for (index, listener) in listeners.iter().enumerate() {
-            ports[index] = listener.local_addr().map_err(failed("ask a listener's port"))?.port();
-            cookies[index] = socket_cookie(listener.as_fd()).map_err(failed("ask a listener's cookie"))?;
+        let (mut ports, mut cookies) = (Vec::new(), Vec::new());
+        for listener in &listeners {
+            ports.push(listener.local_addr().map_err(failed("ask a listener's port"))?.port());
+            cookies.push(socket_cookie(listener.as_fd()).map_err(failed("ask a listener's cookie"))?);
         }
+        let answers = info.answer_dns.unwrap_or(self.shared.settings.dns);
         let dns = match slots {
-            Some(_) if info.answer_dns.unwrap_or(self.shared.settings.dns) => Some(
-                Dns::open(&netns, &own).map_err(failed("open a socket for DNS in its network namespace"))?,
-            ),
-            _ => None,
+            Some(_) if answers => Dns::open(&netns, &own).map(Some),
+            Some(_) => Ok(None),
+            // The rules lead queries here whether or not we know an answer.
+            None => Dns::open_at_port(&netns, &own, answers).map(Some),
         };
+        let dns = dns.map_err(failed("open a socket for DNS in its network namespace"))?;
         let original = match slots {
             Some(_) => OriginalDestination::LocalAddress,
             None => OriginalDestination::Netfilter,
@@ -353,10 +364,11 @@ impl Manager {
         let superseded = self.superseded();
         let pod = Arc::new(self.open(info, netns).await.map_err(|error| error.to_string())?);
         self.shared.store.hold(&pod.identity);
-        for (role, listener) in ROLES.iter().zip(pod.listeners().iter()) {
+        let foreign = foreign::PORTS.iter().map(|(role, _)| *role);
+        let roles: Vec<Role> = if pod.slots().is_some() { ROLES.to_vec() } else { foreign.collect() };
+        for (role, listener) in roles.into_iter().zip(pod.listeners().iter()) {
             let home = self.next_worker;
-            self.workers
-                .send(home, Command::Listen { pod: pod.clone(), role: *role, listener: listener.clone() });
+            self.workers.send(home, Command::Listen { pod: pod.clone(), role, listener: listener.clone() });
         }
         if pod.dns.is_some() {
             self.workers.send(self.next_worker, Command::Dns { pod: pod.clone() });
@@ -369,7 +381,7 @@ impl Manager {
             self.stop(&info.uid);
             return Err(format!("pod {}: {error}", info.uid));
         }
-        let captured = if pod.slots().is_some() { "slots" } else { "ports 15001, 15006, 15008" };
+        let captured = if pod.slots().is_some() { "slots" } else { "ports 15001, 15006, 15008, 15053" };
         tracing::info!(
             pod = %format_args!("{}/{}", pod.namespace, pod.name), uid = %pod.uid, identity = %pod.identity, by = captured,
             "serving pod"
@@ -504,16 +516,16 @@ impl Pod {
             identity: Identity::new("cluster.local", namespace, name),
             netns: Netns::current().unwrap(),
             cookie: None,
-            own: Own::Mark(FOREIGN_MARK),
+            own: Own::Mark(foreign::MARK),
             onward_ports: OnwardPorts::new(),
             original: OriginalDestination::LocalAddress,
             accepting: CancellationToken::new(),
             ended: CancellationToken::new(),
             connections: AtomicUsize::new(0),
-            ports: [40001, 40002, 40003],
+            ports: vec![40001, 40002, 40003],
             slots: Mutex::default(),
             listeners: Mutex::default(),
-            cookies: [0; 3],
+            cookies: vec![0; 3],
             dns: None,
             names: Names::default(),
         })

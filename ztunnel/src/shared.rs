@@ -1,7 +1,7 @@
 //! What all threads of this ztunnel share. Everything a connection needs is read without a lock.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) cluster_domain: Arc<str>,
     /// Whether DNS queries of pods are answered, where a pod says nothing else.
     pub(crate) dns: bool,
+    /// Who answers what is not ours to answer, where a pod's own resolver is not known; `None` where there is none.
+    pub(crate) resolver: Option<SocketAddr>,
     pub(crate) sockets: SocketOptions,
     pub(crate) hbone: hbone::Settings,
     pub(crate) connections_per_pod: usize,

@@ -185,6 +185,8 @@ pub(crate) fn listen(
     socket.set_ip_transparent_v6(true)?;
     // Accepted sockets sit on the app's own port; without this the app could not bind it again.
     socket.set_reuse_address(true)?;
+    // Without slots a successor listens on the same port before we close it.
+    socket.set_reuse_port(matches!(own, Own::Mark(_)))?;
     socket.set_nonblocking(true)?;
     // What follows is inherited by the accepted sockets.
     tune(&socket, options)?;

@@ -13,7 +13,6 @@ use std::{
 use runtime::drain::Drain;
 
 use crate::{
-    pods::Holder,
     shared::Shared,
     worker::{Command, Workers},
 };
@@ -62,7 +61,7 @@ pub(crate) async fn end(shared: &Arc<Shared>, workers: &Workers, tunnels: Drain,
     let mut successor_since: Option<Instant> = None;
     let mut last = None;
     loop {
-        if successor_since.is_none() && shared.pods.all().iter().any(|pod| pod.holder() == Holder::Another) {
+        if successor_since.is_none() && shared.pods.all().iter().any(|pod| pod.has_successor()) {
             successor_since = Some(Instant::now());
             // The peers' next tunnels reach the successor; those that are there serve on.
             tunnels.start();
@@ -95,8 +94,8 @@ pub(crate) async fn end(shared: &Arc<Shared>, workers: &Workers, tunnels: Drain,
 
 fn told(step: Step) -> &'static str {
     match step {
-        Step::Serve => "ending; no successor has taken the pods' slots, so all is served on until one does",
-        Step::ListenOn => "ending; a successor has taken the pods' slots, completing what is on its way here",
+        Step::Serve => "ending; no successor serves the pods, so all is served on until one does",
+        Step::ListenOn => "ending; a successor serves the pods, completing what is on its way here",
         Step::Finish => "ending; listeners are closed, serving what is carried to its end",
         Step::Exit => "ending now",
     }

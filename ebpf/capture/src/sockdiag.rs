@@ -33,7 +33,8 @@ const SK_MEMINFO_RMEM_ALLOC: usize = 0;
 const SK_MEMINFO_BACKLOG: usize = 7;
 /// An answer's attribute: the id of the cgroup2 that made the socket.
 const INET_DIAG_CGROUP_ID: u16 = 21;
-/// Where `struct inet_diag_msg` has the socket's user and inode.
+/// Where `struct inet_diag_msg` has the socket's port, user and inode.
+const PORT: usize = 4;
 const USER: usize = 64;
 const INODE: usize = 68;
 /// An answer's attribute: the socket's packet mark. The kernel tells it to who has NET_ADMIN.
@@ -81,6 +82,8 @@ impl TcpSocket {
 /// A listening socket, as far as it tells whose it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listening {
+    /// Where it listens.
+    pub port: u16,
     /// By which `/proc/PID/fd` names it.
     pub inode: u64,
     /// The user who made it.
@@ -215,7 +218,8 @@ impl Diag {
                     .and_then(|id| id.get(..8)?.try_into().ok())
                     .map(u64::from_ne_bytes);
                 let (inode, uid) = (u64::from(u32_at(message, INODE)?), u32_at(message, USER)?);
-                found.push(Listening { inode, uid, cgroup });
+                let port = u16::from_be(u16_at(message, PORT)?);
+                found.push(Listening { port, inode, uid, cgroup });
                 Ok(())
             };
             while each_message(asker.answer(&mut buffer)?, &mut take)? {}

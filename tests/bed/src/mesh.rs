@@ -57,7 +57,7 @@ impl Mesh {
     pub fn start_foreign(world: &World) -> Result<Self> {
         Self::start_each(world, |node| {
             let agent = node.spawn_agent("agent", &["--foreign-ztunnel"])?;
-            Ok((agent, node.spawn_foreign_ztunnel("ztunnel")?))
+            Ok((agent, node.spawn_foreign_ztunnel("ztunnel", &[])?))
         })
     }
 
@@ -203,10 +203,10 @@ impl Node {
 
     /// Starts a ztunnel that sees no pins, and so is to the agent what a foreign one is: it listens on the
     /// fixed ports and its sockets bear the packet mark 0x539. Does not wait.
-    pub fn spawn_foreign_ztunnel(&self, log: &str) -> Result<Process> {
+    pub fn spawn_foreign_ztunnel(&self, log: &str, more: &[&str]) -> Result<Process> {
         let nothing = self.folder().join("no-pins");
         let job = self.program("ztunnel", &nothing)?.args(["--access-log", "json"]);
-        job.spawn(&format!("{}-{log}", self.name()))
+        job.args(more).spawn(&format!("{}-{log}", self.name()))
     }
 
     /// Waits until the node's ztunnel is ready.

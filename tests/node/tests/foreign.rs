@@ -1,11 +1,16 @@
 //! `agent --foreign-ztunnel`: a ztunnel that knows nothing of our slots and of our mark on sockets, on its
 //! fixed ports and with its packet mark. Ours plays it.
 
-use std::{io::Write, thread, time::Duration};
+use std::{io::Write, net::IpAddr, thread, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bed::sniff::{HBONE, Sniffer};
-use node::{PATIENCE, Scene, app, fails, outcome, port, same, well};
+use nix::sys::signal::Signal;
+use node::{
+    PATIENCE, Scene, app,
+    dns::{A, Resolver, addresses, ask, odd_answer, query, read_framed, write_framed},
+    fails, outcome, port, same, well,
+};
 
 const SECRET: &str = "the-safe-opens-at-7-31-88";
 /// Seconds; the kernel's default is 60.
@@ -21,7 +26,7 @@ const PODS: [(&str, &str, &str); 4] = [
 /// That the programs under test are what this test is about.
 fn is_foreign(scene: &Scene, pod: &str) -> Result<()> {
     let listening = scene.pod(pod).job("ss").args(["-Htln"]).check()?.stdout;
-    for port in [15001, 15006, 15008] {
+    for port in [15001, 15006, 15008, 15053] {
         ensure!(listening.contains(&format!(":{port} ")), "nobody listens on {port}: {listening}");
     }
     Ok(())
@@ -151,7 +156,7 @@ fn nothing_leaks_when_a_foreign_ztunnel_is_killed() -> Result<()> {
     wire.so_far()?.only_tunnels()?;
 
     let programs = scene.mesh.on("a");
-    programs.ztunnel = programs.node.spawn_foreign_ztunnel("ztunnel-2")?;
+    programs.ztunnel = programs.node.spawn_foreign_ztunnel("ztunnel-2", &[])?;
     programs.node.wait_ztunnel(&mut programs.ztunnel)?;
     for to in targets {
         let served = || Ok(Some(outcome(app(&client, "echo", to)?)?).filter(|value| value["ok"] == true));
@@ -161,5 +166,75 @@ fn nothing_leaks_when_a_foreign_ztunnel_is_killed() -> Result<()> {
     let seen = link.stop()?;
     seen.complete()?;
     ensure!(seen.showed("secret").is_empty(), "it left the pod: {seen:?}");
+    Ok(())
+}
+
+/// A second ztunnel beside the first, as a DaemonSet rolls: it asks `resolver` what it does not know.
+fn successor(scene: &mut Scene, node: &str, resolver: IpAddr) -> Result<()> {
+    let programs = scene.mesh.on(node);
+    let own = ["--admin-addr", "none", "--metrics-addr", "none", "--ready-addr", "[::]:16021"];
+    let resolver = resolver.to_string();
+    let flags = [&own[..], &["--resolver", &resolver]].concat();
+    let mut next = programs.node.spawn_foreign_ztunnel("successor", &flags)?;
+    bed::mesh::wait_ready(&mut next, programs.node.netns(), 16021)?;
+    let mut before = std::mem::replace(&mut programs.ztunnel, next);
+    before.signal(Signal::SIGTERM)?;
+    before.wait(PATIENCE).context("the predecessor ends once it carries nothing").map(drop)
+}
+
+#[test]
+fn a_foreign_ztunnel_is_rolled_and_no_connection_fails() -> Result<()> {
+    let mut scene = Scene::start_foreign(&PODS)?;
+    let to = scene.pod("server").at(port::ECHO);
+    let rate = ["--count", "4000", "--rate", "500", "--concurrency", "256"];
+    let mut traffic = app(scene.pod("client"), "short", to)?.args(rate).spawn("traffic")?;
+    thread::sleep(Duration::from_secs(1));
+    let nobody = scene.pod("stranger").v4();
+    for node in ["a", "b"] {
+        successor(&mut scene, node, nobody)?;
+    }
+    traffic.wait(Duration::from_secs(60))?;
+    let report = traffic.log();
+    let report: serde_json::Value = serde_json::from_str(report.lines().last().context("no report")?)?;
+    same("connections that failed", &report["failures"], &serde_json::json!({}))?;
+    same("connections that succeeded", report["succeeded"].as_u64(), Some(4000))
+}
+
+/// As Istio's CNI plugin has it by default: queries are rewritten to port 15053 of the pod itself.
+#[test]
+fn queries_that_rules_lead_to_the_port_are_answered_or_passed_on() -> Result<()> {
+    let pods = [("mesh", "client", "a"), ("mesh", "server", "b"), ("plain", "resolver", "b")];
+    let mut scene = Scene::start_foreign(&pods)?;
+    let service = scene.world.service(7, "mesh", "shop", &[("app", "server")], &[(80, port::ECHO)])?;
+    let resolver = Resolver::start(scene.pod("resolver"), None)?;
+    let [v4, v6] = resolver.at;
+    successor(&mut scene, "a", v4.ip())?;
+    let client = scene.pod("client").clone();
+    for tables in ["iptables", "ip6tables"] {
+        for (transport, place) in [("udp", ["!", "-o", "lo"]), ("tcp", ["!", "-o", "lo"])] {
+            let rule = ["-t", "nat", "-A", "OUTPUT", "-p", transport, "--dport", "53"];
+            let but = ["-m", "mark", "!", "--mark", "0x539/0xfff", "-j", "REDIRECT", "--to-ports", "15053"];
+            client.job(tables).args(rule).args(place).args(but).check()?;
+        }
+    }
+    let own = |at| addresses(&ask(&client, at, &query(1, "shop.mesh.svc.cluster.local", A))?);
+    for at in [v4, v6] {
+        let known = || Ok((own(at)? == [service[0]]).then_some(()));
+        bed::eventually(PATIENCE, "the service's address", known)?;
+        let other = query(2, "elsewhere.example.com", A);
+        let before = resolver.asked();
+        same("what the resolver said", ask(&client, at, &other)?, odd_answer(&other))?;
+        same("asked of it", resolver.asked(), before + 1)?;
+        let mut stream = client.netns().connect(at, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write_framed(&mut stream, &query(3, "shop.mesh.svc.cluster.local", A))?;
+        same("ours over TCP", addresses(&read_framed(&mut stream)?)?, vec![service[0]])?;
+        write_framed(&mut stream, &other)?;
+        same("the resolver's over TCP", read_framed(&mut stream)?, odd_answer(&other))?;
+    }
+    // Nobody from elsewhere is answered at the port.
+    let stranger = scene.pod("resolver");
+    let asked = ask(stranger, client.at(15053), &query(4, "shop.mesh.svc.cluster.local", A));
+    ensure!(asked.is_err(), "a resolver for strangers: {asked:x?}");
     Ok(())
 }

@@ -27,9 +27,15 @@ use crate::{
 };
 
 mod cases;
+mod istio;
 mod world;
 
+use istio::Parts;
 use world::{Earlier, World};
+
+/// Said at the end of every run in which they were not tried.
+const FOREIGN_PARTS: &str = "  NOT RUN  foreign parts (our ztunnel under istiod and istio-cni, Istio's under our control and agent): \
+    they want Istio's binaries, `cargo xtask e2e --istio FOLDER` (docs/istio.md)";
 
 /// Which cluster, which cases.
 #[derive(Debug, clap::Args)]
@@ -43,9 +49,9 @@ pub(crate) struct Args {
     /// Name the cases, and end.
     #[arg(long)]
     list: bool,
-    /// Name of the cluster that is made, and removed at the end.
-    #[arg(long, default_value = "culvert-e2e", value_name = "NAME")]
-    name: String,
+    /// Name of the cluster that is made, and removed at the end [default: culvert-e2e, culvert-istio with --istio]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
     /// Image of the nodes, where kind's own cannot be pulled.
     #[arg(long, value_name = "IMAGE", env = "CULVERT_NODE_IMAGE")]
     node_image: Option<String>,
@@ -60,6 +66,11 @@ pub(crate) struct Args {
     /// all later cases then look at what was upgraded.
     #[arg(long, value_name = "FOLDER")]
     upgrade_from: Option<PathBuf>,
+    /// Foreign parts in place of everything else: our ztunnel under istiod and istio-cni, and, where bin/ztunnel is
+    /// there, Istio's under our control and agent. A copy of the Go module istio.io/istio with what is built of it in
+    /// bin: pilot-discovery, install-cni, istio-cni (docs/istio.md).
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["upgrade_from", "kubeconfig"])]
+    istio: Option<PathBuf>,
     /// How to compile what runs in the cluster.
     #[arg(long, value_enum, default_value = "dev")]
     profile: image::Profile,
@@ -89,7 +100,8 @@ enum Outcome {
 
 /// Builds, makes the cluster, tries every case, and removes the cluster.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
-    let cases: Vec<Case> = cases::all().into_iter().filter(|case| args.wants(case)).collect();
+    let all = if args.istio.is_some() { istio::cases() } else { cases::all() };
+    let cases: Vec<Case> = all.into_iter().filter(|case| args.wants(case)).collect();
     if args.list {
         for case in cases {
             println!("{:<22} {}", case.name, case.holds);
@@ -100,6 +112,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         bail!("no case is named so: `cargo xtask e2e --list --full` names them all");
     }
     shell::demand_root("the cluster")?;
+    let parts = args.istio.as_deref().map(Parts::find).transpose()?;
+    let name = args.cluster();
     let tools = Tools::find(root)?;
     let began = Instant::now();
     let folder = root.join("target/e2e");
@@ -122,10 +136,10 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let cluster = match &args.kubeconfig {
         Some(kubeconfig) => Cluster::existing(&tools, kubeconfig)?,
         None => {
-            let (cleaner, name) = (tools.clone(), args.name.clone());
-            interrupt::watch("removing the cluster", move || cluster::delete(&cleaner, &name))?;
+            let (cleaner, gone) = (tools.clone(), name.to_owned());
+            interrupt::watch("removing the cluster", move || cluster::delete(&cleaner, &gone))?;
             let recipe = Recipe {
-                name: &args.name,
+                name,
                 config: root.join("deploy/kind/cluster.yaml"),
                 image: args.node_image.as_deref(),
                 folder: folder.clone(),
@@ -134,6 +148,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
             cluster.load(&names)?;
             if let Some(earlier) = &earlier {
                 cluster.load(&earlier.images)?;
+            }
+            if let Some(parts) = &parts {
+                cluster.load(&parts.images(root, &cluster)?)?;
             }
             cluster
         }
@@ -146,15 +163,20 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         node_image: args.node_image.as_deref(),
         images: names,
         earlier,
+        system: if parts.is_some() { cluster::ISTIO } else { cluster::SYSTEM },
+        istio: parts,
         joined: std::sync::OnceLock::new(),
     };
     let tried = try_all(&world, &cases, &folder);
     let failed = report(&tried, began.elapsed());
+    if world.istio.is_none() {
+        println!("{FOREIGN_PARTS}");
+    }
     if args.kubeconfig.is_none() {
         if failed > 0 && args.keep_on_failure {
-            println!("the cluster is left running: kind delete cluster --name {}", args.name);
+            println!("the cluster is left running: kind delete cluster --name {name}");
         } else {
-            cluster::delete(&tools, &args.name)?;
+            cluster::delete(&tools, name)?;
         }
     }
     if failed > 0 {
@@ -164,6 +186,11 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 }
 
 impl Args {
+    fn cluster(&self) -> &str {
+        let default = if self.istio.is_some() { "culvert-istio" } else { "culvert-e2e" };
+        self.name.as_deref().unwrap_or(default)
+    }
+
     fn wants(&self, case: &Case) -> bool {
         let named = self.only.is_empty() || self.only.iter().any(|only| case.name.contains(only));
         if case.name == cases::UPGRADE_FROM {
@@ -182,6 +209,8 @@ fn try_all(world: &World<'_>, cases: &[Case], folder: &Path) -> Vec<(Case, Outco
         let begin = Instant::now();
         let outcome = if baseless {
             Outcome::NotRun("what it builds upon failed")
+        } else if case.name == istio::ZTUNNEL && !world.istio.as_ref().is_some_and(Parts::has_ztunnel) {
+            Outcome::NotRun(istio::NO_ZTUNNEL)
         } else if case.on_nodes && !has_shell {
             Outcome::NotRun("this machine has no shell on the cluster's nodes")
         } else {

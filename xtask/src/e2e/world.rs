@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::demand;
+use super::{demand, istio::Parts};
 use crate::{
     image,
     kind::{
@@ -74,6 +74,10 @@ pub(crate) struct World<'a> {
     pub(crate) images: Vec<String>,
     /// What is installed first, where an upgrade to this version is asked for.
     pub(crate) earlier: Option<Earlier>,
+    /// The namespace in which ztunnel runs.
+    pub(crate) system: &'static str,
+    /// Istio's parts, where ours are tried among them.
+    pub(crate) istio: Option<Parts>,
     /// From the label to the last of the shop's pods captured, once that was.
     pub(crate) joined: std::sync::OnceLock<Duration>,
 }

@@ -16,6 +16,8 @@ use crate::shell;
 
 /// Where the mesh is installed.
 pub(crate) const SYSTEM: &str = "culvert-system";
+/// Where Istio is, in the runs that try us among its parts.
+pub(crate) const ISTIO: &str = "istio-system";
 /// How a cluster of kind's is made.
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe<'a> {
@@ -171,9 +173,11 @@ impl Cluster {
         let mut text = self.ask(&["get", "pods", "--all-namespaces", "--output", "wide"]).unwrap_or_default();
         let events = ["get", "events", "--all-namespaces", "--field-selector", "type=Warning"];
         text.push_str(&self.ask(&events).unwrap_or_default());
-        for name in ["control", "agent", "ztunnel"] {
+        let ours = ["control", "agent", "ztunnel"].map(|name| (SYSTEM, name));
+        let istios = ["istiod", "istio-cni", "ztunnel"].map(|name| (ISTIO, name));
+        for (namespace, name) in ours.into_iter().chain(istios) {
             let selector = format!("--selector=app.kubernetes.io/name={name}");
-            let logs = ["--namespace", SYSTEM, "logs", &selector, tail, "--prefix"];
+            let logs = ["--namespace", namespace, "logs", &selector, tail, "--prefix"];
             text.push_str(&self.ask(&logs).unwrap_or_default());
             if let Ok(before) = self.ask(&[&logs[..], &["--previous"]].concat()) {
                 text.push_str(&before);

@@ -1,7 +1,7 @@
 //! DNS for the pods: names of the mesh are answered here, everything else is the business of the resolver that
 //! the pod asked.
 //!
-//! A query over UDP comes through the slot [`capture::Role::Dns`], one over TCP is a captured connection to port
+//! A query over UDP comes through the slot [`capture::Role::Dns`], or by a foreign CNI plugin's rules to a port; one over TCP is a captured connection to port
 //! 53. What a name means is decided by `mesh` ([`mesh::Snapshot::resolve`]); `message` reads and writes, `forward`
 //! passes on, `udp` and `tcp` serve. Without us (no ztunnel, or not for this pod) queries over UDP reach their
 //! resolver as ever: names of the mesh that only we know are unknown then, and nothing else.
@@ -31,7 +31,7 @@ use mesh::{Asker, Family};
 use rand::seq::SliceRandom;
 
 use self::message::{Kind, Question};
-use crate::{pods::Pod, shared::Shared, sockets::Own};
+use crate::{foreign, pods::Pod, shared::Shared, sockets::Own};
 
 pub(crate) use self::{
     metrics::Metrics,
@@ -64,6 +64,10 @@ enum Transport {
 
 /// What a pod whose queries are answered needs for it.
 pub(crate) struct Dns {
+    /// How queries come to the socket.
+    way: Way,
+    /// Whether names of the mesh are answered here, and not by the resolver.
+    answers: bool,
     /// `None` once no further query is taken.
     socket: Mutex<Option<Arc<UdpSocket>>>,
     cookie: u64,
@@ -73,13 +77,33 @@ pub(crate) struct Dns {
     backoff: Mutex<Backoff>,
 }
 
+/// How queries over UDP come here, and answers go back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Through the slot, with the resolver's address; the answer is sent from that.
+    Slot,
+    /// By a foreign CNI plugin's rules, which rewrite the address to our port, and the answer's back.
+    Port,
+}
+
 impl Dns {
     /// Opens the socket of a pod's queries, in no slot yet.
     pub(crate) fn open(netns: &Netns, own: &Own) -> io::Result<Self> {
-        let socket = Arc::new(listen(netns, own)?);
+        Self::with(listen(netns, own, 0)?, Way::Slot, true)
+    }
+
+    /// Opens the socket to whose port a foreign CNI plugin's rules lead a pod's queries. With `answers` off all of them
+    /// are passed on.
+    pub(crate) fn open_at_port(netns: &Netns, own: &Own, answers: bool) -> io::Result<Self> {
+        Self::with(listen(netns, own, foreign::DNS_PORT)?, Way::Port, answers)
+    }
+
+    fn with(socket: UdpSocket, way: Way, answers: bool) -> io::Result<Self> {
         let cookie = socket_cookie(socket.as_fd())?;
-        let socket = Mutex::new(Some(socket));
+        let socket = Mutex::new(Some(Arc::new(socket)));
         Ok(Self {
+            way,
+            answers,
             socket,
             cookie,
             aside: AtomicBool::new(false),
@@ -95,9 +119,9 @@ impl Dns {
 
     /// Takes no further query. A socket that stayed in the slot, and in the process until that ends, would swallow
     /// queries that nobody reads: a successor that leaves DNS alone does not displace it.
-    pub(crate) fn close(&self, pod: &Pod, slots: &PodSlots) {
+    pub(crate) fn close(&self, pod: &Pod) {
         if self.socket.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-            self.leave(pod, slots);
+            pod.with_slots(|slots| self.leave(pod, slots));
         }
     }
 
@@ -194,6 +218,9 @@ impl Backoff {
 /// The answer to a question about a name of the mesh, as one snapshot has it; `None` where the pod's resolver is to
 /// be asked. `limit` is the size of the answer, `None` by what the client takes over UDP.
 fn answer(shared: &Shared, pod: &Pod, question: &Question, limit: Option<usize>) -> Option<Vec<u8>> {
+    if !pod.dns.as_ref().is_some_and(|dns| dns.answers) {
+        return None;
+    }
     let snapshot = shared.mesh.current();
     if !snapshot.is_complete() {
         return None;

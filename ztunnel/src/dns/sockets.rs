@@ -4,14 +4,15 @@
 //! What is in the datagrams is not known here.
 
 use std::{
-    io::{self, IoSliceMut},
-    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket},
     os::fd::{AsFd, AsRawFd},
 };
 
 use capture::Netns;
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, recvmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, recvmsg, sendmsg, setsockopt,
+    sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -29,29 +30,29 @@ pub(super) struct Received {
     pub(super) length: usize,
     /// The app.
     pub(super) client: SocketAddr,
-    /// Whom it asked.
-    pub(super) resolver: SocketAddr,
+    /// Where it arrived: at the resolver's address, unless that was rewritten.
+    pub(super) at: SocketAddr,
 }
 
-/// Makes the socket for a pod's queries, on a free port. It hears only what the kernel programs give it: what is
-/// sent to its own port does not come from [`receive`].
-pub(crate) fn listen(netns: &Netns, own: &Own) -> io::Result<UdpSocket> {
+/// Makes the socket for a pod's queries, on `port`; 0 takes a free one.
+pub(crate) fn listen(netns: &Netns, own: &Own, port: u16) -> io::Result<UdpSocket> {
     let socket = netns.enter(|| datagrams(own, Domain::IPV6)).map_err(io::Error::other)??;
     socket.set_only_v6(false)?;
     setsockopt(&socket, sockopt::Ipv4OrigDstAddr, &true)?;
     setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)?;
-    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into())?;
+    // Without slots a successor takes queries on the same port before we close it.
+    socket.set_reuse_port(matches!(own, Own::Mark(_)))?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
     Ok(socket.into())
 }
 
-/// Takes one datagram; `WouldBlock` when there is none. `None` for one that was not a query on its way to a
-/// resolver: somebody has found our port.
+/// Takes one datagram; `WouldBlock` when there is none. `None` for one that does not say where it comes from and goes.
 pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received>> {
     let mut control = nix::cmsg_space!(libc::sockaddr_in, libc::sockaddr_in6);
     let mut vectors = [IoSliceMut::new(buffer)];
     let got =
         recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut vectors, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
-    let resolver = got.cmsgs()?.find_map(|message| match message {
+    let at = got.cmsgs()?.find_map(|message| match message {
         ControlMessageOwned::Ipv4OrigDstAddr(at) => {
             let at = SockaddrIn::from(at);
             Some(SocketAddr::new(IpAddr::V4(at.ip()), at.port()))
@@ -63,8 +64,8 @@ pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Optio
         _ => None,
     });
     let client = got.address.map(|at| canonical(SocketAddr::new(IpAddr::V6(at.ip()), at.port())));
-    let (Some(client), Some(resolver)) = (client, resolver.map(canonical)) else { return Ok(None) };
-    Ok((resolver.port() == PORT).then_some(Received { length: got.bytes, client, resolver }))
+    let (Some(client), Some(at)) = (client, at.map(canonical)) else { return Ok(None) };
+    Ok(Some(Received { length: got.bytes, client, at }))
 }
 
 /// A socket from which a pod's resolver is asked, as the pod: from its address `from`, and a port that nobody
@@ -91,6 +92,26 @@ pub(super) fn answer(
     bytes: &[u8],
 ) -> io::Result<()> {
     pose(netns, own, resolver)?.send_to(bytes, &client.into()).map(drop)
+}
+
+/// Answers an app from the address at which its query arrived, and from the same port: the rules that led the query
+/// here know the answer by both, and give it the resolver's address.
+pub(super) fn answer_from(
+    socket: &UdpSocket,
+    from: IpAddr,
+    client: SocketAddr,
+    bytes: &[u8],
+) -> io::Result<()> {
+    let mapped = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let source =
+        libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: mapped(from).octets() }, ipi6_ifindex: 0 };
+    let to = SockaddrIn6::from(SocketAddrV6::new(mapped(client.ip()), client.port(), 0, 0));
+    let control = [ControlMessage::Ipv6PacketInfo(&source)];
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(bytes)], &control, MsgFlags::MSG_DONTWAIT, Some(&to))?;
+    Ok(())
 }
 
 /// Whether resolvers of both families can be posed as in this namespace: not where an app has port 53 on every address

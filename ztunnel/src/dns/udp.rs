@@ -3,16 +3,16 @@
 use std::{
     cell::RefCell,
     io,
-    net::UdpSocket,
+    net::{IpAddr, SocketAddr, UdpSocket},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use tokio::io::Interest;
 
 use super::{
-    Dns, Transport, answer, forward,
+    Dns, Transport, Way, answer, forward,
     message::{self, Kind, Question},
     names::Asked,
     sockets::{self, Received},
@@ -81,6 +81,25 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>) {
     }
 }
 
+/// Who asks whom.
+#[derive(Debug, Clone)]
+struct Query {
+    client: SocketAddr,
+    /// Whom the app asks, or who is asked in that one's place.
+    resolver: SocketAddr,
+    back: Back,
+}
+
+/// The way of an answer.
+#[derive(Debug, Clone)]
+enum Back {
+    /// From the resolver's address.
+    AsResolver,
+    /// From where the query arrived. An answer that comes when the socket is closed is lost: were the socket kept for
+    /// it, the successor's queries would go there.
+    From(Weak<UdpSocket>, IpAddr),
+}
+
 struct Server<'a> {
     worker: &'a Rc<Worker>,
     pod: &'a Arc<Pod>,
@@ -88,32 +107,51 @@ struct Server<'a> {
 }
 
 impl Server<'_> {
-    fn take_some(&self, socket: &UdpSocket) -> io::Result<()> {
+    fn take_some(&self, socket: &Arc<UdpSocket>) -> io::Result<()> {
         for _ in 0..BURST {
             BUFFER.with_borrow_mut(|buffer| {
                 let begun = Instant::now();
                 let Some(received) = sockets::receive(socket, buffer)? else { return Ok(()) };
-                self.query(&buffer[..received.length], received, begun);
+                if let Some(query) = self.who(socket, received) {
+                    self.query(&buffer[..received.length], query, begun);
+                }
                 Ok::<_, io::Error>(())
             })?;
         }
         Ok(())
     }
 
-    fn query(&self, query: &[u8], received: Received, begun: Instant) {
+    /// Who asks whom; `None` for what is no query of the pod's on its way to a resolver: somebody has found our port.
+    fn who(&self, socket: &Arc<UdpSocket>, received: Received) -> Option<Query> {
+        let Received { client, at, .. } = received;
+        match self.dns.way {
+            Way::Slot => {
+                (at.port() == sockets::PORT).then_some(Query { client, resolver: at, back: Back::AsResolver })
+            }
+            // The rules rewrite only what the pod itself sends, to an address that no packet from elsewhere may have.
+            Way::Port if !at.ip().is_loopback() => None,
+            Way::Port => Some(Query {
+                client,
+                resolver: self.worker.shared.settings.resolver?,
+                back: Back::From(Arc::downgrade(socket), at.ip()),
+            }),
+        }
+    }
+
+    fn query(&self, query: &[u8], received: Query, begun: Instant) {
         let (shared, pod) = (&self.worker.shared, self.pod);
         let question = Question::read(query);
         let asked = Asked { from: received.client.ip(), at: received.resolver };
         shared.metrics.dns.asked(question.as_ref().map(|question| question.kind), Transport::Udp);
         if question
             .as_ref()
-            .is_some_and(|question| answered(shared, pod, self.dns, question, received, begun))
+            .is_some_and(|question| answered(shared, pod, self.dns, question, &received, begun))
         {
             return;
         }
         let place = match pod.names.waiting.enter() {
             Ok(place) => place,
-            Err(failed) => return fail(self.worker, pod, self.dns, received, query, &failed),
+            Err(failed) => return fail(self.worker, pod, self.dns, &received, query, &failed),
         };
         // Only what asks for recursion tells a resolver from who knows one zone.
         let recurses = question.as_ref().is_some_and(|question| question.recursion_desired);
@@ -124,7 +162,7 @@ impl Server<'_> {
             if let Some(question) = early {
                 let shared = &worker.shared;
                 shared.until_known(&pod, STATE_PATIENCE.min(shared.settings.patience)).await;
-                if answered(shared, &pod, dns, &question, received, begun) {
+                if answered(shared, &pod, dns, &question, &received, begun) {
                     return;
                 }
             }
@@ -136,9 +174,9 @@ impl Server<'_> {
                     if recurses && message::is_of_a_resolver(&bytes) {
                         pod.names.served(asked);
                     }
-                    say(&pod, dns, received, &bytes);
+                    say(&pod, dns, &received, &bytes);
                 }
-                Err(failed) => fail(&worker, &pod, dns, received, &query, &failed),
+                Err(failed) => fail(&worker, &pod, dns, &received, &query, &failed),
             }
             drop(place);
         });
@@ -151,7 +189,7 @@ fn answered(
     pod: &Pod,
     dns: &Dns,
     question: &Question,
-    received: Received,
+    received: &Query,
     begun: Instant,
 ) -> bool {
     let Some(bytes) = answer(shared, pod, question, None) else { return false };
@@ -167,7 +205,7 @@ fn answered(
     true
 }
 
-fn fail(worker: &Worker, pod: &Pod, dns: &Dns, received: Received, query: &[u8], failed: &forward::Failed) {
+fn fail(worker: &Worker, pod: &Pod, dns: &Dns, received: &Query, query: &[u8], failed: &forward::Failed) {
     worker.shared.metrics.dns.upstream_failed(failed.name());
     tracing::debug!(pod = %pod.uid, error = %failed, "a DNS query has no answer");
     if let Some(bytes) = message::failure(query) {
@@ -175,9 +213,16 @@ fn fail(worker: &Worker, pod: &Pod, dns: &Dns, received: Received, query: &[u8],
     }
 }
 
-fn say(pod: &Pod, dns: &Dns, received: Received, bytes: &[u8]) {
-    let Received { client, resolver, .. } = received;
-    match sockets::answer(&pod.netns, &pod.own, resolver, client, bytes) {
+fn say(pod: &Pod, dns: &Dns, received: &Query, bytes: &[u8]) {
+    let Query { client, resolver, back } = received;
+    let said = match back {
+        Back::AsResolver => sockets::answer(&pod.netns, &pod.own, *resolver, *client, bytes),
+        Back::From(socket, at) => match socket.upgrade() {
+            Some(socket) => sockets::answer_from(&socket, *at, *client, bytes),
+            None => return,
+        },
+    };
+    match said {
         Ok(()) => dns.worked(),
         Err(error) => {
             tracing::debug!(pod = %pod.uid, %client, %resolver, %error, "a DNS answer cannot be sent");

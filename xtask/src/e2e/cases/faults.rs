@@ -74,7 +74,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// Failures by kept and by new connections.
-pub(super) fn split(counted: &Counted) -> (u64, u64) {
+pub(in crate::e2e) fn split(counted: &Counted) -> (u64, u64) {
     let kept = counted.failures.iter().filter(|(kind, _)| kind.starts_with("kept: request"));
     let kept: u64 = kept.map(|(_, count)| count).sum();
     (kept, counted.failed - kept)
@@ -82,9 +82,9 @@ pub(super) fn split(counted: &Counted) -> (u64, u64) {
 
 fn ztunnel_rolls(world: &World<'_>) -> Result<String> {
     let (took, counted) = world.counted(|| {
-        world.ask(SYSTEM, &["rollout", "restart", "daemonset/ztunnel"])?;
+        world.ask(world.system, &["rollout", "restart", "daemonset/ztunnel"])?;
         let begin = std::time::Instant::now();
-        world.cluster.rolled_out(SYSTEM, &["daemonset/ztunnel"])?;
+        world.cluster.rolled_out(world.system, &["daemonset/ztunnel"])?;
         let took = begin.elapsed();
         sleep(DRAIN);
         Ok(took)
@@ -152,7 +152,7 @@ fn ztunnel_killed(world: &World<'_>) -> Result<String> {
             kill(world, node, "ztunnel")?;
             wire.join().map_err(|_| anyhow::anyhow!("listening ended badly"))?
         })?;
-        world.cluster.rolled_out(SYSTEM, &["daemonset/ztunnel"])?;
+        world.cluster.rolled_out(world.system, &["daemonset/ztunnel"])?;
         Ok(seen)
     })?;
     demand(seen.secrets == 0, || format!("the secret was on the wire: {seen:?}"))?;

@@ -141,7 +141,7 @@ pub(super) fn enough(cluster: &Cluster) -> Result<(usize, Duration)> {
 }
 
 /// Three services and customers of two pods each, the stock and the linguists.
-pub(super) const PODS: usize = 10;
+pub(in crate::e2e) const PODS: usize = 10;
 /// Containers that count.
 pub(super) const CUSTOMERS: usize = 7;
 

@@ -187,6 +187,8 @@ fn dual_stack(world: &World<'_>) -> Result<String> {
             node_image: world.node_image,
             images: world.images.clone(),
             earlier: None,
+            system: SYSTEM,
+            istio: None,
             joined: std::sync::OnceLock::new(),
         };
         dual_stack_in(&dual).inspect_err(|_| {

@@ -1,7 +1,9 @@
 //! The cases, in the order in which they are tried.
 
 use super::Case;
-pub(super) use joining::UPGRADE_FROM;
+pub(super) use faults::split;
+pub(super) use joining::{PODS, UPGRADE_FROM};
+pub(super) use policy::refused;
 
 mod faults;
 mod joining;

@@ -69,7 +69,7 @@ fn probes(world: &World<'_>) -> Result<String> {
 }
 
 /// How often a client failed that was served nothing at all.
-fn refused(words: &str) -> Option<u64> {
+pub(in crate::e2e) fn refused(words: &str) -> Option<u64> {
     let total: Value = serde_json::from_str(words.lines().last()?).ok()?;
     let failed = total["failed"].as_u64()?;
     (total["served"].as_u64()? == 0 && failed > 0).then_some(failed)
@@ -159,7 +159,9 @@ fn authorization(world: &World<'_>) -> Result<String> {
     let (ok, words) = call("stranger")?;
     demand(!ok && refused(&words).is_some(), || format!("the stranger was served: {words}"))?;
     let selector = "--selector=app.kubernetes.io/name=ztunnel";
-    let logs = world.ask(crate::kind::cluster::SYSTEM, &["logs", selector, "--since=60s", "--tail=-1"])?;
+    let logs = world.ask(world.system, &["logs", selector, "--since=60s", "--tail=-1"])?;
+    // Istio's writes values in quotes.
+    let logs = logs.replace('"', "");
     let named = logs.lines().find(|line| {
         line.contains("direction=inbound") && line.contains("sa/stranger") && line.contains("error=")
     });

@@ -13,10 +13,7 @@ use crate::{
         demand,
         world::{Client, World, is_captured},
     },
-    kind::{
-        cluster::{SYSTEM, eventually},
-        shop::NAMESPACE,
-    },
+    kind::{cluster::eventually, shop::NAMESPACE},
 };
 
 const SPACE: &str = "e2e-workloads";
@@ -146,7 +143,7 @@ fn carried(world: &World<'_>, workload: &str) -> Result<String> {
     // A line is written when the connection has ended.
     sleep(Duration::from_secs(1));
     let selector = "--selector=app.kubernetes.io/name=ztunnel";
-    let logs = world.ask(SYSTEM, &["logs", selector, "--since=60s", "--tail=-1"])?;
+    let logs = world.ask(world.system, &["logs", selector, "--since=60s", "--tail=-1"])?;
     let of = format!("src.workload={workload} ");
     Ok(logs.lines().filter(|line| line.contains(&of)).collect::<Vec<_>>().join("\n"))
 }
