@@ -22,7 +22,7 @@ use crate::{
     publish::{Clients, Store, Type},
     serve::Entitled,
     shards::{Outline, Shards, Turn},
-    tokens::Tokens,
+    tokens::{self, Tokens},
 };
 
 /// Token files are looked after this often even if nothing changes.
@@ -51,6 +51,8 @@ pub struct State {
     shards: Shards,
     /// The nodes that are let in.
     proper: BTreeSet<String>,
+    /// By node: the waypoints that run there, each a caller of its own, and whom they may be.
+    waypoints: BTreeMap<Arc<str>, BTreeMap<String, Identity>>,
     /// The problems that were told.
     known: Arc<BTreeSet<Problem>>,
 }
@@ -109,9 +111,14 @@ impl Engine {
         let namespaces = turn.compiled;
         debug!(generation, namespaces, nodes = touched.len(), took = ?begun.elapsed(), "published");
         self.nodes.settle(&outline, &touched, generation, &self.clients, &self.options.trust_domain);
-        let policies = self.store.subscribe().borrow().policies.len();
+        let (policies, routes) = {
+            let state = self.store.subscribe();
+            let state = state.borrow();
+            (state.policies.len(), state.routes.len())
+        };
         self.metrics.set_published(Type::Address, outline.workloads + outline.services);
         self.metrics.set_published(Type::Authorization, policies);
+        self.metrics.set_published(Type::Routes, routes);
         self.outline.send_replace(outline);
     }
 
@@ -154,21 +161,28 @@ impl Engine {
             }
             self.compiled.proper = proper;
         }
-        if let Some(files) = &self.token_files {
-            files.keep(&self.compiled.proper);
-        }
-        self.auth.set_nodes(self.compiled.proper.clone());
         let mut entitled: BTreeMap<String, Option<BTreeSet<Identity>>> = BTreeMap::new();
+        for node in touched {
+            let waypoints = self.waypoints_on(outline, node);
+            let before = self.compiled.waypoints.insert(node.clone(), waypoints).unwrap_or_default();
+            entitled.extend(before.into_keys().map(|gone| (gone, None)));
+        }
+        self.compiled.waypoints.retain(|_, waypoints| !waypoints.is_empty());
+        let waypoints = || self.compiled.waypoints.values().flatten();
+        entitled.extend(waypoints().map(|(name, identity)| (name.clone(), Some([identity.clone()].into()))));
+        let mut callers = self.compiled.proper.clone();
+        callers.extend(waypoints().map(|(name, _)| name.clone()));
+        if let Some(files) = &self.token_files {
+            files.keep(&callers);
+        }
+        self.auth.set_nodes(callers);
         for node in touched {
             // By its agent's word or, if that went to another replica of control, by the mark it left.
             let captured = |pod: &LocalPod| {
                 matches!(self.nodes.capture(node, &pod.uid), Some(Capture::Measured | Capture::Withdrawing))
                     || matches!(pod.annotated.mark, Some(Mark::Measured | Mark::Withdrawing))
             };
-            let identity = |pod: &Arc<LocalPod>| {
-                let trust_domain = self.options.trust_domain.clone();
-                Identity::new(trust_domain, pod.namespace.clone(), pod.service_account.clone())
-            };
+            let identity = |pod: &Arc<LocalPod>| self.identity(pod);
             let identities = outline
                 .nodes
                 .get(node)
@@ -176,6 +190,20 @@ impl Engine {
             entitled.insert(node.to_string(), identities);
         }
         self.entitled.update(entitled);
+    }
+}
+
+impl Engine {
+    fn identity(&self, pod: &LocalPod) -> Identity {
+        let trust_domain = self.options.trust_domain.clone();
+        Identity::new(trust_domain, pod.namespace.clone(), pod.service_account.clone())
+    }
+
+    /// The waypoints of a node. Each proves itself: its node is not trusted with its certificate, nor it with others'.
+    fn waypoints_on(&self, outline: &Outline, node: &Arc<str>) -> BTreeMap<String, Identity> {
+        let pods = outline.nodes.get(node).into_iter().flat_map(|pods| pods.iter());
+        let waypoints = pods.filter(|pod| pod.waypoint);
+        waypoints.map(|pod| (tokens::waypoint(&pod.namespace, &pod.name), self.identity(pod))).collect()
     }
 }
 

@@ -30,6 +30,8 @@ impl Compiler<'_, '_> {
         let namespace = self.namespace_metadata(&key.namespace);
         let mut from = vec![&service.metadata];
         from.extend(namespace);
+        let waypoint =
+            if self.is_waypoint_service(key) { None } else { self.waypoint_of_service(key, &from) };
         let network = self.options.network.clone();
         let addresses = service.addresses().into_iter();
         Service {
@@ -40,7 +42,7 @@ impl Compiler<'_, '_> {
                 .collect(),
             ports: tcp_ports(service).map(mapping).collect(),
             subject_alt_names: Vec::new(),
-            waypoint: self.waypoint(key, &from),
+            waypoint,
             allow_unhealthy: service.spec.publish_not_ready_addresses,
             node_local: service.spec.internal_traffic_policy.as_deref() == Some("Local"),
             families: families(service),

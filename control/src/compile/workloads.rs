@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh::{GatewayAddress, Locality, ServiceKey, Tunnel, Workload, WorkloadKind};
+use mesh::{Locality, Tunnel, Workload, WorkloadKind};
 
 use super::{Annotated, Compiler, LocalPod, Word};
 use crate::manifest::{Kind, Metadata, Object, ObjectKey, Pod};
@@ -25,7 +25,8 @@ impl<'v> Compiler<'v, '_> {
             if pod.ended() {
                 continue;
             }
-            let enroll = self.enrolled(pod);
+            let waypoint = self.is_waypoint(&key, pod);
+            let enroll = !waypoint && self.enrolled(pod);
             self.check_label(&key, &pod.metadata);
             if !enroll && self.mode(pod) == Some(AMBIENT) && pod.metadata.annotation(SIDECAR).is_some() {
                 self.warn(
@@ -50,12 +51,13 @@ impl<'v> Compiler<'v, '_> {
                 dns_off: pod.metadata.annotation(DNS_CAPTURE) == Some("false"),
                 annotated: Annotated::of(pod),
                 captured: false,
+                waypoint,
             };
             if enroll && local.addresses.is_empty() {
                 self.warn(&key, "status.podIP", "the pod is to be enrolled and has no address yet");
             }
             local.captured = local.annotated.captured(word(node, &local.uid));
-            let tunnel = if local.captured { Tunnel::Hbone } else { Tunnel::None };
+            let tunnel = if local.captured || waypoint { Tunnel::Hbone } else { Tunnel::None };
             let workload = self.workload(&key, pod, &local, tunnel);
             self.add(workload, pod.metadata.labels.as_ref());
             match &pod.node {
@@ -131,7 +133,8 @@ impl<'v> Compiler<'v, '_> {
             workload_name,
             workload_kind,
             tunnel,
-            waypoint: self.waypoint(key, &[&pod.metadata]),
+            native_tunnel: local.waypoint,
+            waypoint: if local.waypoint { None } else { self.waypoint_of_pod(key, pod) },
             healthy: pod.ready(),
             locality: self.locality(pod.node.as_deref()),
             ..Workload::named(uid, key.namespace.clone(), key.name.clone())
@@ -147,21 +150,6 @@ impl<'v> Compiler<'v, '_> {
             zone: label("topology.kubernetes.io/zone"),
             subzone: label("topology.istio.io/subzone"),
         }
-    }
-
-    /// The waypoint that the first of `from` names which names one, or `none`. There are no waypoints
-    /// yet: traffic that must pass one is refused rather than led around it.
-    pub(super) fn waypoint(&mut self, key: &ObjectKey, from: &[&Metadata]) -> Option<GatewayAddress> {
-        let metadata = from.iter().find(|metadata| metadata.label("istio.io/use-waypoint").is_some())?;
-        let name = metadata.label("istio.io/use-waypoint").filter(|name| *name != "none")?;
-        let namespace = metadata.label("istio.io/use-waypoint-namespace").unwrap_or(&key.namespace);
-        let reason = format!(
-            "waypoint {namespace}/{name} does not exist: calls to this are refused, not led around it"
-        );
-        self.warn(key, "metadata.labels", reason);
-        let hostname = format!("{name}.{namespace}.svc.{}", self.options.cluster_domain);
-        let service = ServiceKey { namespace: namespace.into(), hostname: hostname.into() };
-        Some(GatewayAddress::Host { service, hbone_port: 15008 })
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     held::Name,
 };
 use crate::{
-    compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR},
+    compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR, WAYPOINT_EXCEPT},
     manifest::Kind,
 };
 
@@ -54,11 +54,13 @@ struct Resource {
 /// The versions of Istio's kinds that say the same in the fields that are read.
 const SECURITY: &[&str] = &["v1", "v1beta1"];
 const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
+const GATEWAY: &[&str] = &["v1", "v1beta1"];
 
 fn resource(kind: Kind) -> Resource {
     let core = |plural| Resource { group: "", plural, versions: &["v1"] };
     let security = |plural| Resource { group: "security.istio.io", plural, versions: SECURITY };
     let networking = |plural| Resource { group: "networking.istio.io", plural, versions: NETWORKING };
+    let gateway = |plural| Resource { group: "gateway.networking.k8s.io", plural, versions: GATEWAY };
     match kind {
         Kind::Namespace => core("namespaces"),
         Kind::Node => core("nodes"),
@@ -71,6 +73,8 @@ fn resource(kind: Kind) -> Resource {
         Kind::WorkloadEntry => networking("workloadentries"),
         Kind::AuthorizationPolicy => security("authorizationpolicies"),
         Kind::PeerAuthentication => security("peerauthentications"),
+        Kind::Gateway => gateway("gateways"),
+        Kind::HTTPRoute => gateway("httproutes"),
     }
 }
 
@@ -149,18 +153,21 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
         | Kind::EndpointSlice
         | Kind::WorkloadEntry
         | Kind::AuthorizationPolicy
-        | Kind::PeerAuthentication => remove(object, "status"),
+        | Kind::PeerAuthentication
+        | Kind::Gateway
+        | Kind::HTTPRoute => remove(object, "status"),
     }
 }
 
 fn strip_metadata(kind: Kind, metadata: &mut Value) {
     remove(metadata, "managedFields");
-    // Of two policies the older holds.
-    if kind != Kind::PeerAuthentication {
+    // Of two policies, and of two routes, the older holds.
+    if !matches!(kind, Kind::PeerAuthentication | Kind::HTTPRoute) {
         remove(metadata, "creationTimestamp");
     }
     let read: &[&str] = match kind {
-        Kind::Pod => &[NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE],
+        Kind::Pod => &[NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE, WAYPOINT_EXCEPT],
+        Kind::Namespace | Kind::Service => &[WAYPOINT_EXCEPT],
         Kind::AuthorizationPolicy => &["istio.io/dry-run"],
         _ => &[],
     };

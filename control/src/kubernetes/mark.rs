@@ -179,6 +179,7 @@ mod tests {
                 dns_off: false,
                 annotated: Annotated::default(),
                 captured: false,
+                waypoint: false,
             })
         };
         let outline = Outline {

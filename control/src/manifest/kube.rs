@@ -119,6 +119,8 @@ pub struct ServicePort {
     pub target_port: Option<IntOrName>,
     #[serde(default)]
     pub protocol: Option<String>,
+    #[serde(default)]
+    pub app_protocol: Option<String>,
 }
 
 /// A port by number or by the name of a container port.

@@ -5,6 +5,7 @@
 //! last good version of it.
 
 mod authorization;
+mod gateway;
 mod istio;
 mod kube;
 mod labels;
@@ -12,6 +13,7 @@ mod locate;
 mod mistaken;
 mod pod;
 mod problem;
+mod route;
 mod shared;
 
 use std::{fmt, path::Path, sync::Arc};
@@ -19,6 +21,7 @@ use std::{fmt, path::Path, sync::Arc};
 use serde::{Deserialize, de::DeserializeOwned};
 
 pub use authorization::Authorization;
+pub use gateway::{Gateway, WaypointFor};
 pub use istio::{
     Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec, Resolution, ServiceEntry, ServiceEntrySpec,
     WorkloadEntry, WorkloadEntrySpec,
@@ -30,6 +33,7 @@ pub use kube::{
 pub use labels::Labels;
 pub use pod::Pod;
 pub use problem::{Problem, Severity};
+pub use route::{Backend, Filter, HttpRoute, Reference, Rule};
 pub use shared::Shared;
 
 /// Documents beyond this number in one file are refused: a bound on what a file may cost.
@@ -68,11 +72,13 @@ pub enum Kind {
     WorkloadEntry,
     AuthorizationPolicy,
     PeerAuthentication,
+    Gateway,
+    HTTPRoute,
 }
 
 impl Kind {
     /// Every kind, in the order in which objects sort.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -82,6 +88,8 @@ impl Kind {
         Self::WorkloadEntry,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::Gateway,
+        Self::HTTPRoute,
     ];
 
     fn of(api_version: &str, kind: &str) -> Option<Self> {
@@ -96,6 +104,8 @@ impl Kind {
             ("networking.istio.io", "WorkloadEntry") => Some(Self::WorkloadEntry),
             ("security.istio.io", "AuthorizationPolicy") => Some(Self::AuthorizationPolicy),
             ("security.istio.io", "PeerAuthentication") => Some(Self::PeerAuthentication),
+            ("gateway.networking.k8s.io", "Gateway") => Some(Self::Gateway),
+            ("gateway.networking.k8s.io", "HTTPRoute") => Some(Self::HTTPRoute),
             _ => None,
         }
     }
@@ -117,6 +127,8 @@ pub enum Object {
     WorkloadEntry(Box<WorkloadEntry>),
     AuthorizationPolicy(Box<Authorization>),
     PeerAuthentication(Box<PeerAuthentication>),
+    Gateway(Box<Gateway>),
+    HTTPRoute(Box<HttpRoute>),
 }
 
 impl Object {
@@ -131,6 +143,8 @@ impl Object {
             Self::Namespace(object) => &mut object.metadata,
             Self::Node(object) => &mut object.metadata,
             Self::Service(object) => &mut object.metadata,
+            Self::Gateway(object) => &mut object.metadata,
+            Self::HTTPRoute(object) => &mut object.metadata,
             Self::ServiceEntry(_)
             | Self::WorkloadEntry(_)
             | Self::AuthorizationPolicy(_)
@@ -349,6 +363,14 @@ impl Reader<'_, '_> {
             Kind::WorkloadEntry => Object::WorkloadEntry(Box::new(self.checked(item, WorkloadEntry::check)?)),
             Kind::PeerAuthentication => {
                 Object::PeerAuthentication(Box::new(self.checked(item, PeerAuthentication::check)?))
+            }
+            Kind::Gateway => Object::Gateway(Box::new(self.checked(item, Gateway::check)?)),
+            Kind::HTTPRoute => {
+                let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
+                let raw: route::Manifest = self.typed_or(item)?;
+                let route = HttpRoute::from_manifest(raw)
+                    .map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
+                Object::HTTPRoute(Box::new(route))
             }
             Kind::AuthorizationPolicy => {
                 let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));

@@ -9,10 +9,10 @@ use super::{
     kube::{Metadata, OwnerReference, parse_ip},
     shared::Shared,
 };
-use crate::compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR};
+use crate::compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR, WAYPOINT_EXCEPT};
 
 /// The annotations that are read.
-const ANNOTATIONS: [&str; 5] = [NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE];
+const ANNOTATIONS: [&str; 6] = [NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE, WAYPOINT_EXCEPT];
 
 /// A port by its name.
 type NamedPort = (Arc<str>, u16);

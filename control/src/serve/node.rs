@@ -138,6 +138,7 @@ mod tests {
                     dns_off: false,
                     annotated: Default::default(),
                     captured: false,
+                    waypoint: false,
                 })
             };
             let nodes = nodes.iter().map(|(node, pods)| ((*node).into(), pods.iter().map(pod).collect()));
