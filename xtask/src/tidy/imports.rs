@@ -21,6 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Programs: libraries, never each other.
     ("agent", AGENT),
     ("ztunnel", PROGRAM),
+    ("waypoint", PROGRAM),
     ("control", PROGRAM),
     // The bed runs programs as processes and links none of them.
     ("app", &[]),

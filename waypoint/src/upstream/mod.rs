@@ -1,0 +1,104 @@
+//! Towards the endpoints: which one, by which connection, and what is kept for the next request.
+//!
+//! A connection to an endpoint is one caller's: what the destination has judged for one is never used by another.
+//! Tunnels between two ends are shared, since each CONNECT in them is judged by itself.
+
+mod balance;
+mod connect;
+mod pool;
+
+use std::{rc::Rc, sync::Arc};
+
+use ::http::{Request, Response};
+use hbone::client::{OpenError, Pool as Tunnels};
+use hyper::body::Incoming;
+use mesh::Target;
+
+pub(crate) use balance::{choose, endpoint, endpoint_in};
+pub(crate) use connect::Io;
+
+use self::{balance::Loads, pool::Pools};
+use crate::{
+    arrival::{Call, Failure},
+    body::{Body, Busy},
+    http::Handover,
+    request::Version,
+    shared::Shared,
+};
+
+/// Everything of one worker that leads to endpoints.
+pub(crate) struct Upstream {
+    shared: Arc<Shared>,
+    tunnels: Tunnels,
+    pools: Rc<Pools>,
+    loads: Loads,
+}
+
+/// A backend has answered.
+pub(crate) struct Sent {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) busy: Busy,
+}
+
+/// A backend has not answered.
+pub(crate) struct Unsent {
+    /// The request's body, where no backend has looked at the request.
+    pub(crate) body: Option<Body>,
+    pub(crate) reason: SendError,
+}
+
+/// Why a backend has not answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    #[error(transparent)]
+    Connect(#[from] Failure),
+    #[error("the backend's HTTP failed: {0}")]
+    Http(String),
+}
+
+impl SendError {
+    /// Whether the destination's policy has refused the caller.
+    pub(crate) fn is_refusal(&self) -> bool {
+        use ::http::StatusCode;
+        matches!(
+            self,
+            Self::Connect(Failure::Open(OpenError::Refused { status, .. })) if *status == StatusCode::UNAUTHORIZED
+        )
+    }
+}
+
+impl Upstream {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            tunnels: Tunnels::new(shared.settings.hbone.clone(), shared.store.clone()),
+            pools: Rc::new(Pools::new(shared.settings.backend_idle)),
+            loads: Loads::default(),
+            shared,
+        }
+    }
+
+    /// Opens a connection to an endpoint, in the caller's name.
+    pub(crate) async fn open(&self, call: &Call, target: &Target) -> Result<Io, Failure> {
+        connect::open(self, call, target).await
+    }
+
+    /// Sends a request to an endpoint, by a connection that was kept or a new one.
+    pub(crate) async fn send(
+        &self,
+        call: &Rc<Call>,
+        target: &Target,
+        version: Version,
+        request: Request<Body>,
+        handover: Option<&Handover>,
+    ) -> Result<Sent, Unsent> {
+        let busy = Busy::with(&self.loads.of(target.address));
+        let response = pool::send(self, call, target, version, request, handover).await?;
+        Ok(Sent { response, busy })
+    }
+
+    /// Lets go of what was idle for too long.
+    pub(crate) fn sweep(&self) {
+        self.pools.sweep();
+        self.loads.sweep();
+    }
+}
