@@ -29,8 +29,16 @@ const GROUPS: [Group; 5] = [
         name: "gateway.networking.k8s.io",
         versions: &["v1", "v1beta1"],
         ours: &["Gateway", "HTTPRoute"],
-        // Some of them have other versions, and more will come.
-        others: None,
+        others: Some(&[
+            "BackendTLSPolicy",
+            "GRPCRoute",
+            "GatewayClass",
+            "ListenerSet",
+            "ReferenceGrant",
+            "TCPRoute",
+            "TLSRoute",
+            "UDPRoute",
+        ]),
     },
 ];
 

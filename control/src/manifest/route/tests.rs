@@ -1,3 +1,5 @@
+//! Routes as people write them, right and wrong.
+
 use std::path::Path;
 
 use super::*;

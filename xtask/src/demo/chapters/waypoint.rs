@@ -14,8 +14,8 @@ use crate::demo::{
 
 const URL: &str = "http://10.96.0.2";
 /// Requests of the canary's check, and how far its share may be from a tenth.
-const REQUESTS: usize = 2000;
-const OFF_BY: usize = 60;
+const REQUESTS: usize = 1000;
+const OFF_BY: usize = 48;
 
 const CANARY: &str =
     "- backendRefs: [{name: offers, port: 80, weight: 90}, {name: offers-v2, port: 80, weight: 10}]\n";
@@ -78,7 +78,7 @@ fn open(stage: &mut Stage, cast: &Cast, newcomer: &Pod) -> Result<(Process, Pod)
 /// Pages by the server that gave them.
 fn pages(pod: &Pod, arguments: &[&str]) -> Result<[usize; 2]> {
     let said = pod.job("curl").args(["--silent", "--noproxy", "*", "--max-time", "20"]).args(arguments);
-    let said = said.limit(Duration::from_secs(60)).check()?.stdout;
+    let said = said.limit(Duration::from_secs(120)).check()?.stdout;
     let of = |server: &str| said.lines().filter(|line| line.contains(&format!("at shop/{server}:"))).count();
     Ok([of("catalog"), of("catalog-v2")])
 }
