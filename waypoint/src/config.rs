@@ -140,7 +140,7 @@ impl Args {
         for (flag, number) in [("--workers", self.workers), ("--max-tunnels", self.max_tunnels)] {
             let most = if flag == "--workers" { 1024 } else { 1_000_000 };
             if number > most {
-                problems.add(flag, Some(number.to_string()), &format!("{most} at most"));
+                problems.add(flag, Some(number.to_string()), format!("{most} at most"));
             }
         }
     }

@@ -77,7 +77,8 @@ pub(crate) async fn one(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
     }
     let parts = connection.into_parts();
     let caller = Rewind::new(parts.read_buf, parts.io.into_inner());
-    match handover.borrow_mut().take() {
+    let backend = handover.borrow_mut().take();
+    match backend {
         Some(backend) => speak_on(caller, backend).await,
         None => linger(caller).await,
     }

@@ -99,8 +99,8 @@ impl Assertions {
         }
         Err(BadAssertion::WrongWaypoint {
             caller: verified.claims.caller.clone(),
-            wanted: verified.claims.waypoint.clone(),
-            found: peer.clone(),
+            wanted: verified.claims.waypoint.clone().into(),
+            found: peer.clone().into(),
         })
     }
 }

@@ -70,7 +70,7 @@ pub enum BadAssertion {
     #[error("the assertion of {0} was not signed with its certificate's key")]
     Forged(Identity),
     #[error("the assertion of {caller} is for {wanted}, and {found} brought it")]
-    WrongWaypoint { caller: Identity, wanted: Identity, found: Identity },
+    WrongWaypoint { caller: Identity, wanted: Box<Identity>, found: Box<Identity> },
 }
 
 /// Why none can be made.

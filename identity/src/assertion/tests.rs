@@ -133,7 +133,7 @@ async fn another_waypoint_that_brings_it_is_not_believed() {
     let header = here.assert("storefront", &said("storefront")).await;
     for _ in 0..2 {
         let refused = there.verify("wp2", &header).await;
-        assert!(matches!(&refused, Err(BadAssertion::WrongWaypoint { found, .. }) if *found == who("wp2")));
+        assert!(matches!(&refused, Err(BadAssertion::WrongWaypoint { found, .. }) if **found == who("wp2")));
         assert!(there.verify("wp", &header).await.is_ok(), "what was verified is remembered");
     }
 }

@@ -95,7 +95,7 @@ impl Table {
                 }
             }
         }
-        ranked.sort_by(|(a, _), (b, _)| a.cmp(b));
+        ranked.sort_by_key(|(rank, _)| *rank);
         Ok(Self { entries: ranked.into_iter().map(|(_, entry)| entry).collect() })
     }
 

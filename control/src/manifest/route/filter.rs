@@ -7,6 +7,9 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::{Reference, Wrong, bounded};
 
+/// A header's name and value.
+type Pair = (Arc<str>, Arc<str>);
+
 /// A filter that was understood; what it refers to is not looked for yet.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Filter {
@@ -180,7 +183,7 @@ fn filter_of(of: Manifest, field: &str) -> Result<Filter, Wrong> {
 }
 
 fn header_change(from: HeadersManifest, field: &str) -> Result<HeaderChange, Wrong> {
-    let pairs = |from: Option<Vec<HeaderManifest>>, name: &str| -> Result<Vec<(Arc<str>, Arc<str>)>, Wrong> {
+    let pairs = |from: Option<Vec<HeaderManifest>>, name: &str| -> Result<Vec<Pair>, Wrong> {
         let from = from.unwrap_or_default();
         bounded(&format!("{field}.{name}"), from.len())?;
         let pair = |(at, header): (usize, HeaderManifest)| {
