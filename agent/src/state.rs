@@ -32,9 +32,9 @@ pub(crate) struct Wanted {
     pub(crate) enroll: bool,
     /// No peer is told to use HBONE any more.
     pub(crate) withdrawn: bool,
-    /// Its DNS queries are none of ztunnel's.
+    /// Whether its DNS queries are answered, where it says so itself.
     #[serde(default)]
-    pub(crate) dns_off: bool,
+    pub(crate) answer_dns: Option<bool>,
 }
 
 /// The directory of an agent's state, locked for it alone.
@@ -140,7 +140,7 @@ pub(crate) fn wanted(pods: Vec<NodePod>) -> Vec<Wanted> {
         addressed: !pod.addresses.is_empty(),
         enroll: pod.enroll,
         withdrawn: pod.withdrawn,
-        dns_off: pod.dns_off,
+        answer_dns: pod.answer_dns,
     });
     pods.filter(|pod| match pod.problem() {
         None => seen.insert(pod.uid.clone()),

@@ -6,9 +6,10 @@ use std::{fmt::Write as _, process::ExitCode};
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Api, Reach},
+    api::{self, Reach},
     table::{self, Paint},
 };
+use apiserver::Api;
 
 mod before;
 mod clocks;
@@ -187,7 +188,7 @@ fn lines(findings: &[&Finding], paint: &Paint) -> String {
 /// # Errors
 /// If the API server cannot be asked.
 pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::Result<ExitCode> {
-    let api = Api::connect(reach).await?;
+    let api = api::connect(reach).await?;
     let facts = Facts::gather(&api, namespace, true).await?;
     let report = judge(&facts);
     match args.output {

@@ -12,7 +12,8 @@ use hyper::body::Bytes;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 
-use crate::api::{Api, MANAGER};
+use crate::api::MANAGER;
+use apiserver::Api;
 
 #[derive(Clone, Default)]
 pub(crate) struct Cluster {
@@ -199,4 +200,14 @@ fn merge(object: &mut Value, patch: Value) {
             value => merge(&mut object[key.as_str()], value),
         }
     }
+}
+
+/// The options of a command, as somebody types them.
+pub(crate) fn args<A: clap::Args>(flags: &[&str]) -> A {
+    #[derive(clap::Parser)]
+    struct Line<A: clap::Args> {
+        #[command(flatten)]
+        args: A,
+    }
+    <Line<A> as clap::Parser>::parse_from([&["culvert"], flags].concat()).args
 }

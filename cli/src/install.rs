@@ -8,12 +8,13 @@ use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use crate::{
-    api::{Api, ApiError, Reach},
+    api::{self, Reach},
     check,
     manifests::{self, Choices, Flags, Installed, MANAGED_BY, PART_OF},
     object::{self, MANAGER_LABEL},
     rollout,
 };
+use apiserver::{Api, ApiError};
 
 /// Written by helm on what it manages.
 const RELEASE: &str = "meta.helm.sh/release-name";
@@ -55,7 +56,7 @@ pub(crate) struct Args {
 /// # Errors
 /// What stands against it, with what to do.
 pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::Result<ExitCode> {
-    let reached = match Api::connect(reach).await {
+    let reached = match api::connect(reach).await {
         Ok(api) => api.get("/version").await.map(|version| (api, version)).map_err(Into::into),
         Err(error) => Err(error),
     };
@@ -104,7 +105,7 @@ async fn install(api: &Api, kubernetes: (u32, u32), namespace: &str, args: &Args
     }
     let namespace_path = format!("/api/v1/namespaces/{namespace}");
     if api.find(&namespace_path).await?.is_none() {
-        api.apply(&manifests::namespace(namespace), false).await.context("make the namespace")?;
+        api::apply(api, &manifests::namespace(namespace), false).await.context("make the namespace")?;
         println!("  made       Namespace {namespace}");
     }
     apply(api, &objects, args.force_conflicts).await?;
@@ -194,7 +195,7 @@ async fn apply(api: &Api, objects: &[Value], force: bool) -> anyhow::Result<()> 
             // The role that it names is made by then, and not by a rehearsal.
             continue;
         }
-        match api.rehearse(object, force).await {
+        match api::rehearse(api, object, force).await {
             Err(error) if error.is_conflict() => bail!(
                 "nothing was changed: {}: {error}\n  Undo that, or take it over with --force-conflicts",
                 object::named(object)
@@ -206,7 +207,7 @@ async fn apply(api: &Api, objects: &[Value], force: bool) -> anyhow::Result<()> 
     }
     for (object, there) in due {
         let named = object::named(object);
-        let applied = api.apply(object, force).await.with_context(|| format!("apply {named}"))?;
+        let applied = api::apply(api, object, force).await.with_context(|| format!("apply {named}"))?;
         let version = |object: &Value| object::text(&object["metadata"]["resourceVersion"]).to_owned();
         let said = match there {
             None => "made",

@@ -14,6 +14,8 @@ pub(crate) const PART_OF: &str = "app.kubernetes.io/part-of";
 pub(crate) const NAME: &str = "app.kubernetes.io/name";
 /// The chart's, and control's own.
 pub(crate) const TRUST_DOMAIN: &str = "cluster.local";
+/// The domain of the cluster's names where nobody names another: the chart's `mesh.clusterDomain`.
+const CLUSTER_DOMAIN: &str = "cluster.local";
 /// What an older Kubernetes does not know is taken out below this version.
 const APP_ARMOR_FIELD: (u32, u32) = (1, 30);
 
@@ -28,13 +30,17 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "TAG", default_value = env!("CARGO_PKG_VERSION"))]
     pub(crate) tag: String,
 
-    /// When nodes pull images
-    #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
-    pub(crate) pull_policy: String,
+    /// When nodes pull images [default: what is installed, else IfNotPresent]
+    #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub(crate) pull_policy: Option<String>,
 
     /// Trust domain of every identity [default: what is installed, else cluster.local]
     #[arg(long, value_name = "NAME")]
     pub(crate) trust_domain: Option<String>,
+
+    /// Domain of the cluster's names, under which ztunnel answers DNS [default: what is installed, else cluster.local]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster_domain: Option<String>,
 
     /// Leave the nodes' CNI configuration alone: a new pod's first connections may leave in plaintext [default: as it
     /// is installed, else false]
@@ -50,7 +56,9 @@ pub(crate) struct Flags {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Installed {
     pub(crate) registry: Option<String>,
+    pub(crate) pull_policy: Option<String>,
     pub(crate) trust_domain: Option<String>,
+    pub(crate) cluster_domain: Option<String>,
     pub(crate) no_cni: Option<bool>,
     pub(crate) replicas: Option<u32>,
 }
@@ -62,6 +70,7 @@ pub(crate) struct Choices {
     pub(crate) tag: String,
     pub(crate) pull_policy: String,
     pub(crate) trust_domain: String,
+    pub(crate) cluster_domain: String,
     pub(crate) no_cni: bool,
     pub(crate) replicas: u32,
 }
@@ -83,6 +92,14 @@ impl Flags {
             };
         let word = |one: bool| one.to_string();
         let registry = pick("registry", self.registry.clone(), installed.registry.clone(), "culvert");
+        let pull_policy =
+            pick("pull-policy", self.pull_policy.clone(), installed.pull_policy.clone(), "IfNotPresent");
+        let cluster_domain = pick(
+            "cluster-domain",
+            self.cluster_domain.clone(),
+            installed.cluster_domain.clone(),
+            CLUSTER_DOMAIN,
+        );
         let trust_domain =
             pick("trust-domain", self.trust_domain.clone(), installed.trust_domain.clone(), TRUST_DOMAIN);
         let no_cni = pick("no-cni", self.no_cni.map(word), installed.no_cni.map(word), "false");
@@ -91,8 +108,9 @@ impl Flags {
         let choices = Choices {
             registry,
             tag: self.tag.clone(),
-            pull_policy: self.pull_policy.clone(),
+            pull_policy,
             trust_domain,
+            cluster_domain,
             no_cni: no_cni == "true",
             replicas: replicas.parse().unwrap_or(1),
         };
@@ -105,11 +123,17 @@ impl Installed {
     pub(crate) fn of(control: &Value, agent: Option<&Value>) -> Self {
         let container = |object: &Value| object["spec"]["template"]["spec"]["containers"][0].clone();
         let (of_control, of_agent) = (container(control), agent.map(container));
-        let domain =
-            items(&of_control["args"]).iter().find_map(|arg| arg.as_str()?.strip_prefix("--trust-domain="));
+        let said = |flag: &str| {
+            items(&of_control["args"])
+                .iter()
+                .find_map(|arg| arg.as_str()?.strip_prefix(flag))
+                .map(str::to_owned)
+        };
         Self {
             registry: text(&of_control["image"]).rsplit_once('/').map(|(registry, _)| registry.to_owned()),
-            trust_domain: Some(domain.unwrap_or(TRUST_DOMAIN).to_owned()),
+            pull_policy: of_control["imagePullPolicy"].as_str().map(str::to_owned),
+            trust_domain: Some(said("--trust-domain=").unwrap_or_else(|| TRUST_DOMAIN.to_owned())),
+            cluster_domain: said("--cluster-domain="),
             no_cni: of_agent.map(|agent| !items(&agent["args"]).iter().any(|arg| arg == "--cni")),
             // One that was put to rest is not to stay so: nobody would take pods in.
             replicas: control["spec"]["replicas"]
@@ -276,6 +300,7 @@ fn argument(arg: &str, namespace: &str, choices: &Choices) -> Option<Value> {
             exempt.join(",")
         }
         "--trust-domain" => choices.trust_domain.clone(),
+        "--cluster-domain" => choices.cluster_domain.clone(),
         _ => return Some(arg.into()),
     };
     Some(format!("{flag}={changed}").into())

@@ -3,10 +3,8 @@
 
 use serde_json::Value;
 
-use crate::{
-    api::{Api, ApiError},
-    object::items,
-};
+use crate::object::items;
+use apiserver::{Api, ApiError};
 
 const GROUP: &str = "security.istio.io";
 /// The best first.

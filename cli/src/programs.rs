@@ -10,10 +10,11 @@ use futures_util::{StreamExt as _, stream};
 use serde_json::Value;
 
 use crate::{
-    api::{Api, ApiError},
+    api,
     object::{self, items, text},
     rollout::{self, Standing},
 };
+use apiserver::{Api, ApiError};
 
 /// Asked at a time: each is a connection through the API server.
 const AT_ONCE: usize = 16;
@@ -87,7 +88,7 @@ async fn one(api: &Api, namespace: &str, pod: Value, server_ahead: Option<i64>) 
     let running = text(&pod["status"]["phase"]) == "Running";
     for path in paths {
         let said = match running {
-            true => api.admin(namespace, object::name(&pod), port, path).await,
+            true => api::admin(api, namespace, object::name(&pod), port, path).await,
             false => Err("it does not run".to_owned()),
         };
         if let Ok(said) = &said {

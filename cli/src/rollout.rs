@@ -9,10 +9,10 @@ use anyhow::bail;
 use serde_json::Value;
 
 use crate::{
-    api::{Api, ApiError},
     manifests::{NAME, PART_OF},
     object::{self, items, text},
 };
+use apiserver::{Api, ApiError};
 
 const EVERY: Duration = Duration::from_millis(500);
 /// The programs, with the kind of what makes their pods.

@@ -6,13 +6,14 @@ use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Api, Reach},
+    api::{self, Reach},
     check::{self, Output},
     object, policies,
     programs::{self, Program},
     rollout,
     table::{self, Paint},
 };
+use apiserver::Api;
 
 mod pods;
 
@@ -58,7 +59,7 @@ struct Node {
 /// # Errors
 /// If the API server cannot be asked, or who was named is not there.
 pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::Result<ExitCode> {
-    let api = Api::connect(reach).await?;
+    let api = api::connect(reach).await?;
     let (within, pod) = match &args.whom {
         None => (None, None),
         Some(whom) => match whom.split_once('/') {

@@ -11,12 +11,13 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    api::{Api, Reach},
+    api::{self, Reach},
     check::{AMBIENT, DATAPLANE_MODE},
     install,
     object::{self, text},
     rollout,
 };
+use apiserver::Api;
 
 mod left;
 mod nodes;
@@ -135,7 +136,7 @@ fn some(names: &[String]) -> String {
 /// # Errors
 /// What stands against it, with what to do.
 pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::Result<ExitCode> {
-    uninstall(&Api::connect(reach).await?, namespace, args).await
+    uninstall(&api::connect(reach).await?, namespace, args).await
 }
 
 async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<ExitCode> {

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use mesh::Identity;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
@@ -21,7 +20,7 @@ use crate::{
     objects::Objects,
     publish::{Clients, Store, Type},
     serve::Entitled,
-    shards::{Outline, Shards, Turn},
+    shards::{Outline, Pods, Shards, Turn},
     tokens::{self, Tokens},
 };
 
@@ -52,7 +51,7 @@ pub struct State {
     /// The nodes that are let in.
     proper: BTreeSet<String>,
     /// By node: the waypoints that run there, each a caller of its own, and whom they may be.
-    waypoints: BTreeMap<Arc<str>, BTreeMap<String, Identity>>,
+    waypoints: BTreeMap<Arc<str>, BTreeMap<String, Arc<LocalPod>>>,
     /// The problems that were told.
     known: Arc<BTreeSet<Problem>>,
 }
@@ -161,15 +160,15 @@ impl Engine {
             }
             self.compiled.proper = proper;
         }
-        let mut entitled: BTreeMap<String, Option<BTreeSet<Identity>>> = BTreeMap::new();
+        let mut entitled: BTreeMap<Arc<str>, Option<Pods>> = BTreeMap::new();
         for node in touched {
-            let waypoints = self.waypoints_on(outline, node);
+            let waypoints = waypoints_on(outline, node);
             let before = self.compiled.waypoints.insert(node.clone(), waypoints).unwrap_or_default();
-            entitled.extend(before.into_keys().map(|gone| (gone, None)));
+            entitled.extend(before.into_keys().map(|gone| (gone.into(), None)));
         }
         self.compiled.waypoints.retain(|_, waypoints| !waypoints.is_empty());
         let waypoints = || self.compiled.waypoints.values().flatten();
-        entitled.extend(waypoints().map(|(name, identity)| (name.clone(), Some([identity.clone()].into()))));
+        entitled.extend(waypoints().map(|(name, pod)| (name.as_str().into(), Some([pod.clone()].into()))));
         let mut callers = self.compiled.proper.clone();
         callers.extend(waypoints().map(|(name, _)| name.clone()));
         if let Some(files) = &self.token_files {
@@ -179,32 +178,29 @@ impl Engine {
         for node in touched {
             // By its agent's word or, if that went to another replica of control, by the mark it left.
             let captured = |pod: &LocalPod| {
-                matches!(self.nodes.capture(node, &pod.uid), Some(Capture::Measured | Capture::Withdrawing))
-                    || matches!(pod.annotated.mark, Some(Mark::Measured | Mark::Withdrawing))
+                matches!(
+                    self.nodes.capture(node, &pod.uid.text()),
+                    Some(Capture::Measured | Capture::Withdrawing)
+                ) || matches!(pod.annotated.mark, Some(Mark::Measured | Mark::Withdrawing))
             };
-            let identity = |pod: &Arc<LocalPod>| self.identity(pod);
-            let identities = outline
-                .nodes
-                .get(node)
-                .map(|pods| pods.iter().filter(|pod| pod.enroll || captured(pod)).map(identity).collect());
-            entitled.insert(node.to_string(), identities);
+            let may = |pods: &Pods| -> Pods {
+                let may = |pod: &&Arc<LocalPod>| pod.enroll || captured(pod);
+                match pods.iter().all(|pod| may(&pod)) {
+                    true => pods.clone(),
+                    false => pods.iter().filter(may).cloned().collect(),
+                }
+            };
+            entitled.insert(node.clone(), outline.nodes.get(node).map(may));
         }
         self.entitled.update(entitled);
     }
 }
 
-impl Engine {
-    fn identity(&self, pod: &LocalPod) -> Identity {
-        let trust_domain = self.options.trust_domain.clone();
-        Identity::new(trust_domain, pod.namespace.clone(), pod.service_account.clone())
-    }
-
-    /// The waypoints of a node. Each proves itself: its node is not trusted with its certificate, nor it with others'.
-    fn waypoints_on(&self, outline: &Outline, node: &Arc<str>) -> BTreeMap<String, Identity> {
-        let pods = outline.nodes.get(node).into_iter().flat_map(|pods| pods.iter());
-        let waypoints = pods.filter(|pod| pod.waypoint);
-        waypoints.map(|pod| (tokens::waypoint(&pod.namespace, &pod.name), self.identity(pod))).collect()
-    }
+/// The waypoints of a node. Each proves itself: its node is not trusted with its certificate, nor it with others'.
+fn waypoints_on(outline: &Outline, node: &Arc<str>) -> BTreeMap<String, Arc<LocalPod>> {
+    let pods = outline.nodes.get(node).into_iter().flat_map(|pods| pods.iter());
+    let waypoints = pods.filter(|pod| pod.waypoint);
+    waypoints.map(|pod| (tokens::waypoint(&pod.namespace, &pod.name), pod.clone())).collect()
 }
 
 /// Everything as it would be published now, compiled anew: for who wants to see all of it.

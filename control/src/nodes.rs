@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::{
     compile::{Mark, Word},
+    manifest::Uid,
     publish::Clients,
     shards::{Outline, Pods},
     tokens,
@@ -103,7 +104,7 @@ pub(crate) struct Directives {
 pub(crate) struct Wanted {
     pods: Pods,
     /// Uids of pods that are let go and of which all peers know.
-    withdrawn: BTreeSet<Arc<str>>,
+    withdrawn: BTreeSet<Uid>,
 }
 
 impl Wanted {
@@ -118,7 +119,7 @@ impl Wanted {
             enroll: pod.enroll,
             withdrawn: self.withdrawn.contains(&pod.uid),
             trust_domain: trust_domain.to_owned(),
-            dns_off: pod.dns_off,
+            answer_dns: pod.answer_dns,
         });
         pods.collect()
     }
@@ -301,7 +302,7 @@ impl Nodes {
         for (node, status) in nodes.iter_mut().filter(|(node, _)| touched.contains(node.as_str())) {
             let local = outline.nodes.get(node.as_str());
             let before = status.pods.len();
-            status.pods.retain(|uid, _| local.is_some_and(|pods| pods.iter().any(|pod| *pod.uid == **uid)));
+            status.pods.retain(|uid, _| local.is_some_and(|pods| pods.iter().any(|pod| pod.uid == **uid)));
             forgotten |= status.pods.len() != before;
         }
         let known = |node: &str| outline.nodes.contains_key(node);
@@ -314,7 +315,7 @@ impl Nodes {
             let local = outline.nodes.get(node.as_str());
             // Peers of other replicas are told HBONE as long as the mark says so: it is waited for.
             let marked = |uid: &str| {
-                let pod = local.and_then(|pods| pods.iter().find(|pod| *pod.uid == *uid));
+                let pod = local.and_then(|pods| pods.iter().find(|pod| pod.uid == *uid));
                 self.shared && pod.is_some_and(|pod| pod.annotated.mark == Some(Mark::Measured))
             };
             for (uid, pod) in &mut status.pods {
@@ -374,7 +375,7 @@ impl Nodes {
                 let pod = status.and_then(|status| status.pods.get(uid));
                 pod.is_some_and(|pod| pod.withdrawal == Withdrawal::Done)
             };
-            let withdrawn = pods.iter().filter(|pod| !pod.enroll && done(&pod.uid));
+            let withdrawn = pods.iter().filter(|pod| !pod.enroll && done(&pod.uid.text()));
             let withdrawn = withdrawn.map(|pod| pod.uid.clone()).collect();
             directives.nodes.insert(node.clone(), Wanted { pods: pods.clone(), withdrawn });
         }

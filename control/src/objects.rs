@@ -5,13 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use crate::{
     compile::automatic::Given,
-    manifest::{Gateway, Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared},
+    manifest::{EndpointSlice, Gateway, Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared},
 };
 
 /// Every file's objects and problems, or every object of the API server.
@@ -19,7 +19,7 @@ use crate::{
 pub struct Objects {
     /// By namespace; what belongs to none is under the empty name.
     spaces: BTreeMap<Arc<str>, Space>,
-    files: BTreeMap<Arc<Path>, File>,
+    files: BTreeMap<FileName, File>,
     /// Of objects that have no file: what is wrong with what the API server has of them now.
     problems: BTreeMap<ObjectKey, Vec<Problem>>,
     changes: Changes,
@@ -30,20 +30,24 @@ pub struct Objects {
 
 type Space = BTreeMap<(Kind, Arc<str>), Held>;
 
+/// A file, in as few bytes as each of its objects can have.
+type FileName = Arc<PathBuf>;
+
 /// An object, and the files that name it.
 #[derive(Debug)]
 struct Held {
     object: Object,
     /// The one that sorts first, whose version holds; none for an object of the API server.
-    file: Option<Arc<Path>>,
+    file: Option<FileName>,
     /// The versions of further files.
     #[expect(clippy::box_collection, reason = "nearly always none: a third of the bytes in each object")]
-    others: Option<Box<BTreeMap<Arc<Path>, Object>>>,
+    others: Option<Box<BTreeMap<FileName, Object>>>,
 }
 
 #[derive(Debug, Default, PartialEq)]
 struct File {
-    keys: BTreeSet<ObjectKey>,
+    /// In their order.
+    keys: Box<[ObjectKey]>,
     problems: Vec<Problem>,
 }
 
@@ -81,14 +85,14 @@ impl Objects {
     /// got wrong keep their last good version; if a document can't even be told by name, nothing is
     /// forgotten. Whether anything differs from before.
     pub fn apply(&mut self, path: &Path, parsed: Parsed) -> bool {
-        let (path, before) = match self.files.remove_entry(path) {
+        let (path, before) = match self.files.remove_entry(&path.to_owned()) {
             Some((path, file)) => (path, Some(file)),
-            None => (path.into(), None),
+            None => (Arc::new(path.to_owned()), None),
         };
         let mut problems = parsed.problems;
         let mut keys: BTreeSet<ObjectKey> = parsed.refused.into_iter().collect();
         // Of what is refused only that holds which held before.
-        keys.retain(|key| before.as_ref().is_some_and(|file| file.keys.contains(key)));
+        keys.retain(|key| before.as_ref().is_some_and(|file| file.keys.binary_search(key).is_ok()));
         let mut changed = before.is_none();
         let mut seen = BTreeSet::new();
         for (key, object) in parsed.objects {
@@ -117,7 +121,7 @@ impl Objects {
         }
         self.changes.problems |= before.problems != problems;
         changed |= before.problems != problems;
-        self.files.insert(path, File { keys, problems });
+        self.files.insert(path, File { keys: keys.into_iter().collect(), problems });
         changed
     }
 
@@ -147,7 +151,7 @@ impl Objects {
 
     /// The file is gone, and its objects with it. Whether there was one.
     pub fn remove(&mut self, path: &Path) -> bool {
-        let Some((path, file)) = self.files.remove_entry(path) else { return false };
+        let Some((path, file)) = self.files.remove_entry(&path.to_owned()) else { return false };
         for key in &file.keys {
             self.take(key, Some(&path));
         }
@@ -163,7 +167,7 @@ impl Objects {
 
     /// Keeps what a file held and says why it can't be read now.
     pub fn unreadable(&mut self, path: &Path, reason: String) {
-        let file = self.files.entry(path.into()).or_default();
+        let file = self.files.entry(Arc::new(path.to_owned())).or_default();
         let problems = vec![Problem {
             severity: Severity::Refused,
             file: path.to_owned(),
@@ -203,6 +207,22 @@ impl Objects {
     pub fn namespaces(&self) -> BTreeSet<Arc<str>> {
         let with_objects = self.spaces.keys().filter(|name| !name.is_empty());
         with_objects.chain(self.cluster_wide(Kind::Namespace)).cloned().collect()
+    }
+
+    /// Makes everything as small as it can be. For when a great deal was read in one go: maps that grew are half
+    /// empty, and slices that came before their pods have texts of their own.
+    pub fn compact(&mut self) {
+        for space in self.spaces.values_mut() {
+            let pods = space.keys().filter(|(kind, _)| *kind == Kind::Pod);
+            let pods: BTreeSet<Arc<str>> = pods.map(|(_, name)| name.clone()).collect();
+            for held in space.values_mut() {
+                if let Object::EndpointSlice(slice) = &mut held.object {
+                    slice.share_names(|name| pods.get(name).cloned());
+                }
+            }
+            // A map that is made of what is sorted has no gaps.
+            *space = std::mem::take(space).into_iter().collect();
+        }
     }
 
     /// What has changed since this was asked last.
@@ -292,9 +312,12 @@ impl Objects {
     }
 
     /// Puts a file's version of an object in. Whether it is another than before.
-    fn insert(&mut self, key: &ObjectKey, file: Option<&Arc<Path>>, mut object: Object) -> bool {
-        object.share(key, &mut self.shared);
+    fn insert(&mut self, key: &ObjectKey, file: Option<&FileName>, mut object: Object) -> bool {
+        object.share(&mut self.shared);
         let space = self.spaces.entry(key.namespace.clone()).or_default();
+        if let Object::EndpointSlice(slice) = &mut object {
+            share_names(slice, space);
+        }
         let changed = match space.get_mut(&(key.kind, key.name.clone())) {
             None => {
                 let held = Held { object, file: file.cloned(), others: None };
@@ -313,7 +336,7 @@ impl Objects {
     }
 
     /// Takes a file's version of an object out. Whether there was one.
-    fn take(&mut self, key: &ObjectKey, file: Option<&Arc<Path>>) -> bool {
+    fn take(&mut self, key: &ObjectKey, file: Option<&FileName>) -> bool {
         let Some(space) = self.spaces.get_mut(&key.namespace) else { return false };
         let at = (key.kind, key.name.clone());
         let Some(held) = space.get_mut(&at) else { return false };
@@ -340,9 +363,16 @@ impl Objects {
     }
 }
 
+/// The names of pods, once for both.
+fn share_names(slice: &mut EndpointSlice, space: &Space) {
+    slice.share_names(|name| {
+        space.get_key_value(&(Kind::Pod, name.clone())).map(|((_, name), _)| name.clone())
+    });
+}
+
 impl Held {
     /// Whether the file's version is another than before.
-    fn put(&mut self, file: Option<&Arc<Path>>, object: Object) -> bool {
+    fn put(&mut self, file: Option<&FileName>, object: Object) -> bool {
         let first = match (file, &self.file) {
             (Some(file), Some(held)) => file.cmp(held),
             (_, _) => std::cmp::Ordering::Equal,

@@ -136,7 +136,7 @@ impl Control {
         let signer = Signer::new(authority);
         let (store, clients) = (Arc::new(Store::default()), Arc::new(Clients::default()));
         let auth = Arc::new(Authenticator::new(proof));
-        let entitled = Arc::new(Entitled::default());
+        let entitled = Arc::new(Entitled::new(mesh.trust_domain.clone()));
         let outline = watch::Sender::new(Arc::default());
         let whole: Whole = {
             let (objects, nodes, options) = (objects.clone(), nodes.clone(), mesh.clone());

@@ -11,7 +11,7 @@ mod couplings;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -22,7 +22,7 @@ use crate::{
         automatic::{self, Given, Wants},
         compile,
     },
-    manifest::{Kind, Object, ObjectKey, Problem},
+    manifest::{Kind, Object, ObjectKey, Problem, Uid},
     objects::{Changes, Objects},
     publish::{Edit, Resource, encode},
 };
@@ -76,11 +76,18 @@ struct Shard {
     addresses: Published,
     policies: Published,
     routes: Published,
-    nodes: BTreeMap<Arc<str>, Vec<Arc<LocalPod>>>,
+    /// In the order of their nodes, and of namespaces and names there.
+    pods: Box<[Placed]>,
     /// Whether the pods of each of its namespaces are in the mesh; not of those that have no Namespace object.
     enroll: BTreeMap<Arc<str>, bool>,
     problems: Vec<Problem>,
     services: usize,
+}
+
+/// A pod on a node.
+struct Placed {
+    node: Arc<str>,
+    pod: Arc<LocalPod>,
 }
 
 /// Resources in the order of their names.
@@ -102,6 +109,9 @@ impl Shards {
     ) -> Turn {
         let changes = objects.take_changes();
         let first = !std::mem::replace(&mut self.begun, true);
+        if first {
+            objects.compact();
+        }
         let root = &options.root_namespace;
         let everything = first || changes.gateways || changes.namespaces.get(root) == Some(&true);
         let changed = if first { objects.namespaces() } else { changes.namespaces.keys().cloned().collect() };
@@ -190,13 +200,13 @@ impl Shards {
     ) -> BTreeSet<Arc<str>> {
         let mut stale = BTreeSet::new();
         for shard in self.shards.values() {
-            if changes.nodes.iter().any(|node| shard.nodes.contains_key(node)) {
+            if changes.nodes.iter().any(|node| !shard.of_node(node).is_empty()) {
                 stale.extend(shard.namespaces.iter().cloned());
             }
         }
         for node in reported {
             for pod in self.outline.nodes.get(node.as_str()).into_iter().flat_map(|pods| pods.iter()) {
-                if pod.annotated.captured(word(node, &pod.uid)) != pod.captured {
+                if pod.annotated.captured(word(node, &pod.uid.text())) != pod.captured {
                     stale.insert(pod.namespace.clone());
                 }
             }
@@ -243,7 +253,7 @@ impl Shards {
     /// A policy that control makes itself may be that of several shards: it is gone when the last has it no more.
     fn settle_policies(&self, edit: &mut Edit) {
         edit.gone_policies.retain(|name| {
-            let has = |shard: &Shard| shard.policies.binary_search_by(|held| held.name.cmp(name)).is_ok();
+            let has = |shard: &Shard| shard.policies.binary_search_by(|held| held.name().cmp(name)).is_ok();
             !self.shards.values().any(has)
         });
     }
@@ -253,12 +263,13 @@ impl Shards {
         let known: BTreeSet<&Arc<str>> = objects.cluster_wide(Kind::Node).collect();
         for node in &turn.nodes {
             let mut pods: Vec<Arc<LocalPod>> =
-                self.shards.values().filter_map(|shard| shard.nodes.get(node)).flatten().cloned().collect();
+                self.shards.values().flat_map(|shard| shard.of_node(node)).map(|at| at.pod.clone()).collect();
             if pods.is_empty() && !known.contains(node) {
                 self.outline.nodes.remove(node);
                 continue;
             }
             pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+            one_of_each(&mut pods);
             self.outline.nodes.insert(node.clone(), pods.into());
         }
         let enroll = self.shards.values().flat_map(|shard| &shard.enroll);
@@ -287,14 +298,15 @@ impl Shards {
 impl Shard {
     /// What was compiled of these namespaces. What is as it was `before` is taken from there.
     fn of(namespaces: BTreeSet<Arc<str>>, compiled: Compiled, before: &[Shard]) -> Self {
-        let workloads = compiled.workloads.into_values().map(|workload| encode::workload(&workload));
+        let mut tails = encode::Tails::of(before.iter().flat_map(|shard| &shard.addresses));
+        let workloads = compiled.workloads.into_values();
+        let workloads = workloads.map(|workload| encode::workload(&workload, &mut tails));
         let services = compiled.services.len();
         let of_services = compiled.services.into_values().map(|service| encode::service(&service));
         let policies = compiled.policies.into_values().map(|policy| encode::policy(&policy));
         let routes = compiled.routes.into_values().map(|routes| encode::routes(&routes));
         let old_nodes = pods_of(before);
-        let nodes = compiled.nodes.into_iter().filter(|(_, pods)| !pods.is_empty());
-        let nodes = nodes.map(|(node, mut pods)| {
+        let pods = compiled.nodes.into_iter().flat_map(|(node, mut pods)| {
             // Equal pods are kept once, whoever holds them.
             for pod in &mut pods {
                 let same = old_nodes.get(&node).and_then(|old| old.iter().find(|old| ***old == *pod));
@@ -302,14 +314,13 @@ impl Shard {
                     *pod = Arc::clone(same);
                 }
             }
-            pods.shrink_to_fit();
-            (node, pods)
+            pods.into_iter().map(move |pod| Placed { node: node.clone(), pod })
         });
         Self {
             addresses: keep(workloads.chain(of_services), before, |shard| &shard.addresses),
             policies: keep(policies, before, |shard| &shard.policies),
             routes: keep(routes, before, |shard| &shard.routes),
-            nodes: nodes.collect(),
+            pods: pods.collect(),
             enroll: compiled.namespaces,
             problems: compiled.problems,
             services,
@@ -317,11 +328,18 @@ impl Shard {
         }
     }
 
+    /// The pods of a node.
+    fn of_node(&self, node: &str) -> &[Placed] {
+        let start = self.pods.partition_point(|at| &*at.node < node);
+        let end = start + self.pods[start..].partition_point(|at| &*at.node == node);
+        &self.pods[start..end]
+    }
+
     fn is_empty(&self) -> bool {
         self.addresses.is_empty()
             && self.policies.is_empty()
             && self.routes.is_empty()
-            && self.nodes.is_empty()
+            && self.pods.is_empty()
             && self.enroll.is_empty()
             && self.problems.is_empty()
     }
@@ -335,17 +353,17 @@ fn keep(
 ) -> Published {
     let mut kept: Published = resources
         .map(|resource| {
-            let same = before.iter().find_map(|shard| held(of(shard), &resource.name));
+            let same = before.iter().find_map(|shard| held(of(shard), resource.name()));
             same.filter(|held| ***held == resource).cloned().unwrap_or_else(|| Arc::new(resource))
         })
         .collect();
-    kept.sort_by(|a, b| a.name.cmp(&b.name));
+    kept.sort_by(|a, b| a.name().cmp(b.name()));
     kept.shrink_to_fit();
     kept
 }
 
 fn held<'p>(published: &'p Published, name: &str) -> Option<&'p Arc<Resource>> {
-    let at = published.binary_search_by(|held| (*held.name).cmp(name)).ok()?;
+    let at = published.binary_search_by(|held| held.name().cmp(name)).ok()?;
     published.get(at)
 }
 
@@ -361,18 +379,34 @@ fn difference(
     let new: BTreeSet<*const Resource> = after.iter().flat_map(&of).map(Arc::as_ptr).collect();
     let added = after.iter().flat_map(&of).filter(|resource| !old.contains(&Arc::as_ptr(resource)));
     let gone = before.iter().flat_map(&of).filter(|resource| !new.contains(&Arc::as_ptr(resource)));
-    let gone = gone.filter(|resource| lacks(after, &resource.name)).map(|resource| resource.name.clone());
+    let gone = gone.filter(|resource| lacks(after, resource.name())).map(|resource| resource.name().into());
     (added.cloned().collect(), gone.collect())
 }
 
 /// The pods of each node, in the order of their names.
 fn pods_of(shards: &[Shard]) -> BTreeMap<&Arc<str>, Vec<&Arc<LocalPod>>> {
     let mut pods: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (node, of_node) in shards.iter().flat_map(|shard| &shard.nodes) {
-        pods.entry(node).or_default().extend(of_node);
+    for Placed { node, pod } in shards.iter().flat_map(|shard| &shard.pods) {
+        pods.entry(node).or_default().push(pod);
     }
     for of_node in pods.values_mut() {
         of_node.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     }
     pods
+}
+
+/// Leaves one pod of each uid. The API server sees to that, but for images of static pods, which whoever may create a
+/// pod can forge: none leads a captured pod out, and none takes the place of an older one.
+fn one_of_each(pods: &mut Vec<Arc<LocalPod>>) {
+    let since = |pod: &LocalPod| pod.image.as_ref().map(|image| image.since.clone());
+    let mut chosen: HashMap<Uid, Arc<LocalPod>> = HashMap::with_capacity(pods.len());
+    for pod in pods.iter() {
+        let held = chosen.entry(pod.uid.clone()).or_insert_with(|| pod.clone());
+        if (!pod.enroll, since(pod)) < (!held.enroll, since(held)) {
+            *held = pod.clone();
+        }
+    }
+    if chosen.len() < pods.len() {
+        pods.retain(|pod| chosen.get(&pod.uid).is_some_and(|held| Arc::ptr_eq(held, pod)));
+    }
 }

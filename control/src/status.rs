@@ -31,9 +31,9 @@ pub fn json(outline: &Outline, nodes: &Nodes, clients: &Clients, state: &State) 
         .map(|(node, pods)| {
             let pods = pods.iter().map(|pod| {
                 json!({
-                    "uid": pod.uid, "namespace": pod.namespace, "name": pod.name,
-                    "serviceAccount": pod.service_account, "addresses": pod.addresses, "enroll": pod.enroll,
-                    "capture": nodes.capture(node, &pod.uid),
+                    "uid": *pod.uid.text(), "namespace": pod.namespace, "name": pod.name,
+                    "serviceAccount": pod.service_account, "addresses": *pod.addresses, "enroll": pod.enroll,
+                    "capture": nodes.capture(node, &pod.uid.text()),
                 })
             });
             (&**node, pods.collect())
@@ -47,7 +47,7 @@ pub fn json(outline: &Outline, nodes: &Nodes, clients: &Clients, state: &State) 
         "published": {
             "workloads": outline.workloads,
             "services": outline.services,
-            "policies": state.policies.keys().collect::<Vec<_>>(),
+            "policies": state.policies.values().map(|policy| policy.name()).collect::<Vec<_>>(),
         },
         "pods": pods,
         "nodes": nodes.list(),

@@ -112,7 +112,7 @@ fn seen(store: &Store, outline: Arc<Outline>) -> Seen {
             Type::Service(_) => services += 1,
         }
     }
-    let policies = state.policies.values().map(|policy| (policy.name.to_string(), policy.version()));
+    let policies = state.policies.values().map(|policy| (policy.name().to_owned(), policy.version()));
     Seen { workloads, services, policies: policies.collect(), outline }
 }
 

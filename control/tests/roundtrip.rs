@@ -106,10 +106,10 @@ fn service() -> impl Strategy<Value = Service> {
         (any::<bool>(), any::<bool>()).prop_map(|(unhealthy, local)| (unhealthy, local, false)),
         any::<bool>().prop_map(|unhealthy| (unhealthy, false, true)),
     ];
-    let facts = (option::of(gateway()), balancing, families);
+    let facts = (option::of(gateway()), balancing, families, any::<bool>());
     (service_key(), text(), vec(network_address(), 0..3), ports(), names, facts).prop_map(
         |(key, name, addresses, ports, subject_alt_names, facts)| {
-            let (waypoint, (allow_unhealthy, node_local, passthrough), families) = facts;
+            let (waypoint, (allow_unhealthy, node_local, passthrough), families, canonical) = facts;
             Service {
                 key,
                 name,
@@ -120,6 +120,7 @@ fn service() -> impl Strategy<Value = Service> {
                 allow_unhealthy,
                 node_local,
                 families,
+                canonical,
                 passthrough,
             }
         },

@@ -176,6 +176,7 @@ fn plans() {
         node_local: false,
         families: mesh::Families::Any,
         passthrough: false,
+        canonical: false,
     };
     editor.put_service(service.clone());
     let started = Instant::now();

@@ -1,4 +1,5 @@
-//! Who holds an address or a name when several claim it: the one that was put last.
+//! Who holds an address or a name when several claim it: the one that was put last, of those to whom the cluster gave
+//! it if there are any: what somebody wrote into a ServiceEntry or WorkloadEntry takes no pod's and no Service's.
 //!
 //! All claims are kept, in the order they were put. Removing the holder hands the address to the last
 //! put of those that still claim it; removing any other changes nothing. (Two pods share an address
@@ -11,17 +12,27 @@ use crate::{Service, Workload};
 /// Whether two values are versions of one object.
 pub(crate) trait Object: Clone {
     fn is_same(&self, other: &Self) -> bool;
+    /// Whether the cluster gave it its addresses.
+    fn is_given(&self) -> bool;
 }
 
 impl Object for Workload {
     fn is_same(&self, other: &Self) -> bool {
         self.uid == other.uid
     }
+
+    fn is_given(&self) -> bool {
+        self.is_pod()
+    }
 }
 
 impl Object for Service {
     fn is_same(&self, other: &Self) -> bool {
         self.key == other.key
+    }
+
+    fn is_given(&self) -> bool {
+        self.canonical
     }
 }
 
@@ -50,15 +61,24 @@ impl<T: Object> Claims<T> {
         all.iter().rev()
     }
 
-    /// Adds a claim as the last one; an earlier claim of the same object goes.
+    /// Adds a claim as the last one of its like; an earlier claim of the same object goes.
     pub(crate) fn put(&mut self, object: &Arc<T>) {
         match self {
             Self::One(held) if held.is_same(object) => *held = object.clone(),
+            Self::One(held) if held.is_given() && !object.is_given() => {
+                *self = Self::Many(Arc::new(vec![object.clone(), held.clone()]));
+            }
             Self::One(held) => *self = Self::Many(Arc::new(vec![held.clone(), object.clone()])),
             Self::Many(objects) => {
                 let objects = Arc::make_mut(objects);
                 objects.retain(|held| !held.is_same(object));
-                objects.push(object.clone());
+                // Claims come before what is given.
+                let end = if object.is_given() {
+                    objects.len()
+                } else {
+                    objects.partition_point(|held| !held.is_given())
+                };
+                objects.insert(end, object.clone());
             }
         }
     }

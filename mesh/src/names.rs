@@ -64,8 +64,9 @@ impl Snapshot {
     /// `name.namespace.svc`); a name that a pod's search domains were put behind (`host.ns.svc.DOMAIN`,
     /// `host.svc.DOMAIN`, `host.DOMAIN`). Each may be met by a wildcard (`*.example.com`), the longest first.
     ///
-    /// Of services in several namespaces with one host name, the asker's own comes first, then the Kubernetes
-    /// service whose name it is, then the first by namespace. One without any address is not found.
+    /// Of services in several namespaces with one host name, the asker's own comes first, then the one of the namespace
+    /// that the name has in it, then the first by namespace. Under the cluster's domain nobody else is believed, and no
+    /// wildcard. One without any address is not found.
     pub fn resolve(&self, asker: &Asker<'_>, name: &str) -> Option<Named> {
         if let Some(found) = self.by_host(asker, name).or_else(|| self.by_short_name(asker, name)) {
             return Some(Named { alias: None, ..found });
@@ -85,9 +86,12 @@ impl Snapshot {
         if let Some(found) = self.best(asker, name) {
             return Some(found);
         }
+        // Under the cluster's domain names are Services', and every name that a pod asks for is sought there first.
+        if is_under(name, asker.cluster_domain) {
+            return None;
+        }
         let mut rest = name;
         while let Some((_, parent)) = rest.split_once('.') {
-            // Nobody owns a whole top-level domain by accident: `*.com` is as good as what it says.
             if let Some(found) = self.best(asker, &format!("*.{parent}")) {
                 return Some(found);
             }
@@ -118,14 +122,19 @@ impl Snapshot {
     }
 
     fn best(&self, asker: &Asker<'_>, hostname: &str) -> Option<Named> {
-        let rank = |service: &Service| {
-            let namespace = &*service.key.namespace;
-            let of_kubernetes = hostname.strip_suffix(asker.cluster_domain).is_some_and(|front| {
-                front.strip_suffix(".svc.").is_some_and(|front| front.ends_with(&format!(".{namespace}")))
-            });
-            (namespace != asker.namespace, !of_kubernetes)
+        // `NAME.NAMESPACE.svc.DOMAIN` is of that namespace alone, but for an asker whose own has such a name, too.
+        let inside = is_under(hostname, asker.cluster_domain);
+        let owns = |service: &Service| {
+            let front =
+                hostname.strip_suffix(asker.cluster_domain).and_then(|front| front.strip_suffix(".svc."));
+            front
+                .and_then(|front| front.split_once('.'))
+                .is_some_and(|(_, owner)| *owner == *service.key.namespace)
         };
-        let mut found: Vec<&Arc<Service>> = self.services_named(hostname).collect();
+        let rank = |service: &Service| (*service.key.namespace != *asker.namespace, !owns(service));
+        let named =
+            self.services_named(hostname).filter(|service| !inside || owns(service) || !rank(service).0);
+        let mut found: Vec<&Arc<Service>> = named.collect();
         found.sort_by(|a, b| (rank(a), &a.key).cmp(&(rank(b), &b.key)));
         found.into_iter().find_map(|service| {
             let addresses = self.told_of(asker, service);
@@ -145,4 +154,9 @@ impl Snapshot {
         let addresses = usable.flat_map(|workload| workload.addresses.iter().copied());
         addresses.filter(|&address| service.families.contain(address)).collect()
     }
+}
+
+/// Whether a name is a domain or under it.
+fn is_under(name: &str, domain: &str) -> bool {
+    name.strip_suffix(domain).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }

@@ -104,21 +104,55 @@ impl Snapshot {
         let source = outbound.source;
         let dialled = SocketAddr::new(outbound.destination.ip().to_canonical(), outbound.destination.port());
         if let Some(service) = self.service_at(&source.network, dialled.ip()) {
-            if service.passthrough && !self.must_pass(source, service.waypoint.as_ref()) {
-                return Ok(Plan::Passthrough { to: dialled });
+            // Without resolution whoever is dialled is meant, and one of the mesh is met as ever.
+            if !service.passthrough || self.must_pass(source, service.waypoint.as_ref()) {
+                return self.to_service(service, local_node, dialled, outbound);
             }
-            return self.to_service(service, local_node, dialled, outbound);
         }
         let Some(workload) = self.workload_at(&source.network, dialled.ip()) else {
             return Ok(Plan::Passthrough { to: dialled });
         };
-        if let Some(waypoint) =
-            workload.waypoint.as_ref().filter(|_| self.must_pass(source, workload.waypoint.as_ref()))
-        {
+        if let Some(waypoint) = self.waypoint_before(workload, source) {
             return self.through(waypoint, Behind::Workload(workload.uid.clone()), None, dialled, outbound);
         }
         let target = Target { workload: workload.clone(), address: dialled, service: None };
         Ok(way_to(target, local_node))
+    }
+
+    /// Plans anew what was [`Plan::Named`], now that the name has an address: what the mesh has there is met as ever,
+    /// and nothing else is dialled plainly.
+    ///
+    /// # Errors
+    /// As of [`Self::plan`].
+    pub fn plan_resolved(
+        &self,
+        local_node: &str,
+        outbound: &Outbound<'_>,
+        named: Target,
+    ) -> Result<Plan, PlanError> {
+        let (source, to) = (outbound.source, named.address);
+        let found = self.service_at(&source.network, to.ip());
+        if let Some(found) =
+            found.filter(|found| named.service.as_ref().is_none_or(|own| own.key != found.key))
+        {
+            return match self.plan(local_node, &Outbound { destination: to, ..*outbound })? {
+                // Once is enough: two names could lead to each other.
+                Plan::Named { .. } => Err(PlanError::NoAddress(found.key.clone())),
+                Plan::Passthrough { .. } => Ok(Plan::Plain(named)),
+                plan => Ok(plan),
+            };
+        }
+        let Some(workload) = self.workload_at(&source.network, to.ip()) else {
+            return Ok(Plan::Plain(named));
+        };
+        if let Some(waypoint) = self.waypoint_before(workload, source) {
+            let behind = Behind::Workload(workload.uid.clone());
+            return self.through(waypoint, behind, named.service.as_ref(), to, outbound);
+        }
+        Ok(match workload.tunnel {
+            Tunnel::None => Plan::Plain(named),
+            Tunnel::Hbone => way_to(Target { workload: workload.clone(), ..named }, local_node),
+        })
     }
 
     /// Picks an endpoint of a service, and its port.
@@ -202,6 +236,11 @@ impl Snapshot {
     /// Whether the caller has to pass that waypoint: everybody but the waypoint itself.
     fn must_pass(&self, source: &Workload, waypoint: Option<&GatewayAddress>) -> bool {
         waypoint.is_some_and(|waypoint| !self.is_gateway(source, waypoint))
+    }
+
+    /// The waypoint that a workload's caller has to pass.
+    fn waypoint_before<'w>(&self, workload: &'w Workload, source: &Workload) -> Option<&'w GatewayAddress> {
+        workload.waypoint.as_ref().filter(|waypoint| self.must_pass(source, Some(waypoint)))
     }
 
     /// The way to one of the workloads of a waypoint.

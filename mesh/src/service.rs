@@ -45,6 +45,8 @@ pub struct Service {
     pub families: Families,
     /// Whoever is dialled is meant: no endpoint is chosen.
     pub passthrough: bool,
+    /// A Service of Kubernetes, whose addresses and names the cluster gave it; not somebody's claim (`canonical`).
+    pub canonical: bool,
 }
 
 /// The families of IP that a service is offered in (`ip_families`).

@@ -71,7 +71,7 @@ impl Snapshot {
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
         let claims = self.workloads_by_name.get(&Named { namespace, name })?;
         let preference =
-            |w: &Workload| (!is_pod(w), self.cluster.as_ref().is_some_and(|ours| w.cluster_id != *ours));
+            |w: &Workload| (!w.is_pod(), self.cluster.as_ref().is_some_and(|ours| w.cluster_id != *ours));
         claims.iter().min_by_key(|workload| preference(workload))
     }
 
@@ -318,11 +318,6 @@ fn lower(hostname: &Arc<str>) -> Arc<str> {
     } else {
         hostname.clone()
     }
-}
-
-/// Whether the uid has the form `CLUSTER/GROUP/Pod/NAMESPACE/NAME`.
-fn is_pod(workload: &Workload) -> bool {
-    workload.uid.split('/').nth(2) == Some("Pod")
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]

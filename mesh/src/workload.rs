@@ -85,6 +85,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether the uid has the form `CLUSTER/GROUP/Pod/NAMESPACE/NAME`.
+    pub fn is_pod(&self) -> bool {
+        self.uid.split('/').nth(2) == Some("Pod")
+    }
+
     /// A healthy workload with nothing but its names; the other fields are set by the caller.
     pub fn named(
         uid: impl Into<Arc<str>>,

@@ -19,6 +19,7 @@ fn service(namespace: &str, hostname: &str, addresses: &[&str]) -> Service {
         node_local: false,
         families: Families::Any,
         passthrough: false,
+        canonical: false,
     }
 }
 
@@ -154,4 +155,35 @@ fn a_removed_service_is_forgotten_by_its_name() {
         edit.remove_service(&ServiceKey { namespace: namespace.into(), hostname });
     }
     assert_eq!(told(&edit.finish(), "zoo", "api.example.com"), None);
+}
+
+/// Whoever may write a ServiceEntry somewhere could else answer for every name that every pod asks for: with their
+/// search domains all of them are under the cluster's first.
+#[test]
+fn nobody_but_its_namespace_answers_for_a_name_of_the_clusters_domain() {
+    let mut edit = world().edit();
+    for host in ["*.svc.cluster.local", "*.cluster.local", "*.local", "db-0.db.shop.svc.cluster.local"] {
+        edit.put_service(service("thief", host, &["240.240.9.9"]));
+    }
+    edit.put_service(service("thief", "headless.shop.svc.cluster.local", &["240.240.9.9"]));
+    edit.put_service(service("shop", "extra.shop.svc.cluster.local", &["240.240.1.1"]));
+    let snapshot = edit.finish();
+    for name in [
+        "www.google.com.shop.svc.cluster.local",
+        "google.com.cluster.local",
+        "db-0.db.shop.svc.cluster.local",
+        "headless.shop.svc.cluster.local",
+        "empty.shop.svc.cluster.local",
+        "nobody.shop.svc.cluster.local",
+    ] {
+        for namespace in ["shop", "other"] {
+            assert_eq!(told(&snapshot, namespace, name), None, "{name} in {namespace}");
+        }
+    }
+    assert_eq!(told(&snapshot, "thief", "google.com.cluster.local"), None);
+    let extra = told(&snapshot, "bank", "extra.shop.svc.cluster.local").expect("its own namespace's");
+    assert_eq!(extra.1, ["240.240.1.1"]);
+    let wild =
+        told(&snapshot, "shop", "x.example.org.shop.svc.cluster.local").expect("a wildcard of the world's");
+    assert_eq!(wild.0.as_deref(), Some("x.example.org"));
 }

@@ -8,7 +8,7 @@ use std::{
 
 use mesh::{
     GatewayAddress, Identity, NetworkAddress, Outbound, Plan, PlanError, PortMapping, Service, ServiceKey,
-    Snapshot, Tunnel, Workload,
+    Snapshot, Target, Tunnel, Workload,
 };
 
 const HERE: &str = "node-1";
@@ -36,6 +36,7 @@ fn service() -> Service {
         node_local: false,
         families: mesh::Families::Any,
         passthrough: false,
+        canonical: false,
     }
 }
 
@@ -358,4 +359,48 @@ fn a_service_that_chooses_nothing_lets_the_address_through() {
     let snapshot = mesh([service], [pod("a", &["10.0.0.1"])]);
     assert_eq!(told(plan(&snapshot, "10.96.0.1:80")), "passthrough 10.96.0.1:80");
     assert_eq!(told(plan(&snapshot, "10.96.0.1:4444")), "passthrough 10.96.0.1:4444");
+}
+
+#[test]
+fn an_entry_that_chooses_nothing_leads_no_pod_out_of_the_mesh() {
+    let entry =
+        Service { addresses: vec![at("", "10.0.0.1"), at("", "10.96.0.1")], passthrough: true, ..service() };
+    let entry =
+        Service { key: ServiceKey { namespace: "thief".into(), hostname: "x.example".into() }, ..entry };
+    let real = Service { canonical: true, ..service() };
+    for services in [[entry.clone(), real.clone()], [real, entry]] {
+        let snapshot = mesh(services, [pod("a", &["10.0.0.1"])]);
+        assert_eq!(told(plan(&snapshot, "10.0.0.1:9090")), "hbone 10.0.0.1:9090 by 10.0.0.1:15008");
+        assert_eq!(told(plan(&snapshot, "10.96.0.1:80")), "hbone 10.0.0.1:8080 by 10.0.0.1:15008");
+    }
+    // Nor does an endpoint that somebody says to be at a pod's address.
+    let mut machine = Workload::named("c/networking.istio.io/WorkloadEntry/thief/m", "thief", "m");
+    machine.addresses = vec!["10.0.0.1".parse().unwrap()];
+    let snapshot = mesh([], [pod("a", &["10.0.0.1"]), machine]);
+    assert_eq!(told(plan(&snapshot, "10.0.0.1:9090")), "hbone 10.0.0.1:9090 by 10.0.0.1:15008");
+}
+
+#[test]
+fn a_name_that_resolves_into_the_mesh_is_met_as_ever() {
+    let named = ServiceKey { namespace: "bank".into(), hostname: "orders.example".into() };
+    let entry = |ip| Service { key: named.clone(), addresses: vec![at("", ip)], ..service() };
+    let mut far = Workload::named("c/networking.istio.io/ServiceEntry/bank/e", "bank", "e");
+    far.hostname = "web.app.svc.cluster.local".into();
+    far.services = BTreeMap::from([(named.clone(), Vec::new())]);
+    let real = Service { canonical: true, ..service() };
+    let snapshot = mesh([real, entry("240.240.0.1")], [pod("a", &["10.0.0.1"]), far]);
+    let resolved = |to: &str| {
+        let source = client();
+        let outbound = Outbound { source: &source, destination: "240.240.0.1:80".parse().unwrap(), seed: 7 };
+        let Ok(Plan::Named { workload, service, .. }) = snapshot.plan(HERE, &outbound) else {
+            panic!("it has a name alone")
+        };
+        let target = Target { workload, address: to.parse().unwrap(), service: Some(service) };
+        told(snapshot.plan_resolved(HERE, &outbound, target))
+    };
+    assert_eq!(resolved("10.96.0.1:80"), "hbone 10.0.0.1:8080 by 10.0.0.1:15008");
+    assert_eq!(resolved("10.0.0.1:8080"), "hbone 10.0.0.1:8080 by 10.0.0.1:15008");
+    assert_eq!(resolved("192.0.2.7:8080"), "plain 192.0.2.7:8080");
+    // Its own address is where it is.
+    assert_eq!(resolved("240.240.0.1:8080"), "plain 240.240.0.1:8080");
 }

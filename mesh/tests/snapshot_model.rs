@@ -31,12 +31,16 @@ impl Model {
 
     fn workload_at(&self, network: &str, address: IpAddr) -> Option<&Workload> {
         let claims = |w: &&(usize, Workload)| *w.1.network == *network && w.1.addresses.contains(&address);
-        self.workloads.values().filter(claims).max_by_key(|w| w.0).map(|w| &w.1)
+        self.workloads.values().filter(claims).max_by_key(|w| (w.1.uid.contains("//Pod/"), w.0)).map(|w| &w.1)
     }
 
     fn service_at(&self, network: &str, address: IpAddr) -> Option<&Service> {
         let at = NetworkAddress { network: network.into(), address };
-        self.services.values().filter(|s| s.1.addresses.contains(&at)).max_by_key(|s| s.0).map(|s| &s.1)
+        self.services
+            .values()
+            .filter(|s| s.1.addresses.contains(&at))
+            .max_by_key(|s| (s.1.canonical, s.0))
+            .map(|s| &s.1)
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Option<&Workload> {
@@ -111,6 +115,7 @@ prop_compose! {
         key in service_key(),
         addresses in prop::collection::vec((one_of(&NETWORKS), address()), 0..3),
         allow_unhealthy in any::<bool>(),
+        canonical in any::<bool>(),
     ) -> Service {
         let address = |(network, address)| NetworkAddress { network, address };
         Service {
@@ -124,6 +129,7 @@ prop_compose! {
             node_local: false,
             families: mesh::Families::Any,
             passthrough: false,
+            canonical,
         }
     }
 }

@@ -28,6 +28,7 @@ fn service(name: &str, address: Option<&str>) -> Service {
         node_local: false,
         families: Families::Any,
         passthrough: false,
+        canonical: true,
     }
 }
 

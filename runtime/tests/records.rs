@@ -39,6 +39,7 @@ fn world(format: Format, max_series: usize) -> World {
         node_local: false,
         families: mesh::Families::Any,
         passthrough: false,
+        canonical: false,
     };
     World {
         records,

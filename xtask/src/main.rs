@@ -52,7 +52,7 @@ enum Task {
     E2e(e2e::Args),
     /// Run every test, or those of one ring.
     Test(test::Args),
-    /// Measure against no mesh, side by side; writes target/bench/l4.json.
+    /// Measure against no mesh, side by side; writes the figures to target/bench.
     Bench(bench::Args),
     /// Check what the compiler does not: who imports whom, file sizes, docs that name real commands.
     Tidy,

@@ -65,7 +65,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", help_heading = "Mesh")]
     pub(crate) cluster_domain: String,
 
-    /// Whether names of the mesh are answered in the place of a pod's resolver
+    /// Whether names of the mesh are answered in the place of a pod's resolver, unless the pod's annotation says otherwise
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch, action = clap::ArgAction::Set, help_heading = "Mesh")]
     pub(crate) dns: bool,
 

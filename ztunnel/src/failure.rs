@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use hbone::{client::OpenError, copy};
@@ -42,7 +43,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Assertion(#[from] BadAssertion),
     #[error("the endpoint {host} has no address: {source}")]
-    Unresolved { host: Box<str>, source: Unresolved },
+    Unresolved { host: Box<str>, source: Arc<Unresolved> },
     #[error("the pod has no address of the family of {0}")]
     NoSourceAddress(SocketAddr),
     #[error("{0} is no name of this pod, nor of a service of it")]

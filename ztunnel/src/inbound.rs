@@ -344,6 +344,7 @@ mod tests {
             node_local: false,
             families: mesh::Families::Any,
             passthrough: false,
+            canonical: false,
         }
     }
 

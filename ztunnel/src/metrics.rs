@@ -9,8 +9,8 @@ use prometheus_client::{
 use runtime::metrics::Metrics as Registry;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
-    reason: &'static str,
+pub(crate) struct Reason {
+    pub(crate) reason: &'static str,
 }
 
 /// The metrics under `culvert_ztunnel_`.

@@ -15,7 +15,7 @@ use hbone::{
     copy::{direct, relay},
 };
 use identity::assertion::Claims;
-use mesh::{Behind, Identity, Outbound, Plan, Snapshot, Target, Verdict, Workload};
+use mesh::{Behind, Identity, Outbound, Plan, PlanError, Snapshot, Target, Verdict, Workload};
 use runtime::record::{Direction, End, Security};
 use tokio::net::TcpStream;
 
@@ -66,26 +66,29 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
     carried.record().source(&source);
     check(pod, &source, accepted)?;
     let outbound = Outbound { source: &source, destination: accepted.original, seed: rand::random() };
-    let plan = snapshot.plan(&worker.shared.settings.node, &outbound)?;
+    let mut plan = snapshot.plan(&worker.shared.settings.node, &outbound)?;
+    if let Plan::Named { workload, service, port } = plan {
+        let host = workload.hostname.clone();
+        let v4 = accepted.original.is_ipv4();
+        // An address of a family that the pod has none of is of no use to it.
+        let either = source.addresses.iter().any(|ip| ip.is_ipv4() != v4);
+        let resolve = dns::resolve(pod, &host, v4, either, rand::random_range(0..64));
+        let found = until_stopped(carried, Box::pin(resolve)).await?;
+        let ip = found.map_err(|source| Failure::Unresolved { host: (&*host).into(), source })?;
+        let target = Target { workload, address: SocketAddr::new(ip, port), service: Some(service) };
+        plan = snapshot.plan_resolved(&worker.shared.settings.node, &outbound, target)?;
+    }
     let call = Call { worker, pod, carried, accepted, source: &source };
     match plan {
         Plan::Passthrough { to } if call.is_dns() => Box::pin(call.dns(Path::Passthrough, to)).await,
         Plan::Passthrough { to } => Box::pin(call.plain(Path::Passthrough, to)).await,
+        // It was resolved.
+        Plan::Named { service, .. } => Err(PlanError::NoAddress(service.key.clone()).into()),
         Plan::Plain(target) => {
             call.tell(&target);
             if call.is_dns() {
                 return Box::pin(call.dns(Path::Plain, target.address)).await;
             }
-            Box::pin(call.plain(Path::Plain, target.address)).await
-        }
-        Plan::Named { workload, service, port } => {
-            let host = workload.hostname.clone();
-            let v4 = accepted.original.is_ipv4();
-            let found =
-                until_stopped(carried, dns::resolve(pod, &host, v4, rand::random_range(0..64))).await?;
-            let ip = found.map_err(|source| Failure::Unresolved { host: (&*host).into(), source })?;
-            let target = Target { workload, address: SocketAddr::new(ip, port), service: Some(service) };
-            call.tell(&target);
             Box::pin(call.plain(Path::Plain, target.address)).await
         }
         Plan::SameNode(target) => {
@@ -200,7 +203,8 @@ impl Call<'_> {
         };
         let app = self.app()?;
         carried.record().opened();
-        match until_stopped(carried, dns::carry(self.worker, self.pod, app, dial)).await? {
+        let asked = (self.accepted.peer.ip(), self.accepted.original);
+        match until_stopped(carried, dns::carry(self.worker, self.pod, app, asked, dial)).await? {
             Ok(()) => carried.records(|record| record.end(End::Finished)),
             Err(error) => carried.records(|record| record.end_because(End::Broken, &error)),
         }

@@ -151,6 +151,9 @@ impl Pod {
     pub(crate) fn close_listeners(&self) {
         self.accepting.cancel();
         self.listeners().clear();
+        if let Some(dns) = &self.dns {
+            self.with_slots(|slots| dns.close(self, slots));
+        }
     }
 
     /// The agent may have made the slots anew: these are the ones that count from now on.
@@ -279,7 +282,7 @@ impl Manager {
             cookies[index] = socket_cookie(listener.as_fd()).map_err(failed("ask a listener's cookie"))?;
         }
         let dns = match slots {
-            Some(_) if self.shared.settings.dns && !info.dns_off => Some(
+            Some(_) if info.answer_dns.unwrap_or(self.shared.settings.dns) => Some(
                 Dns::open(&netns, &own).map_err(failed("open a socket for DNS in its network namespace"))?,
             ),
             _ => None,

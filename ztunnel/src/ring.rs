@@ -226,7 +226,7 @@ fn web() -> PodInfo {
         namespace: "shop".into(),
         name: "web".into(),
         service_account: "web".into(),
-        dns_off: false,
+        answer_dns: None,
     }
 }
 

@@ -95,6 +95,28 @@ impl Shared {
         };
         arrival(&self.mesh, self.settings.patience, find, address).await
     }
+
+    /// Whether the state of the mesh has what is to be known of a pod.
+    pub(crate) fn knows(&self, pod: &Pod) -> bool {
+        is_settled(find(&self.mesh.glance(), pod))
+    }
+
+    /// Waits until it has, and no longer than that.
+    pub(crate) async fn until_known(&self, pod: &Pod, patience: Duration) {
+        settled(&self.mesh, patience, |snapshot| find(snapshot, pod)).await;
+    }
+}
+
+/// Whether waiting would change nothing: another identity of the pod's name does not go away.
+fn is_settled<T>(found: Result<T, Unknown>) -> bool {
+    !matches!(found, Err(Unknown::Incomplete | Unknown::Pod))
+}
+
+async fn settled<T>(mesh: &xds::Mesh, patience: Duration, find: impl Fn(&Snapshot) -> Result<T, Unknown>) {
+    let mut changes = mesh.subscribe();
+    let arrival = changes.wait_for(|snapshot| is_settled(find(snapshot)));
+    // What is there then is taken as it is.
+    let _ = timeout(patience, arrival).await;
 }
 
 /// The workload, with an address that control does not know yet where it `is_local` to the pod.
@@ -204,6 +226,23 @@ mod tests {
         let (_, workload) = found.expect("found");
         assert_eq!(workload.addresses, [ADDRESS]);
         assert_eq!(begun.elapsed(), Duration::from_millis(600));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_waited_for_until_it_is_known_and_no_longer_than_patience() {
+        let mesh = xds::Mesh::new();
+        let begun = tokio::time::Instant::now();
+        settled(&mesh, PATIENCE, web).await;
+        assert_eq!(begun.elapsed(), PATIENCE);
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            // Whatever address it has.
+            mesh.publish(snapshot(&[]));
+        };
+        tokio::join!(settled(&mesh, PATIENCE, web), later);
+        settled(&mesh, PATIENCE, web).await;
+        settled(&mesh, PATIENCE, |_| Err::<(), _>(Unknown::Identity)).await;
+        assert_eq!(begun.elapsed(), PATIENCE + Duration::from_millis(300));
     }
 
     #[tokio::test(start_paused = true)]

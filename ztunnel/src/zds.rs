@@ -26,8 +26,8 @@ pub(crate) struct PodInfo {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) service_account: String,
-    /// Its DNS queries are none of ours.
-    pub(crate) dns_off: bool,
+    /// Whether its DNS queries are answered, where it says so itself.
+    pub(crate) answer_dns: Option<bool>,
 }
 
 /// Who serves the pods.
@@ -163,7 +163,7 @@ fn parse_add(add: AddWorkload, descriptors: Vec<OwnedFd>) -> Result<(PodInfo, Ow
         namespace: info.namespace,
         name: info.name,
         service_account: info.service_account,
-        dns_off: info.culvert_dns_off,
+        answer_dns: info.culvert_answer_dns,
     };
     Ok((pod, netns))
 }

@@ -34,7 +34,7 @@ fn info(name: &str) -> WorkloadInfo {
         name: name.into(),
         namespace: "shop".into(),
         service_account: "sa".into(),
-        culvert_dns_off: false,
+        culvert_answer_dns: None,
     }
 }
 

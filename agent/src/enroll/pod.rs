@@ -60,7 +60,7 @@ impl Pod {
             name: self.wanted.name.clone(),
             namespace: self.wanted.namespace.clone(),
             service_account: self.wanted.service_account.clone(),
-            culvert_dns_off: self.wanted.dns_off,
+            culvert_answer_dns: self.wanted.answer_dns,
         }
     }
 

@@ -4,11 +4,11 @@ use futures_util::future::{join_all, try_join_all};
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Api, ApiError},
     object, policies,
     programs::{self, Program},
     rollout,
 };
+use apiserver::{Api, ApiError};
 
 /// Everything that the checks look at.
 #[derive(Debug, Default)]

@@ -3,22 +3,13 @@
 use serde_json::json;
 
 use super::*;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, args};
 
 const AGENT: &str = "/apis/apps/v1/namespaces/mesh/daemonsets/agent";
 const CONTROL: &str = "/apis/apps/v1/namespaces/mesh/deployments/control";
 const BUDGET: &str = "/apis/policy/v1/namespaces/mesh/poddisruptionbudgets/control";
 const DEFINITION: &str =
     "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/authorizationpolicies.security.istio.io";
-
-fn args(flags: &[&str]) -> Args {
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
-    <Line as clap::Parser>::parse_from([&["culvert"], flags].concat()).args
-}
 
 async fn run(cluster: &Cluster, flags: &[&str]) -> Result<(), String> {
     let done = install(&cluster.api(), (1, 34), "mesh", &args(flags)).await;

@@ -54,6 +54,7 @@ fn every_flag_makes_what_helm_makes_of_its_value() {
         (NAMESPACE, "1.34.0", &["--tag", "9.8"], &["image.tag=9.8"]),
         (NAMESPACE, "1.34.0", &["--pull-policy", "Always"], &["image.pullPolicy=Always"]),
         (NAMESPACE, "1.34.0", &["--trust-domain", "prod.example"], &["mesh.trustDomain=prod.example"]),
+        (NAMESPACE, "1.34.0", &["--cluster-domain", "k8s.example"], &["mesh.clusterDomain=k8s.example"]),
         (NAMESPACE, "1.34.0", &["--no-cni"], &["agent.cni.enabled=false"]),
         (NAMESPACE, "1.34.0", &["--replicas", "3"], &["control.replicas=3"]),
         (

@@ -5,11 +5,12 @@ use serde_json::Value;
 
 use super::some;
 use crate::{
-    api::{Api, MANAGER},
+    api::MANAGER,
     manifests::{self, MANAGED_BY, PART_OF},
     object::{self, MANAGER_LABEL, items, text},
     rollout,
 };
+use apiserver::Api;
 
 /// In control's namespace.
 const LEFT: [(&str, &str, &str); 3] = [

@@ -4,10 +4,10 @@
 use serde_json::Value;
 
 use crate::{
-    api::{Api, ApiError},
     object::{self, items, text},
     programs::{self, Program},
 };
+use apiserver::{Api, ApiError};
 
 /// How one undoes on a node what its agent has left there.
 pub(super) const ON_THE_NODE: &str = "agent uninstall --host-proc /proc";

@@ -1,7 +1,10 @@
 //! Who is left behind, and in which order all goes, against an API server of our own.
 
 use super::{left::*, *};
-use crate::{cluster::Cluster, manifests};
+use crate::{
+    cluster::{Cluster, args},
+    manifests,
+};
 
 fn pod(namespace: &str, name: &str, labels: Value, annotations: Value) -> Value {
     json!({"metadata": {"namespace": namespace, "name": name, "labels": labels, "annotations": annotations},
@@ -44,21 +47,12 @@ fn definitions_of_others_are_no_concern_of_ours() {
     assert_eq!(others(&both), ["argocd-controller"]);
 }
 
-fn args(flags: &[&str]) -> Args {
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
-    <Line as clap::Parser>::parse_from([&["culvert"], flags].concat()).args
-}
-
 /// A mesh with one pod in it, which control lets go when the label is gone.
 async fn cluster() -> Cluster {
     let cluster = Cluster::new();
     let api = cluster.api();
     for object in manifests::objects("mesh", &manifests::unchosen(), (1, 34)).unwrap() {
-        api.apply(&object, false).await.unwrap();
+        api::apply(&api, &object, false).await.unwrap();
     }
     let shop =
         json!({"kind": "Namespace", "metadata": {"name": "shop", "labels": {DATAPLANE_MODE: AMBIENT}}});
@@ -142,7 +136,7 @@ async fn definitions_go_only_where_nobody_needs_them() {
     let cluster = Cluster::new();
     let api = cluster.api();
     for one in definitions().unwrap() {
-        api.apply(&one, false).await.unwrap();
+        api::apply(&api, &one, false).await.unwrap();
     }
     let mut shared = cluster.get(&tls).unwrap();
     let managers = shared["metadata"]["managedFields"].as_array_mut().unwrap();

@@ -2,8 +2,9 @@
 //!
 //! They follow from the set of entries alone: replicas of control, and a control after a restart, give the same
 //! ones without a word between them. A host's place is the hash of its name; where two have the same place, the
-//! one whose name comes first keeps it and the other takes the next free one. So a host moves only when one that
-//! collides with it comes or goes, and not when any other does.
+//! older one keeps it and the other takes the next free one (of the same age, as all are in a folder, the one whose
+//! name comes first). So nobody's new entry moves a host of another: a host moves only when an older one goes whose
+//! place it had been pushed from.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +26,9 @@ pub(crate) type Given = BTreeMap<ServiceKey, [IpAddr; 2]>;
 /// What entries ask for, of one namespace or of several.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Wants {
-    hosts: BTreeSet<ServiceKey>,
+    /// With the time at which the oldest entry that names it was made, as Kubernetes writes it; the empty text where
+    /// it is not known.
+    hosts: BTreeMap<ServiceKey, Box<str>>,
     /// Addresses that somebody has already.
     taken: BTreeSet<IpAddr>,
 }
@@ -37,8 +40,8 @@ impl Wants {
         for host in &entry.spec.hosts {
             let given: Vec<_> = entry.given(host).collect();
             if wants_address(entry, host) && given.is_empty() {
-                self.hosts
-                    .insert(ServiceKey { namespace: namespace.clone(), hostname: host.as_str().into() });
+                let host = ServiceKey { namespace: namespace.clone(), hostname: host.as_str().into() };
+                self.host(host, entry.metadata.creation_timestamp.as_deref().unwrap_or_default());
             }
             self.taken.extend(given);
         }
@@ -46,8 +49,15 @@ impl Wants {
 
     /// What others ask for, too.
     pub(crate) fn extend(&mut self, other: &Self) {
-        self.hosts.extend(other.hosts.iter().cloned());
+        other.hosts.iter().for_each(|(host, made)| self.host(host.clone(), made));
         self.taken.extend(&other.taken);
+    }
+
+    fn host(&mut self, host: ServiceKey, made: &str) {
+        let held = self.hosts.entry(host).or_insert_with(|| made.into());
+        if made < &**held {
+            *held = made.into();
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -57,19 +67,58 @@ impl Wants {
 
 /// Gives each host one address of both families.
 pub(crate) fn give(Wants { hosts, taken }: &Wants) -> Given {
+    let mut free = Free::new(taken);
+    let mut by_age: Vec<(&str, &ServiceKey)> = hosts.iter().map(|(host, made)| (&**made, host)).collect();
+    by_age.sort_unstable();
     let mut given = Given::new();
-    let mut full = BTreeSet::new();
-    for host in hosts {
+    for (_, host) in by_age {
         let first = u16::try_from(hash(host) % u64::from(PLACES)).unwrap_or(0);
-        let free =
-            (0..PLACES).map(|step| (u32::from(first) + u32::from(step)) % u32::from(PLACES)).find(|place| {
-                !full.contains(place) && addresses(*place).iter().all(|address| !taken.contains(address))
-            });
-        let Some(place) = free else { continue };
-        full.insert(place);
-        given.insert(host.clone(), addresses(place));
+        // There are none for the younger ones either.
+        let Some(place) = free.take(first) else { break };
+        given.insert(host.clone(), addresses(place.into()));
     }
     given
+}
+
+/// The places that are free. Each knows where the search for the next free one goes on, so that a namespace that asks
+/// for more than there are costs no more than others.
+struct Free {
+    /// Of a free place itself.
+    next: Vec<u16>,
+    left: u16,
+}
+
+impl Free {
+    fn new(taken: &BTreeSet<IpAddr>) -> Self {
+        let mut free = Self { next: (0..PLACES).collect(), left: PLACES };
+        for place in 0..PLACES {
+            if addresses(place.into()).iter().any(|address| taken.contains(address)) {
+                free.remove(place);
+            }
+        }
+        free
+    }
+
+    fn remove(&mut self, place: u16) {
+        self.next[usize::from(place)] = (place + 1) % PLACES;
+        self.left -= 1;
+    }
+
+    /// Takes the first free place from here on, round the end.
+    fn take(&mut self, from: u16) -> Option<u16> {
+        if self.left == 0 {
+            return None;
+        }
+        let mut place = from;
+        while self.next[usize::from(place)] != place {
+            let after = self.next[usize::from(place)];
+            // The way gets half as long each time that it is gone.
+            self.next[usize::from(place)] = self.next[usize::from(after)];
+            place = after;
+        }
+        self.remove(place);
+        Some(place)
+    }
 }
 
 fn addresses(place: u32) -> [IpAddr; 2] {
@@ -94,7 +143,10 @@ mod tests {
     }
 
     fn all_of(hosts: BTreeSet<ServiceKey>) -> Given {
-        give(&Wants { hosts, taken: BTreeSet::new() })
+        give(&Wants {
+            hosts: hosts.into_iter().map(|host| (host, "".into())).collect(),
+            taken: BTreeSet::new(),
+        })
     }
 
     fn many(count: usize) -> BTreeSet<ServiceKey> {
@@ -126,12 +178,32 @@ mod tests {
         assert!(moved <= 1, "{moved} moved");
     }
 
+    /// By a name that comes first and collides, one could else take over the address that another's callers know.
+    #[test]
+    fn a_new_host_never_moves_an_older_one() {
+        let victim = ServiceKey { namespace: "shop".into(), hostname: "pay.example.com".into() };
+        let place = |host: &ServiceKey| hash(host) % u64::from(PLACES);
+        let thief = (0..)
+            .map(|number| ServiceKey { namespace: "aaa".into(), hostname: format!("h{number}").into() })
+            .find(|thief| place(thief) == place(&victim))
+            .unwrap();
+        let alone = all_of(BTreeSet::from([victim.clone()]));
+        let hosts = BTreeMap::from([
+            (victim.clone(), "2026-01-01T00:00:00Z".into()),
+            (thief.clone(), "2026-01-02T00:00:00Z".into()),
+        ]);
+        let both = give(&Wants { hosts, taken: BTreeSet::new() });
+        assert_eq!(both[&victim], alone[&victim]);
+        assert_ne!(both[&thief], both[&victim]);
+    }
+
     #[test]
     fn what_somebody_has_is_not_given_again() {
         let one = host("api.example.com");
         let [v4, _] = all_of(BTreeSet::from([one.clone()]))[&one];
         let [other, _] =
-            give(&Wants { hosts: BTreeSet::from([one.clone()]), taken: BTreeSet::from([v4]) })[&one];
+            give(&Wants { hosts: BTreeMap::from([(one.clone(), "".into())]), taken: BTreeSet::from([v4]) })
+                [&one];
         assert_ne!(v4, other);
     }
 

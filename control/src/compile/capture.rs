@@ -59,8 +59,8 @@ pub struct Annotated {
 impl Annotated {
     pub(super) fn of(pod: &Pod) -> Self {
         Self {
-            redirection: pod.metadata.annotation(REDIRECTION) == Some("enabled"),
-            mark: pod.metadata.annotation(MARK).and_then(Mark::of),
+            redirection: pod.annotation(REDIRECTION) == Some("enabled"),
+            mark: pod.annotation(MARK).and_then(Mark::of),
         }
     }
 

@@ -1,11 +1,11 @@
 //! Which workloads are behind a service: its EndpointSlices where it has any, else its selector.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use mesh::{PortMapping, ServiceKey, Workload};
 
-use super::{Compiler, services::tcp_ports};
-use crate::manifest::{self, EndpointSlice, IntOrName, Kind, Object, ObjectKey, SliceEndpoint};
+use super::{Compiler, NO_LABELS};
+use crate::manifest::{self, Addressed, Endpoint, EndpointSlice, Kind, Object, ObjectKey, Target};
 
 impl Compiler<'_, '_> {
     pub(super) fn endpoints(&mut self, key: &ObjectKey, service: &manifest::Service, name: &ServiceKey) {
@@ -20,10 +20,10 @@ impl Compiler<'_, '_> {
 
     /// Pods and WorkloadEntries of the service's namespace that have its labels.
     fn selected(&mut self, key: &ObjectKey, service: &manifest::Service, name: &ServiceKey) {
-        let Some(selector) = service.spec.selector.as_ref().filter(|selector| !selector.is_empty()) else {
+        if service.selector.is_empty() {
             return;
-        };
-        for uid in self.select(&key.namespace, selector) {
+        }
+        for uid in self.select(&key.namespace, &service.selector) {
             let ports = self.named_ports(&uid, service);
             self.join(&uid, name, &ports, service);
         }
@@ -32,7 +32,7 @@ impl Compiler<'_, '_> {
     /// Makes a workload an endpoint for these ports. With none of the service's ports it is no endpoint: an
     /// empty list would mean that the service's own mapping holds.
     fn join(&mut self, uid: &str, name: &ServiceKey, ports: &[PortMapping], service: &manifest::Service) {
-        if ports.is_empty() && tcp_ports(service).next().is_some() {
+        if ports.is_empty() && !service.ports.is_empty() {
             return;
         }
         // An endpoint whose pod is not there (yet) is nobody's.
@@ -55,12 +55,13 @@ impl Compiler<'_, '_> {
             Some(Object::Pod(pod)) => Some(pod),
             _ => None,
         };
-        let target = |port: &manifest::ServicePort| match &port.target_port {
-            None => Some(port.port),
-            Some(IntOrName::Number(number)) => Some(*number),
-            Some(IntOrName::Name(name)) => pod.and_then(|pod| pod.named_port(name)),
+        let target = |port: &manifest::ServicePort| match &port.target {
+            Target::Number(number) => Some(*number),
+            Target::Name(name) => pod.and_then(|pod| pod.named_port(name)),
         };
-        let ports = tcp_ports(service)
+        let ports = service
+            .ports
+            .iter()
             .filter_map(|port| Some(PortMapping { service_port: port.port, target_port: target(port)? }));
         ports.collect()
     }
@@ -72,28 +73,27 @@ impl Compiler<'_, '_> {
         service: &manifest::Service,
         name: &ServiceKey,
     ) {
-        if slice.address_type.as_deref() == Some("FQDN") {
+        if slice.fqdn {
             self.warn(key, "addressType", "FQDN endpoints need DNS in the mesh, which is not there yet");
             return;
         }
         // A slice names its ports as the service does, and has their real numbers.
-        let target: BTreeMap<&str, u16> = slice
-            .ports
-            .iter()
-            .flatten()
-            .filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
-            .filter_map(|port| Some((port.name.as_deref().unwrap_or_default(), port.port?)))
-            .collect();
-        let ports: Vec<PortMapping> = tcp_ports(service)
+        let target: BTreeMap<&str, u16> = slice.ports.iter().map(|(name, port)| (&**name, *port)).collect();
+        let ports = service.ports.iter();
+        let ports: Vec<PortMapping> = ports
             .filter_map(|port| {
-                let target_port = *target.get(port.name.as_deref().unwrap_or_default())?;
+                let target_port = *target.get(&*port.name)?;
                 Some(PortMapping { service_port: port.port, target_port })
             })
             .collect();
-        for endpoint in slice.endpoints.iter().flatten() {
-            let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
-            if ready || service.spec.publish_not_ready_addresses {
-                let uid = self.slice_endpoint(key, endpoint);
+        for endpoint in &slice.endpoints {
+            if endpoint.ready || service.publish_not_ready_addresses {
+                let uid = match &endpoint.at {
+                    Endpoint::Pod(pod) => {
+                        Some(format!("{}//Pod/{}/{pod}", self.options.cluster_id, key.namespace).into())
+                    }
+                    Endpoint::Addresses(at) => self.addressed(key, at),
+                };
                 if let Some(uid) = uid {
                     self.join(&uid, name, &ports, service);
                 }
@@ -101,29 +101,24 @@ impl Compiler<'_, '_> {
         }
     }
 
-    /// The workload behind an endpoint: the pod it names, who holds its address, or one made for it.
-    fn slice_endpoint(&mut self, key: &ObjectKey, endpoint: &SliceEndpoint) -> Option<Arc<str>> {
-        let addresses: Vec<IpAddr> =
-            endpoint.addresses.iter().filter_map(|address| address.parse().ok()).collect();
-        let first = addresses.first().copied()?;
-        let cluster = &self.options.cluster_id;
-        if let Some(pod) = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod") {
-            return Some(format!("{cluster}//Pod/{}/{}", key.namespace, pod.name).into());
-        }
+    /// The workload that holds an endpoint's address, or one made for it.
+    fn addressed(&mut self, key: &ObjectKey, at: &Addressed) -> Option<Arc<str>> {
+        let first = *at.addresses.first()?;
         if let Some(uid) = self.by_address.get(&first) {
             return Some(uid.clone());
         }
+        let cluster = &self.options.cluster_id;
         let uid = format!("{cluster}/discovery.k8s.io/EndpointSlice/{}/{}/{first}", key.namespace, key.name);
         let uid: Arc<str> = uid.into();
         let workload = Workload {
             trust_domain: self.options.trust_domain.clone(),
             cluster_id: self.options.cluster_id.clone(),
             network: self.options.network.clone(),
-            node: endpoint.node_name.clone().unwrap_or_default(),
-            addresses,
+            node: at.node.clone().unwrap_or_default(),
+            addresses: at.addresses.clone(),
             ..Workload::named(uid.clone(), key.namespace.clone(), key.name.clone())
         };
-        self.add(workload, None);
+        self.add(workload, &NO_LABELS);
         Some(uid)
     }
 }

@@ -6,7 +6,7 @@ use mesh::{
     Families, Identity, Locality, NetworkAddress, PortMapping, Service, ServiceKey, Tunnel, Workload,
 };
 
-use super::{Compiler, automatic};
+use super::{Compiler, NO_LABELS, automatic};
 use crate::manifest::{Kind, Object, ObjectKey, Resolution, ServiceEntry, WorkloadEntrySpec};
 
 /// The label by which an entry refuses automatic addresses.
@@ -23,7 +23,7 @@ impl<'v> Compiler<'v, '_> {
                 self.options.cluster_id, key.namespace, key.name
             );
             let workload = self.machine(uid.into(), &key, key.name.clone(), &entry.spec);
-            let labels = entry.spec.labels.as_ref().or(entry.metadata.labels.as_ref());
+            let labels = entry.spec.labels.as_ref().unwrap_or(&entry.metadata.labels);
             self.add(workload, labels);
         }
     }
@@ -41,6 +41,8 @@ impl<'v> Compiler<'v, '_> {
             }
         };
         for (key, entry) in all {
+            let to = entry.spec.export_to.iter().flatten().map(String::as_str);
+            self.check_export(&key, "spec.exportTo", to);
             for host in &entry.spec.hosts {
                 self.host(&key, entry, host, &given);
             }
@@ -69,15 +71,30 @@ impl<'v> Compiler<'v, '_> {
             workload.hostname = host.to_ascii_lowercase().into();
             let name = ServiceKey { namespace: key.namespace.clone(), hostname: host.as_str().into() };
             workload.services.insert(name, mapped(entry, &spec));
-            self.add(workload, None);
+            self.add(workload, &NO_LABELS);
+        }
+    }
+
+    /// Under the cluster's domain ztunnel believes in DNS only the namespace that a name has in it, and no wildcard.
+    fn check_host(&mut self, key: &ObjectKey, host: &str) {
+        let domain = &*self.options.cluster_domain;
+        let inside = host.strip_suffix(domain).is_some_and(|front| front.is_empty() || front.ends_with('.'));
+        let own = host.ends_with(&format!(".{}.svc.{domain}", key.namespace));
+        if inside && (host.starts_with('*') || !own) {
+            let reason = format!(
+                "{host} is under the cluster's domain: DNS tells it to pods of {} alone, and a wildcard to nobody",
+                key.namespace
+            );
+            self.warn(key, "spec.hosts", reason);
         }
     }
 
     fn host(&mut self, key: &ObjectKey, entry: &ServiceEntry, host: &str, automatic: &automatic::Given) {
         let name = ServiceKey { namespace: key.namespace.clone(), hostname: host.into() };
+        self.check_host(key, host);
         let namespace = self.namespace_metadata(&key.namespace);
-        let mut from = vec![&entry.metadata];
-        from.extend(namespace);
+        let mut from = vec![&entry.metadata.labels];
+        from.extend(namespace.map(|metadata| &metadata.labels));
         let mut subject_alt_names = Vec::new();
         for (index, text) in entry.spec.subject_alt_names.iter().flatten().enumerate() {
             match text.parse::<Identity>() {
@@ -126,6 +143,7 @@ impl<'v> Compiler<'v, '_> {
             node_local: false,
             families: Families::Any,
             passthrough: entry.resolution() == Resolution::None,
+            canonical: false,
         };
         match self.out.services.entry(name) {
             Entry::Vacant(place) => {
@@ -162,7 +180,7 @@ impl<'v> Compiler<'v, '_> {
             Some(known) => known.services.extend(services),
             None => {
                 workload.services.extend(services);
-                self.add(workload, spec.labels.as_ref());
+                self.add(workload, spec.labels.as_ref().unwrap_or(&NO_LABELS));
             }
         }
     }
@@ -205,8 +223,7 @@ impl<'v> Compiler<'v, '_> {
 /// Whether a host is to have an address of the automatic ranges. One that is a wildcard is many hosts, and without
 /// resolution whoever is dialled would have to be the address itself.
 pub(super) fn wants_address(entry: &ServiceEntry, host: &str) -> bool {
-    let labels = entry.metadata.labels.as_ref();
-    let refused = labels.and_then(|labels| labels.get(AUTO_ALLOCATE)) == Some("false");
+    let refused = entry.metadata.label(AUTO_ALLOCATE) == Some("false");
     let named = entry.spec.addresses.as_ref().is_some_and(|addresses| !addresses.is_empty());
     !refused && !named && entry.resolution() != Resolution::None && !host.starts_with('*')
 }

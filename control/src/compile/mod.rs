@@ -20,13 +20,14 @@ use std::{
 
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, ServiceRoutes, Workload};
+pub(crate) use services::EXPORT_TO;
 pub(crate) use waypoints::WAYPOINT_EXCEPT;
-pub(crate) use workloads::{DNS_CAPTURE, NETNS, SIDECAR};
+pub(crate) use workloads::{DNS_CAPTURE, MIRROR, NETNS, SIDECAR};
 
 use crate::{
     manifest::{
-        Authorization, EndpointSlice, Kind, Labels, Object, ObjectKey, PeerAuthentication, Pod, Problem,
-        Severity, selects,
+        Addresses, Authorization, EndpointSlice, Kind, Labels, Object, ObjectKey, PeerAuthentication, Pod,
+        Problem, Severity, Uid,
     },
     objects::View,
 };
@@ -75,24 +76,43 @@ pub struct Compiled {
 /// A pod as its node is told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPod {
-    /// `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest.
-    pub uid: Arc<str>,
+    /// As the node knows it: `metadata.uid`, or `NAMESPACE.NAME` in a hand-written manifest; of a static pod what
+    /// `kubernetes.io/config.mirror` says.
+    pub uid: Uid,
+    /// Of a static pod: how the API server knows it.
+    pub image: Option<Box<Image>>,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub service_account: Arc<str>,
-    pub addresses: Arc<[IpAddr]>,
+    pub addresses: Addresses,
     /// Path of its network namespace, from the annotation `culvert.dev/netns`; empty where CNI tells.
     pub netns: Arc<str>,
     /// Whether its labels and its namespace's ask for it to be in the mesh.
     pub enroll: bool,
-    /// Its DNS queries are to reach its resolver untouched.
-    pub dns_off: bool,
+    /// Whether its DNS queries are answered; `None` where that is the node's to say.
+    pub answer_dns: Option<bool>,
     /// What its annotations say of its capture.
     pub annotated: Annotated,
     /// Its peers are told to use HBONE.
     pub captured: bool,
     /// It is a waypoint, which has its certificate without being captured.
     pub waypoint: bool,
+}
+
+/// The API server's image of a static pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its `metadata.uid`.
+    pub uid: Uid,
+    /// Its `metadata.creationTimestamp`.
+    pub since: Box<str>,
+}
+
+impl LocalPod {
+    /// The uid by which the API server knows it.
+    pub fn object_uid(&self) -> &Uid {
+        self.image.as_ref().map_or(&self.uid, |image| &image.uid)
+    }
 }
 
 /// Compiles everything. `word` tells of a node and a pod's uid what the node's agent said of its capture: only if
@@ -146,7 +166,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
         let mut slices: HashMap<_, Vec<_>> = HashMap::new();
         for (key, object) in &view.objects {
             if let Object::EndpointSlice(slice) = object
-                && let Some(service) = slice.service()
+                && let Some(service) = slice.service.as_deref()
             {
                 slices.entry((key.namespace.clone(), service)).or_default().push((key, &**slice));
             }
@@ -165,9 +185,9 @@ impl<'v, 'o> Compiler<'v, 'o> {
     }
 
     /// Adds a workload and what selectors see of it.
-    fn add(&mut self, workload: Workload, labels: Option<&'v Labels>) {
+    fn add(&mut self, workload: Workload, labels: &'v Labels) {
         let uid = workload.uid.clone();
-        self.labels.insert(uid.clone(), labels.unwrap_or(&NO_LABELS));
+        self.labels.insert(uid.clone(), labels);
         self.by_namespace.entry(workload.namespace.clone()).or_default().push(uid.clone());
         for address in &workload.addresses {
             self.by_address.entry(*address).or_insert_with(|| uid.clone());
@@ -178,7 +198,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
     /// The workloads of a namespace that have all these labels, in the order they were added.
     fn select(&self, namespace: &str, wanted: &Labels) -> Vec<Arc<str>> {
         let uids = self.by_namespace.get(namespace).into_iter().flatten();
-        uids.filter(|uid| selects(wanted, Some(self.labels_of(uid)))).cloned().collect()
+        uids.filter(|uid| self.labels_of(uid).have(wanted)).cloned().collect()
     }
 
     fn nodes(&mut self) {

@@ -54,7 +54,7 @@ impl Compiler<'_, '_> {
         };
         let own = find(&|key, policy| {
             key.namespace == workload.namespace
-                && policy.selector().is_some_and(|selector| selector.matches(Some(labels)))
+                && policy.selector().is_some_and(|selector| selector.matches(labels))
         });
         let namespace =
             find(&|key, policy| key.namespace == workload.namespace && policy.selector().is_none());

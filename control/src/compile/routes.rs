@@ -14,8 +14,7 @@ use mesh::{
 
 use super::{
     Compiler,
-    services::tcp_ports,
-    waypoints::{add_routed_from, is_service, protocol_of},
+    waypoints::{add_routed_from, is_service},
 };
 use crate::manifest::{self, HttpRoute, Kind, Object, ObjectKey, Reference};
 
@@ -83,8 +82,7 @@ impl Compiler<'_, '_> {
         let key =
             ObjectKey { kind: Kind::Service, namespace: service.namespace.clone(), name: held.name.clone() };
         let Some(Object::Service(manifest)) = self.view.get(&key) else { return Vec::new() };
-        let said = tcp_ports(manifest)
-            .map(|port| (port.port, protocol_of(port.app_protocol.as_deref(), port.name.as_deref())));
+        let said = manifest.ports.iter().map(|port| (port.port, port.protocol));
         said.filter(|(_, protocol)| *protocol != Protocol::Unknown).collect()
     }
 

@@ -97,7 +97,7 @@ fn a_pod_becomes_a_workload_and_an_endpoint() {
     assert_eq!(web.services[&service.key], [mesh::PortMapping { service_port: 80, target_port: 8080 }]);
     assert_eq!(compiled.nodes["a"].len(), 2);
     assert_eq!(&*compiled.nodes["a"][1].netns, "/run/netns/web");
-    assert_eq!(&*compiled.nodes["a"][0].uid, "u-client");
+    assert_eq!(&*compiled.nodes["a"][0].uid.text(), "u-client");
 }
 
 #[test]
@@ -229,24 +229,50 @@ status: {addresses: [{host: api.example.com, value: 240.240.0.7}, {host: other.e
 }
 
 #[test]
-fn a_pod_may_have_its_dns_left_alone() {
-    let off = SHOP.replace(
-        "annotations: {culvert.dev/netns: /run/netns/web}",
-        "annotations: {culvert.dev/netns: /run/netns/web, ambient.istio.io/dns-capture: \"false\"}",
-    );
-    let told = |text: &str| {
-        let compiled = compiled(&[text]);
-        let mut pods = compiled
-            .nodes
-            .values()
-            .flatten()
-            .map(|pod| (pod.name.to_string(), pod.dns_off))
-            .collect::<Vec<_>>();
-        pods.retain(|(name, _)| name.starts_with("web"));
-        pods
+fn who_is_to_see_a_host_is_said_not_to_be_heeded() {
+    let warned = |text: &str, field: &str| {
+        let compiled = compiled(&[SHOP, text]);
+        let problems = compiled.problems.into_iter().filter(|problem| problem.field == field);
+        problems.map(|problem| problem.reason).collect::<Vec<_>>()
     };
-    assert!(told(SHOP).iter().all(|(_, off)| !off));
-    assert!(told(&off).iter().any(|(_, off)| *off));
+    let entry = |to: &str| {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: shop}}\n\
+             spec: {{hosts: [api.example.com], ports: [{{number: 80}}], resolution: DNS{to}}}\n"
+        );
+        warned(&text, "spec.exportTo")
+    };
+    assert!(entry(", exportTo: [\".\"]")[0].starts_with("not heeded"));
+    assert_eq!(entry(", exportTo: [billing, other]").len(), 1);
+    for everyone in ["", ", exportTo: []", ", exportTo: [\"*\"]", ", exportTo: [\".\", \"*\"]"] {
+        assert!(entry(everyone).is_empty(), "{everyone}");
+    }
+    let service = |to: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: api, namespace: shop, annotations: \
+             {{networking.istio.io/exportTo: \"{to}\"}}}}\nspec: {{clusterIP: 10.96.0.99, ports: [{{port: 80}}]}}\n"
+        );
+        warned(&text, "networking.istio.io/exportTo").len()
+    };
+    assert_eq!((service("."), service("., billing"), service(".,*"), service("*")), (1, 1, 0, 0));
+}
+
+#[test]
+fn a_pod_may_say_whether_its_dns_is_answered() {
+    let told = |word: &str| {
+        let said = format!(
+            "annotations: {{culvert.dev/netns: /run/netns/web, ambient.istio.io/dns-capture: \"{word}\"}}"
+        );
+        let compiled = compiled(&[&SHOP.replace("annotations: {culvert.dev/netns: /run/netns/web}", &said)]);
+        let warned = compiled.problems.iter().any(|problem| problem.field == DNS_CAPTURE);
+        let mut pods = compiled.nodes.values().flatten();
+        let pod = pods.find(|pod| &*pod.netns == "/run/netns/web").unwrap();
+        (pod.answer_dns, warned)
+    };
+    assert_eq!(told("true"), (Some(true), false));
+    assert_eq!(told("False"), (Some(false), false));
+    assert_eq!(told("perhaps"), (None, true));
+    assert!(compiled(&[SHOP]).nodes.values().flatten().all(|pod| pod.answer_dns.is_none()));
 }
 
 fn peer_authentication(name: &str, namespace: &str, spec: &str) -> String {
@@ -340,4 +366,46 @@ fn a_pod_without_the_named_port_is_no_endpoint() {
     let numbered = service.replace("targetPort: http", "targetPort: 8080");
     let compiled = self::compiled(&[pod, &numbered]);
     assert_eq!(compiled.workloads["Kubernetes//Pod/shop/bare"].services.len(), 1);
+}
+
+#[test]
+fn a_static_pod_is_named_to_its_node_as_the_node_knows_it() {
+    let mirror = |hash: &str, owner: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: web-a, namespace: shop, uid: u-image, annotations: \
+             {{kubernetes.io/config.mirror: {hash}}}, ownerReferences: [{{kind: Node, name: {owner}, controller: true}}]}}, \
+             spec: {{nodeName: a}}, status: {{podIP: 10.1.0.9}}}}"
+        )
+    };
+    let hash = "0123456789abcdef0123456789abcdef";
+    let uuid = "6f1c8a6e-0000-4000-8000-000000000000";
+    for (said, owner, known) in
+        [(hash, "a", hash), ("u-web", "a", "u-image"), (uuid, "a", "u-image"), (hash, "b", "u-image")]
+    {
+        let compiled = compiled(&[SHOP, &mirror(said, owner)]);
+        let pod = compiled.nodes["a"].iter().find(|pod| &*pod.name == "web-a").unwrap();
+        assert_eq!((&*pod.uid.text(), &*pod.object_uid().text()), (known, "u-image"), "{said} of {owner}");
+    }
+}
+
+#[test]
+fn hosts_under_the_clusters_domain_are_warned_of() {
+    let entry = |host: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: e, namespace: bank}}, spec: \
+             {{hosts: [\"{host}\"], addresses: [10.9.9.9], ports: [{{number: 80, name: tcp}}], resolution: STATIC}}}}"
+        )
+    };
+    for (host, warned) in [
+        ("*.svc.cluster.local", true),
+        ("*.bank.svc.cluster.local", true),
+        ("cart.shop.svc.cluster.local", true),
+        ("cart.bank.svc.cluster.local", false),
+        ("*.example.com", false),
+        ("notcluster.local", false),
+    ] {
+        let compiled = compiled(&[&entry(host)]);
+        let said = compiled.problems.iter().any(|problem| problem.reason.contains("the cluster's domain"));
+        assert_eq!(said, warned, "{host}");
+    }
 }

@@ -6,7 +6,7 @@ use mesh::{Families, GatewayAddress, PortMapping, Service, ServiceKey, WaypointR
 
 use super::Compiler;
 use crate::{
-    manifest::{Gateway, Kind, Metadata, Object, ObjectKey, Pod, WaypointFor},
+    manifest::{Gateway, Kind, Labels, Metadata, Object, ObjectKey, Pod, WaypointFor},
     objects::View,
 };
 
@@ -51,7 +51,7 @@ fn name_of(namespace: &str, name: &str) -> (Box<str>, Box<str>) {
 impl Compiler<'_, '_> {
     /// Whether a pod is one of a waypoint's.
     pub(super) fn is_waypoint(&self, key: &ObjectKey, pod: &Pod) -> bool {
-        let name = pod.metadata.label(GATEWAY_NAME);
+        let name = pod.label(GATEWAY_NAME);
         name.is_some_and(|name| self.waypoints.get(&key.namespace, name).is_some())
     }
 
@@ -64,10 +64,10 @@ impl Compiler<'_, '_> {
     pub(super) fn waypoint_of_service(
         &mut self,
         key: &ObjectKey,
-        from: &[&Metadata],
+        from: &[&Labels],
     ) -> Option<GatewayAddress> {
-        let metadata = from.iter().find(|metadata| metadata.label(USE_WAYPOINT).is_some())?;
-        let (namespace, name) = named(key, metadata)?;
+        let labels = from.iter().find(|labels| labels.get(USE_WAYPOINT).is_some())?;
+        let (namespace, name) = named(key, labels)?;
         match self.waypoints.get(namespace, name) {
             Some(of) if of.services() => {}
             Some(of) => {
@@ -83,9 +83,10 @@ impl Compiler<'_, '_> {
 
     /// The waypoint of a pod that is called by its own address.
     pub(super) fn waypoint_of_pod(&mut self, key: &ObjectKey, pod: &Pod) -> Option<GatewayAddress> {
-        let own = pod.metadata.label(USE_WAYPOINT).is_some();
-        let metadata = if own { &pod.metadata } else { self.namespace_metadata(&key.namespace)? };
-        let (namespace, name) = named(key, metadata)?;
+        let own = pod.label(USE_WAYPOINT).is_some();
+        let labels =
+            if own { &pod.template.labels } else { &self.namespace_metadata(&key.namespace)?.labels };
+        let (namespace, name) = named(key, labels)?;
         match self.waypoints.get(namespace, name) {
             Some(of) if of.workloads() => {}
             Some(_) if own => {
@@ -144,6 +145,7 @@ impl Compiler<'_, '_> {
                 node_local: false,
                 families: Families::Any,
                 passthrough: false,
+                canonical: true,
             };
             self.out.services.insert(name, service);
         }
@@ -153,13 +155,13 @@ impl Compiler<'_, '_> {
     pub(super) fn required_waypoints(&mut self) {
         let view = self.view;
         for (key, object) in &view.objects {
-            let metadata = match object {
-                Object::Namespace(namespace) => &namespace.metadata,
-                Object::Pod(pod) => &pod.metadata,
-                Object::Service(service) => &service.metadata,
+            let (label, except) = match object {
+                Object::Pod(pod) => (pod.label(WAYPOINT), pod.annotation(WAYPOINT_EXCEPT)),
+                Object::Namespace(namespace) => said_by(&namespace.metadata),
+                Object::Service(service) => said_by(&service.metadata),
                 _ => continue,
             };
-            let Some(ports) = self.requires(key, metadata) else { continue };
+            let Some(ports) = self.requires(key, label, except) else { continue };
             let service = self.service_key(&key.namespace, &key.name);
             let concerned = |workload: &Workload| match key.kind {
                 Kind::Namespace => workload.namespace == key.name,
@@ -175,8 +177,8 @@ impl Compiler<'_, '_> {
     }
 
     /// Whether an object asks for it, and the ports it excepts.
-    fn requires(&mut self, key: &ObjectKey, metadata: &Metadata) -> Option<Vec<u16>> {
-        match metadata.label(WAYPOINT)? {
+    fn requires(&mut self, key: &ObjectKey, label: Option<&str>, except: Option<&str>) -> Option<Vec<u16>> {
+        match label? {
             "required" => {}
             word => {
                 let reason = format!("{word:?} means nothing: write required");
@@ -185,7 +187,7 @@ impl Compiler<'_, '_> {
             }
         }
         let mut ports = Vec::new();
-        for text in metadata.annotation(WAYPOINT_EXCEPT).unwrap_or_default().split(',').map(str::trim) {
+        for text in except.unwrap_or_default().split(',').map(str::trim) {
             match text.parse() {
                 Ok(port) => ports.push(port),
                 Err(_) if text.is_empty() => {}
@@ -199,10 +201,15 @@ impl Compiler<'_, '_> {
     }
 }
 
+/// Whether one is required, and the ports that are excepted, as they are written.
+fn said_by(metadata: &Metadata) -> (Option<&str>, Option<&str>) {
+    (metadata.label(WAYPOINT), metadata.annotation(WAYPOINT_EXCEPT))
+}
+
 /// The waypoint that these labels name.
-fn named<'m>(key: &'m ObjectKey, metadata: &'m Metadata) -> Option<(&'m str, &'m str)> {
-    let name = metadata.label(USE_WAYPOINT).filter(|name| *name != "none")?;
-    Some((metadata.label(USE_WAYPOINT_NAMESPACE).unwrap_or(&key.namespace), name))
+fn named<'m>(key: &'m ObjectKey, labels: &'m Labels) -> Option<(&'m str, &'m str)> {
+    let name = labels.get(USE_WAYPOINT).filter(|name| *name != "none")?;
+    Some((labels.get(USE_WAYPOINT_NAMESPACE).unwrap_or(&key.namespace), name))
 }
 
 /// Of several who ask for it each must except a port.
@@ -210,22 +217,6 @@ fn require(workload: &mut Workload, ports: &[u16]) {
     match &mut workload.waypoint_required {
         Some(held) => held.except_ports.retain(|port| ports.contains(port)),
         none => *none = Some(WaypointRequired { except_ports: ports.to_vec() }),
-    }
-}
-
-/// What a port of a service speaks, by `appProtocol` or by the beginning of its name, as Istio has it.
-pub(super) fn protocol_of(app_protocol: Option<&str>, name: Option<&str>) -> mesh::route::Protocol {
-    use mesh::route::Protocol;
-    let word = app_protocol.map(str::to_ascii_lowercase);
-    let word = word.or_else(|| Some(name?.split('-').next()?.to_ascii_lowercase()));
-    match word.as_deref() {
-        Some("http" | "http1" | "kubernetes.io/ws") => Protocol::Http1,
-        Some("http2" | "h2c" | "kubernetes.io/h2c" | "grpc") => Protocol::Http2,
-        Some(
-            "tcp" | "tls" | "https" | "kubernetes.io/wss" | "mongo" | "mysql" | "redis" | "postgres"
-            | "postgresql" | "kafka" | "amqp",
-        ) => Protocol::Tcp,
-        _ => Protocol::Unknown,
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mesh::{Locality, Tunnel, Workload, WorkloadKind};
 
-use super::{Annotated, Compiler, LocalPod, Word};
-use crate::manifest::{Kind, Metadata, Object, ObjectKey, Pod};
+use super::{Annotated, Compiler, Image, LocalPod, Word};
+use crate::manifest::{Kind, Labels, Metadata, Object, ObjectKey, Pod, Uid};
 
 /// The label that brings a namespace or a pod into the mesh.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -14,10 +14,25 @@ const AMBIENT: &str = "ambient";
 const NONE: &str = "none";
 /// Istio's sidecar injector says here that it has put one into the pod.
 pub(crate) const SIDECAR: &str = "sidecar.istio.io/status";
-/// `false` leaves the pod's DNS queries alone.
+/// Whether the pod's DNS queries are answered, whatever its node has.
 pub(crate) const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// On the API server's image of a static pod, which has a uid of its own: the one by which its node knows the pod.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 /// In folder mode: the path of the pod's network namespace.
 pub(crate) const NETNS: &str = "culvert.dev/netns";
+
+/// The uid that a node's kubelet gives to a pod that it has from a file: a hash in hexadecimal, which the uid of a pod
+/// of the API server's never is. So nobody takes such a pod's uid by this annotation.
+fn static_uid(pod: &Pod) -> Option<Uid> {
+    let known = pod.annotation(MIRROR)?;
+    let is_hash = known.len() == 32 && known.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let of_node = pod
+        .template
+        .owner
+        .as_ref()
+        .is_some_and(|owner| &*owner.kind == "Node" && Some(&owner.name) == pod.node.as_ref());
+    (is_hash && of_node).then(|| known.into())
+}
 
 impl<'v> Compiler<'v, '_> {
     pub(super) fn pods(&mut self, word: &dyn Fn(&str, &str) -> Word) {
@@ -26,9 +41,9 @@ impl<'v> Compiler<'v, '_> {
                 continue;
             }
             let waypoint = self.is_waypoint(&key, pod);
-            let enroll = !waypoint && self.enrolled(pod);
-            self.check_label(&key, &pod.metadata);
-            if !enroll && self.mode(pod) == Some(AMBIENT) && pod.metadata.annotation(SIDECAR).is_some() {
+            let enroll = !waypoint && self.enrolled(&key, pod);
+            self.check_label(&key, &pod.template.labels);
+            if !enroll && self.mode(&key, pod) == Some(AMBIENT) && pod.annotation(SIDECAR).is_some() {
                 self.warn(
                     &key,
                     SIDECAR,
@@ -36,19 +51,25 @@ impl<'v> Compiler<'v, '_> {
                 );
             }
             let node = pod.node.as_deref().unwrap_or_default();
+            let by_hand = || format!("{}.{}", key.namespace, key.name).as_str().into();
+            let uid = pod.uid.clone().unwrap_or_else(by_hand);
+            let (uid, image) = match static_uid(pod) {
+                Some(known) => {
+                    let since = pod.since.clone().unwrap_or_default();
+                    (known, Some(Box::new(Image { uid, since })))
+                }
+                None => (uid, None),
+            };
             let mut local = LocalPod {
-                uid: pod
-                    .metadata
-                    .uid
-                    .clone()
-                    .unwrap_or_else(|| format!("{}.{}", key.namespace, key.name).into()),
+                uid,
+                image,
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
-                service_account: pod.service_account.clone().unwrap_or_else(|| self.default.clone()),
+                service_account: pod.template.service_account.clone().unwrap_or_else(|| self.default.clone()),
                 addresses: pod.addresses.clone(),
-                netns: pod.metadata.annotation(NETNS).map(Arc::from).unwrap_or_default(),
+                netns: pod.annotation(NETNS).map(Arc::from).unwrap_or_default(),
                 enroll,
-                dns_off: pod.metadata.annotation(DNS_CAPTURE) == Some("false"),
+                answer_dns: self.answer_dns(&key, pod),
                 annotated: Annotated::of(pod),
                 captured: false,
                 waypoint,
@@ -56,10 +77,10 @@ impl<'v> Compiler<'v, '_> {
             if enroll && local.addresses.is_empty() {
                 self.warn(&key, "status.podIP", "the pod is to be enrolled and has no address yet");
             }
-            local.captured = local.annotated.captured(word(node, &local.uid));
+            local.captured = local.annotated.captured(word(node, &local.uid.text()));
             let tunnel = if local.captured || waypoint { Tunnel::Hbone } else { Tunnel::None };
             let workload = self.workload(&key, pod, &local, tunnel);
-            self.add(workload, pod.metadata.labels.as_ref());
+            self.add(workload, &pod.template.labels);
             match &pod.node {
                 Some(node) => self.out.nodes.entry(node.clone()).or_default().push(Arc::new(local)),
                 None if enroll => {
@@ -71,21 +92,35 @@ impl<'v> Compiler<'v, '_> {
     }
 
     /// Host-network pods and those with a sidecar are never enrolled.
-    fn enrolled(&self, pod: &Pod) -> bool {
-        let able = !pod.host_network && pod.metadata.annotation(SIDECAR).is_none();
-        able && self.mode(pod) == Some(AMBIENT)
+    fn enrolled(&self, key: &ObjectKey, pod: &Pod) -> bool {
+        let able = !pod.template.host_network && pod.annotation(SIDECAR).is_none();
+        able && self.mode(key, pod) == Some(AMBIENT)
     }
 
     /// The pod's own label wins over its namespace's.
-    fn mode<'p>(&'p self, pod: &'p Pod) -> Option<&'p str> {
-        let namespace = self.namespace_metadata(pod.metadata.namespace());
+    fn mode<'p>(&'p self, key: &ObjectKey, pod: &'p Pod) -> Option<&'p str> {
+        let namespace = self.namespace_metadata(&key.namespace);
         let of_namespace = || namespace.and_then(|metadata| metadata.label(DATAPLANE_MODE));
-        pod.metadata.label(DATAPLANE_MODE).or_else(of_namespace)
+        pod.label(DATAPLANE_MODE).or_else(of_namespace)
+    }
+
+    /// What a pod says of its DNS queries, in any of the words that Istio takes for yes and no.
+    fn answer_dns(&mut self, key: &ObjectKey, pod: &Pod) -> Option<bool> {
+        let word = pod.annotation(DNS_CAPTURE)?;
+        match &*word.to_ascii_lowercase() {
+            "true" | "t" | "1" => Some(true),
+            "false" | "f" | "0" => Some(false),
+            _ => {
+                let reason = format!("{word:?} means nothing: true or false; the node's setting holds");
+                self.warn(key, DNS_CAPTURE, reason);
+                None
+            }
+        }
     }
 
     /// A label with another word than the two enrolls nobody, and keeps nobody out who is not out already.
-    fn check_label(&mut self, key: &ObjectKey, metadata: &Metadata) {
-        if let Some(word) = metadata.label(DATAPLANE_MODE).filter(|word| ![AMBIENT, NONE].contains(word)) {
+    fn check_label(&mut self, key: &ObjectKey, labels: &Labels) {
+        if let Some(word) = labels.get(DATAPLANE_MODE).filter(|word| ![AMBIENT, NONE].contains(word)) {
             let reason = format!("{word:?} means nothing: {AMBIENT} takes in, {NONE} keeps out");
             self.warn(key, "metadata.labels", reason);
         }
@@ -98,7 +133,7 @@ impl<'v> Compiler<'v, '_> {
             if let Object::Namespace(namespace) = object {
                 let enroll = namespace.metadata.label(DATAPLANE_MODE) == Some(AMBIENT);
                 self.out.namespaces.insert(key.name.clone(), enroll);
-                self.check_label(key, &namespace.metadata);
+                self.check_label(key, &namespace.metadata.labels);
             }
         }
     }
@@ -113,8 +148,8 @@ impl<'v> Compiler<'v, '_> {
 
     fn workload(&mut self, key: &ObjectKey, pod: &Pod, local: &LocalPod, tunnel: Tunnel) -> Workload {
         let uid = format!("{}//Pod/{}/{}", self.options.cluster_id, key.namespace, key.name);
-        let (workload_name, workload_kind) = owner(pod);
-        let label = |names: &[&str]| names.iter().find_map(|name| pod.metadata.label(name)).map(Arc::from);
+        let (workload_name, workload_kind) = owner(key, pod);
+        let label = |names: &[&str]| names.iter().find_map(|name| pod.label(name)).map(Arc::from);
         let canonical_name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
         let canonical_revision =
             label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
@@ -122,7 +157,6 @@ impl<'v> Compiler<'v, '_> {
             service_account: local.service_account.clone(),
             trust_domain: self.options.trust_domain.clone(),
             network: pod
-                .metadata
                 .label("topology.istio.io/network")
                 .map_or_else(|| self.options.network.clone(), Arc::from),
             addresses: local.addresses.to_vec(),
@@ -154,13 +188,13 @@ impl<'v> Compiler<'v, '_> {
 }
 
 /// Name and kind of what owns the pod, as dashboards group it.
-fn owner(pod: &Pod) -> (Arc<str>, WorkloadKind) {
-    let Some(owner) = &pod.owner else {
-        return (pod.metadata.name.clone(), WorkloadKind::Pod);
+fn owner(key: &ObjectKey, pod: &Pod) -> (Arc<str>, WorkloadKind) {
+    let Some(owner) = &pod.template.owner else {
+        return (key.name.clone(), WorkloadKind::Pod);
     };
     match &*owner.kind {
         "ReplicaSet" => {
-            let hash = pod.metadata.label("pod-template-hash").unwrap_or_default();
+            let hash = pod.label("pod-template-hash").unwrap_or_default();
             let deployment = owner.name.strip_suffix(hash).and_then(|name| name.strip_suffix('-'));
             (deployment.map_or_else(|| owner.name.clone(), Arc::from), WorkloadKind::Deployment)
         }

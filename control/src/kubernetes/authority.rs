@@ -6,7 +6,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::api::{Api, ApiError};
+use apiserver::{Api, ApiError};
 
 /// An authority from elsewhere, under the names that Istio gives it.
 pub const PLUGGED: &str = "cacerts";

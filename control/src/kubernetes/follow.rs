@@ -14,12 +14,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
-    api::{Api, ApiError, Told, with_query},
     backoff::Backoff,
     held::{Held, Name},
     kinds::{Place, fields, locate},
 };
 use crate::{manifest::Kind, metrics::Metrics};
+use apiserver::{Api, ApiError, Told, with_query};
 
 /// Objects in one answer to a list.
 const PAGE: &str = "500";
@@ -99,6 +99,8 @@ impl Follower {
             match self.watch(place, version, backoff).await {
                 Over::Moved => return,
                 Over::Relist(error) if error.is_gone() => {
+                    // It has answered, so it is not what the pause had grown for.
+                    backoff.reset();
                     debug!(kind = ?self.kind, "{error}: everything is listed again");
                 }
                 Over::Relist(error) => self.failed("watched", &error),
@@ -115,7 +117,9 @@ impl Follower {
             let from = next.as_deref().unwrap_or_default();
             let pairs = [("limit", PAGE), ("fieldSelector", fields(self.kind)), ("continue", from)];
             let mut page = self.api.get(&with_query(&place.path, &pairs)).await?;
-            let Some(items) = page["items"].as_array_mut().map(std::mem::take) else {
+            let Some(items) =
+                page.get_mut("items").and_then(serde_json::Value::as_array_mut).map(std::mem::take)
+            else {
                 return Err(ApiError::Nonsense("a list without items".to_owned()));
             };
             for item in items {
@@ -146,11 +150,12 @@ impl Follower {
                 Ok(()) if went_well => {}
                 Ok(()) => backoff.wait().await,
                 Err(error) if error.is_absent() => return Over::Moved,
-                // What cannot be read would be sent again; what the server refuses to go on with, too.
-                Err(error @ (ApiError::Refused { .. } | ApiError::Nonsense(_))) => {
+                // What cannot be read would be sent again.
+                Err(error) if error.is_gone() || matches!(error, ApiError::Nonsense(_)) => {
                     return Over::Relist(error);
                 }
-                Err(error @ (ApiError::Unreachable(_) | ApiError::Silent)) => {
+                // A server that is overloaded, or may not be asked just now, is not asked for everything besides.
+                Err(error) => {
                     self.failed("watched", &error);
                     backoff.wait().await;
                 }

@@ -97,12 +97,12 @@ pub fn node(proved: &Proved, pod: Option<&Pod>, accounts: &BTreeSet<Account>) ->
     let Some(pod) = pod else {
         return Err(format!("pod {namespace}/{name} that the token is bound to is not known (yet)"));
     };
-    if pod.metadata.uid.as_deref() != Some(pod_uid.as_str()) {
+    if pod.uid.as_ref().is_none_or(|uid| *uid != **pod_uid) {
         return Err(format!(
             "the token is bound to a pod {namespace}/{name} that is gone; another has its name"
         ));
     }
-    if pod.service_account.as_deref() != Some(account.name.as_str()) {
+    if pod.template.service_account.as_deref() != Some(account.name.as_str()) {
         return Err(format!("pod {namespace}/{name} does not run as {account}"));
     }
     let Some(node) = pod.node.as_deref().filter(|node| !node.is_empty()) else {

@@ -2,14 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{
-    api::{Api, ApiError},
-    held::Name,
-};
+use super::held::Name;
 use crate::{
-    compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR, WAYPOINT_EXCEPT},
-    manifest::Kind,
+    compile::{EXPORT_TO, MIRROR, WAYPOINT_EXCEPT},
+    manifest::{ANNOTATIONS, Kind},
 };
+use apiserver::{Api, ApiError};
 
 /// Where a kind is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,13 +159,17 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
 
 fn strip_metadata(kind: Kind, metadata: &mut Value) {
     remove(metadata, "managedFields");
-    // Of two policies, and of two routes, the older holds.
-    if !matches!(kind, Kind::PeerAuthentication | Kind::HTTPRoute) {
+    // Of two policies, and of two routes, the older holds, of two hosts the older keeps its automatic address, and of
+    // two images of a static pod the older is believed.
+    let is_image = !metadata["annotations"][MIRROR].is_null();
+    let by_age = matches!(kind, Kind::PeerAuthentication | Kind::ServiceEntry | Kind::HTTPRoute);
+    if !by_age && !is_image {
         remove(metadata, "creationTimestamp");
     }
     let read: &[&str] = match kind {
-        Kind::Pod => &[NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE, WAYPOINT_EXCEPT],
-        Kind::Namespace | Kind::Service => &[WAYPOINT_EXCEPT],
+        Kind::Pod => &ANNOTATIONS,
+        Kind::Namespace => &[WAYPOINT_EXCEPT],
+        Kind::Service => &[EXPORT_TO, WAYPOINT_EXCEPT],
         Kind::AuthorizationPolicy => &["istio.io/dry-run"],
         _ => &[],
     };
@@ -269,6 +271,19 @@ mod tests {
         assert_eq!(key.to_string(), "Pod shop/web-1");
         assert!(!pod.ready());
         assert_eq!((pod.named_port("http"), pod.addresses.len()), (Some(8080), 1));
+    }
+
+    #[test]
+    fn what_a_service_says_of_who_is_to_see_it_is_read_and_nothing_else_is() {
+        let mut service = json!({
+            "metadata": {
+                "name": "web", "namespace": "shop",
+                "annotations": {"networking.istio.io/exportTo": ".", "meta.helm.sh/release-name": "shop"},
+            },
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+        });
+        strip(Kind::Service, &place(Kind::Service), &mut service);
+        assert_eq!(service["metadata"]["annotations"], json!({"networking.istio.io/exportTo": "."}));
     }
 
     #[test]

@@ -14,11 +14,9 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{
-    api::{Api, ApiError},
-    backoff::jittered,
-};
+use super::backoff::jittered;
 use crate::metrics::Metrics;
+use apiserver::{Api, ApiError};
 
 pub const NAME: &str = "culvert-control";
 /// A lease that is not renewed for this long is anybody's.

@@ -13,13 +13,13 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::api::Api;
 use crate::{
     compile::{Annotated, LocalPod, MARK, Mark, REDIRECTION},
     metrics::Metrics,
     nodes::{Capture, Nodes},
     shards::Outline,
 };
+use apiserver::Api;
 
 /// At most one write in this time.
 const PACE: Duration = Duration::from_millis(20);
@@ -57,7 +57,7 @@ impl Write {
         let redirection = if self.redirection { "enabled".into() } else { Value::Null };
         // The uid: another pod of the same name is not ours to mark.
         json!({"metadata": {
-            "uid": *pod.uid,
+            "uid": *pod.object_uid().text(),
             "annotations": {REDIRECTION: redirection, MARK: self.mark.value()},
         }})
     }
@@ -95,15 +95,15 @@ impl Marks {
         self.tried.retain(|_, (_, until)| now < *until);
         let due = due(&|node, uid| self.nodes.fresh_word(node, uid), outline);
         for (node, pod, write) in due {
-            if self.tried.get(&*pod.uid).is_some_and(|(tried, _)| *tried == write) {
+            if self.tried.get(&*pod.uid.text()).is_some_and(|(tried, _)| *tried == write) {
                 continue;
             }
             // What the agent says may have changed while others were written.
-            let word = self.nodes.fresh_word(node, &pod.uid);
+            let word = self.nodes.fresh_word(node, &pod.uid.text());
             if word.and_then(|word| decide(word, pod.annotated)) != Some(write) {
                 continue;
             }
-            let path = format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name);
+            let path = format!("/api/v1/namespaces/{}/pods/{}/status", pod.namespace, pod.name);
             let answer = self.api.patch(&path, &write.patch(pod)).await;
             self.metrics.marked(answer.is_ok());
             let pause = match answer {
@@ -131,12 +131,14 @@ fn due<'c>(
     outline: &'c Outline,
 ) -> Vec<(&'c str, &'c LocalPod, Write)> {
     let pods = outline.nodes.iter().flat_map(|(node, pods)| pods.iter().map(move |pod| (&**node, &**pod)));
-    pods.filter_map(|(node, pod)| Some((node, pod, decide(fresh(node, &pod.uid)?, pod.annotated)?))).collect()
+    pods.filter_map(|(node, pod)| Some((node, pod, decide(fresh(node, &pod.uid.text())?, pod.annotated)?)))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::Image;
 
     fn annotated(redirection: bool, mark: Option<Mark>) -> Annotated {
         Annotated { redirection, mark }
@@ -170,13 +172,17 @@ mod tests {
         let pod = |uid: &str| {
             Arc::new(LocalPod {
                 uid: uid.into(),
+                image: Some(Box::new(Image {
+                    uid: format!("{uid}-of-the-server").as_str().into(),
+                    since: Box::default(),
+                })),
                 namespace: "shop".into(),
                 name: uid.into(),
                 service_account: "web".into(),
-                addresses: [].into(),
+                addresses: Default::default(),
                 netns: "".into(),
                 enroll: true,
-                dns_off: false,
+                answer_dns: None,
                 annotated: Annotated::default(),
                 captured: false,
                 waypoint: false,
@@ -187,10 +193,11 @@ mod tests {
             ..Outline::default()
         };
         let fresh = |node: &str, _: &str| (node == "a").then_some(Capture::Measured);
-        let due: Vec<&str> = due(&fresh, &outline).into_iter().map(|(_, pod, _)| &*pod.uid).collect();
+        let due: Vec<String> =
+            due(&fresh, &outline).into_iter().map(|(_, pod, _)| pod.uid.to_string()).collect();
         assert_eq!(due, ["u-1"]);
         let patch = Write { redirection: false, mark: Mark::Withdrawing }.patch(&outline.nodes["a"][0]);
-        assert_eq!(patch["metadata"]["uid"], "u-1");
+        assert_eq!(patch["metadata"]["uid"], "u-1-of-the-server");
         assert!(patch["metadata"]["annotations"][REDIRECTION].is_null());
     }
 }

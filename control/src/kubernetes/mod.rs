@@ -11,7 +11,6 @@
 //!
 //! Nothing is compiled before every kind that exists was listed once; what cannot be seen is not gone.
 
-mod api;
 mod authority;
 mod backoff;
 mod follow;
@@ -26,6 +25,7 @@ mod verdicts;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
+use apiserver::Api;
 use identity::authority::Authority;
 use kube::{
     Client, Config,
@@ -34,9 +34,6 @@ use kube::{
 use tokio::{sync::watch, task::JoinSet};
 use tracing::{info, warn};
 
-use self::{
-    api::Api, backoff::Backoff, follow::Follower, held::Held, lease::Election, mark::Marks, rotation::Keeper,
-};
 pub use self::{
     authority::{BUNDLE, BUNDLE_KEY, Found, OWN, PLUGGED, SecretError},
     judge::Account,
@@ -44,6 +41,7 @@ pub use self::{
     rotation::ROTATE,
     verdicts::ACCEPTED,
 };
+use self::{backoff::Backoff, follow::Follower, held::Held, lease::Election, mark::Marks, rotation::Keeper};
 use crate::{
     manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects, serve::Signer, shards::Outline,
 };

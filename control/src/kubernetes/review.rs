@@ -15,11 +15,11 @@ use tonic::Status;
 use tracing::warn;
 
 use super::{
-    api::Api,
     held::Held,
     judge::{self, Account, Proved},
 };
 use crate::metrics::{Metrics, Review};
+use apiserver::Api;
 
 /// An answer is good for this long, and never longer than the token.
 const REMEMBERED: Duration = Duration::from_secs(60);

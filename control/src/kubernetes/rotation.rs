@@ -19,11 +19,9 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
-use super::{
-    api::{Api, ApiError},
-    authority::{BUNDLE, BUNDLE_KEY, CERT, CHAIN, KEY, OWN, PLUGGED, ROOT, from_secret},
-};
+use super::authority::{BUNDLE, BUNDLE_KEY, CERT, CHAIN, KEY, OWN, PLUGGED, ROOT, from_secret};
 use crate::serve::Signer;
+use apiserver::{Api, ApiError};
 
 /// Asks for a rotation; removed when it has begun.
 pub const ROTATE: &str = "culvert.dev/rotate";

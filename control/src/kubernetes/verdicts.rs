@@ -18,7 +18,6 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    api::{Api, ApiError},
     held::{Held, Name},
     kinds::Place,
 };
@@ -26,6 +25,7 @@ use crate::{
     manifest::{Kind, ObjectKey, Problem, Severity},
     shards::Outline,
 };
+use apiserver::{Api, ApiError};
 
 /// The type of our condition.
 pub const ACCEPTED: &str = "culvert.dev/Accepted";

@@ -158,6 +158,7 @@ impl Authorization {
         for (index, rule) in spec.rules.into_iter().flatten().enumerate() {
             rules.extend(converter.rule(&format!("spec.rules[{index}]"), rule)?);
         }
+        rules.shrink_to_fit();
         let dry_run = match metadata.annotation("istio.io/dry-run") {
             None => false,
             Some(text) => text.parse().map_err(|_| {
@@ -232,8 +233,10 @@ impl Converter<'_> {
                 }
             }
             possible &= !matches.is_empty();
+            matches.shrink_to_fit();
             kept.push(Clause { matches });
         }
+        kept.shrink_to_fit();
         possible.then_some(kept)
     }
 

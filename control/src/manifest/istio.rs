@@ -42,6 +42,7 @@ pub struct ServiceEntrySpec {
     pub endpoints: Option<Vec<WorkloadEntrySpec>>,
     pub workload_selector: Option<EntrySelector>,
     pub subject_alt_names: Option<Vec<String>>,
+    pub export_to: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

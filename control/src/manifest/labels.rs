@@ -57,7 +57,7 @@ impl Labels {
 
 impl<'de> Deserialize<'de> for Labels {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let map = BTreeMap::<Arc<str>, Arc<str>>::deserialize(from)?;
+        let map = Option::<BTreeMap<Arc<str>, Arc<str>>>::deserialize(from)?.unwrap_or_default();
         if map.is_empty() { Ok(Self::NONE) } else { Ok(Self(Some(map.into_iter().collect()))) }
     }
 }

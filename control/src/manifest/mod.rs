@@ -4,6 +4,7 @@
 //! are taken. What an object says is validated here, not later, so that [`crate::objects`] can keep the
 //! last good version of it.
 
+mod addresses;
 mod authorization;
 mod gateway;
 mod istio;
@@ -14,27 +15,32 @@ mod mistaken;
 mod pod;
 mod problem;
 mod route;
+mod service;
 mod shared;
+mod uid;
 
 use std::{fmt, path::Path, sync::Arc};
 
 use serde::{Deserialize, de::DeserializeOwned};
 
+pub use addresses::Addresses;
 pub use authorization::Authorization;
 pub use gateway::{Gateway, WaypointFor};
 pub use istio::{
     Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec, Resolution, ServiceEntry, ServiceEntrySpec,
     WorkloadEntry, WorkloadEntrySpec,
 };
-pub use kube::{
-    EndpointSlice, IntOrName, LabelSelector, Metadata, Namespace, Node, Service, ServicePort, SliceEndpoint,
-    selects,
-};
+pub use kube::{LabelSelector, Metadata, Namespace, Node};
 pub use labels::Labels;
+pub(crate) use pod::ANNOTATIONS;
 pub use pod::Pod;
 pub use problem::{Problem, Severity};
 pub use route::{Backend, Filter, HttpRoute, Reference, Rule};
+pub use service::{Addressed, Endpoint, EndpointSlice, Service, ServicePort, Target};
 pub use shared::Shared;
+pub use uid::Uid;
+
+use self::service::{ServiceManifest, SliceManifest};
 
 /// Documents beyond this number in one file are refused: a bound on what a file may cost.
 const MAX_DOCUMENTS: usize = 100_000;
@@ -133,24 +139,21 @@ pub enum Object {
 
 impl Object {
     /// Its own texts become those that all share.
-    pub(crate) fn share(&mut self, key: &ObjectKey, shared: &mut Shared) {
-        let metadata = match self {
-            Self::Pod(pod) => return pod.share(&key.name, shared),
-            Self::EndpointSlice(slice) => {
-                slice.share(shared);
-                &mut slice.metadata
-            }
-            Self::Namespace(object) => &mut object.metadata,
-            Self::Node(object) => &mut object.metadata,
-            Self::Service(object) => &mut object.metadata,
-            Self::Gateway(object) => &mut object.metadata,
-            Self::HTTPRoute(object) => &mut object.metadata,
+    pub(crate) fn share(&mut self, shared: &mut Shared) {
+        match self {
+            Self::Pod(pod) => pod.share(shared),
+            Self::EndpointSlice(slice) => slice.share(shared),
+            Self::Service(service) => service.share(shared),
+            Self::Namespace(object) => object.metadata.share(shared),
+            Self::Node(object) => object.metadata.share(shared),
+            Self::Gateway(object) => object.metadata.share(shared),
+            // Its age counts.
+            Self::HTTPRoute(object) => object.metadata.labels.share(shared),
             Self::ServiceEntry(_)
             | Self::WorkloadEntry(_)
             | Self::AuthorizationPolicy(_)
-            | Self::PeerAuthentication(_) => return,
-        };
-        metadata.share(&key.name, shared);
+            | Self::PeerAuthentication(_) => {}
+        }
     }
 }
 
@@ -357,8 +360,10 @@ impl Reader<'_, '_> {
             Kind::Namespace => Object::Namespace(Box::new(self.typed_or(item)?)),
             Kind::Node => Object::Node(Box::new(self.typed_or(item)?)),
             Kind::Pod => Object::Pod(Box::new(self.checked(item, pod::Manifest::check)?.into())),
-            Kind::Service => Object::Service(Box::new(self.checked(item, Service::check)?)),
-            Kind::EndpointSlice => Object::EndpointSlice(Box::new(self.checked(item, EndpointSlice::check)?)),
+            Kind::Service => Object::Service(Box::new(self.checked(item, ServiceManifest::check)?.into())),
+            Kind::EndpointSlice => {
+                Object::EndpointSlice(Box::new(self.checked(item, SliceManifest::check)?.into()))
+            }
             Kind::ServiceEntry => Object::ServiceEntry(Box::new(self.checked(item, ServiceEntry::check)?)),
             Kind::WorkloadEntry => Object::WorkloadEntry(Box::new(self.checked(item, WorkloadEntry::check)?)),
             Kind::PeerAuthentication => {

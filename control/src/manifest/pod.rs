@@ -6,13 +6,17 @@ use std::{net::IpAddr, sync::Arc};
 use serde::Deserialize;
 
 use super::{
-    kube::{Metadata, OwnerReference, parse_ip},
+    addresses::Addresses,
+    kube::{OwnerReference, parse_ip},
+    labels::Labels,
     shared::Shared,
+    uid::Uid,
 };
-use crate::compile::{DNS_CAPTURE, MARK, NETNS, REDIRECTION, SIDECAR, WAYPOINT_EXCEPT};
+use crate::compile::{DNS_CAPTURE, MARK, MIRROR, NETNS, REDIRECTION, SIDECAR, WAYPOINT_EXCEPT};
 
 /// The annotations that are read.
-const ANNOTATIONS: [&str; 6] = [NETNS, REDIRECTION, MARK, SIDECAR, DNS_CAPTURE, WAYPOINT_EXCEPT];
+pub(crate) const ANNOTATIONS: [&str; 7] =
+    [NETNS, REDIRECTION, MARK, MIRROR, SIDECAR, DNS_CAPTURE, WAYPOINT_EXCEPT];
 
 /// A port by its name.
 type NamedPort = (Arc<str>, u16);
@@ -20,30 +24,53 @@ type NamedPort = (Arc<str>, u16);
 /// What the mesh knows of a pod.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pod {
-    /// Without owners and times.
-    pub metadata: Metadata,
-    /// Who controls it.
-    pub owner: Option<Arc<OwnerReference>>,
+    /// `metadata.uid`.
+    pub uid: Option<Uid>,
+    /// `metadata.creationTimestamp`, of a static pod's image only: of two images the older one is believed.
+    pub since: Option<Box<str>>,
+    /// What it has of its owner.
+    pub template: Arc<Template>,
     /// The node that it is bound to.
     pub node: Option<Arc<str>>,
-    pub service_account: Option<Arc<str>>,
     /// Every address, the primary one first.
-    pub addresses: Arc<[IpAddr]>,
-    /// Its TCP ports with a name.
-    ports: Option<Box<[NamedPort]>>,
-    pub host_network: bool,
+    pub addresses: Addresses,
     ready: bool,
     ended: bool,
+}
+
+/// What pods of one owner have in common, so that it is kept once for all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Template {
+    pub labels: Labels,
+    /// Those that are read.
+    annotations: Labels,
+    /// Who controls it.
+    pub owner: Option<OwnerReference>,
+    pub service_account: Option<Arc<str>>,
+    /// Its TCP ports with a name.
+    ports: Box<[NamedPort]>,
+    pub host_network: bool,
 }
 
 /// A pod as it is written.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub(super) struct Manifest {
-    metadata: Metadata,
+    metadata: PodMetadata,
     #[serde(default)]
     spec: PodSpec,
     #[serde(default)]
     status: PodStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodMetadata {
+    uid: Option<Uid>,
+    labels: Labels,
+    annotations: Labels,
+    owner_references: Option<Vec<OwnerReference>>,
+    creation_timestamp: Option<Box<str>>,
+    deletion_timestamp: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -105,7 +132,7 @@ impl Manifest {
         Ok(())
     }
 
-    fn addresses(&self) -> Arc<[IpAddr]> {
+    fn addresses(&self) -> Addresses {
         let all = self.status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
         let mut found: Vec<IpAddr> = Vec::new();
         for ip in self.status.pod_ip.as_deref().into_iter().chain(all) {
@@ -115,7 +142,7 @@ impl Manifest {
                 found.push(ip);
             }
         }
-        found.into()
+        found.into_iter().collect()
     }
 
     /// A pod without status conditions (a hand-written manifest) is ready.
@@ -127,13 +154,11 @@ impl Manifest {
         phase && ready && self.metadata.deletion_timestamp.is_none()
     }
 
-    fn ports(&self) -> Option<Box<[NamedPort]>> {
+    fn ports(&self) -> Box<[NamedPort]> {
         let containers = self.spec.containers.iter().flatten();
         let ports = containers.flat_map(|container| container.ports.iter().flatten());
         let tcp = ports.filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
-        let named: Box<[_]> =
-            tcp.filter_map(|port| Some((port.name.clone()?, port.container_port))).collect();
-        (!named.is_empty()).then_some(named)
+        tcp.filter_map(|port| Some((port.name.clone()?, port.container_port))).collect()
     }
 }
 
@@ -141,24 +166,19 @@ impl From<Manifest> for Pod {
     fn from(manifest: Manifest) -> Self {
         let (addresses, ready, ports) = (manifest.addresses(), manifest.ready(), manifest.ports());
         let ended = matches!(manifest.status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        let Manifest { mut metadata, spec, .. } = manifest;
-        metadata.creation_timestamp = None;
-        metadata.deletion_timestamp = None;
-        let annotations = metadata.annotations.map(|annotations| annotations.only(&ANNOTATIONS));
-        metadata.annotations = annotations.filter(|annotations| !annotations.is_empty());
-        let owners = metadata.owner_references.take().into_iter().flatten();
-        let owner = { owners }.find(|owner| owner.controller == Some(true)).map(Arc::new);
-        Self {
-            metadata,
-            owner,
-            node: spec.node_name,
+        let Manifest { metadata, spec, .. } = manifest;
+        let mut owners = metadata.owner_references.into_iter().flatten();
+        let template = Template {
+            labels: metadata.labels,
+            annotations: metadata.annotations.only(&ANNOTATIONS),
+            owner: owners.find(|owner| owner.controller == Some(true)),
             service_account: spec.service_account_name,
-            addresses,
             ports,
             host_network: spec.host_network,
-            ready,
-            ended,
-        }
+        };
+        let since = metadata.creation_timestamp.filter(|_| template.annotations.get(MIRROR).is_some());
+        let (uid, node) = (metadata.uid, spec.node_name);
+        Self { uid, since, template: Arc::new(template), node, addresses, ready, ended }
     }
 }
 
@@ -173,20 +193,34 @@ impl Pod {
         self.ended
     }
 
-    /// The number of a named TCP container port.
-    pub fn named_port(&self, name: &str) -> Option<u16> {
-        self.ports.iter().flatten().find(|(held, _)| **held == *name).map(|(_, port)| *port)
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.template.labels.get(name)
     }
 
+    pub fn annotation(&self, name: &str) -> Option<&str> {
+        self.template.annotations.get(name)
+    }
+
+    /// The number of a named TCP container port.
+    pub fn named_port(&self, name: &str) -> Option<u16> {
+        self.template.ports.iter().find(|(held, _)| **held == *name).map(|(_, port)| *port)
+    }
+
+    /// What others have, too, becomes what all share.
+    pub(crate) fn share(&mut self, shared: &mut Shared) {
+        self.node.iter_mut().for_each(|node| shared.replace(node));
+        shared.template(&mut self.template);
+    }
+}
+
+impl Template {
     /// Its own texts become those that all share.
-    pub(crate) fn share(&mut self, name: &Arc<str>, shared: &mut Shared) {
-        self.metadata.share(name, shared);
-        for text in [&mut self.node, &mut self.service_account].into_iter().flatten() {
-            shared.replace(text);
+    pub(super) fn share(&mut self, shared: &mut Shared) {
+        for labels in [&mut self.labels, &mut self.annotations] {
+            labels.share(shared);
         }
-        for (name, _) in self.ports.iter_mut().flatten() {
-            shared.replace(name);
-        }
-        self.owner.iter_mut().for_each(|owner| shared.owner(owner));
+        let owner = self.owner.iter_mut().flat_map(|owner| [&mut owner.kind, &mut owner.name]);
+        let ports = self.ports.iter_mut().map(|(name, _)| name);
+        owner.chain(ports).chain(&mut self.service_account).for_each(|text| shared.replace(text));
     }
 }

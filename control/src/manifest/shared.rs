@@ -1,9 +1,9 @@
-//! Texts that repeat over thousands of objects, each in memory once: names of namespaces, nodes, accounts and
-//! owners, and whole sets of labels.
+//! What repeats over thousands of objects, each in memory once: names of namespaces, nodes, accounts and owners, sets
+//! of labels, and all that pods have of their owner.
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::kube::OwnerReference;
+use super::pod::Template;
 
 /// A set of labels as it is kept.
 type Pairs = Arc<[(Arc<str>, Arc<str>)]>;
@@ -13,7 +13,7 @@ type Pairs = Arc<[(Arc<str>, Arc<str>)]>;
 pub struct Shared {
     texts: HashSet<Arc<str>>,
     labels: HashSet<Pairs>,
-    owners: HashSet<Arc<OwnerReference>>,
+    templates: HashSet<Arc<Template>>,
     sweep_at: usize,
 }
 
@@ -45,28 +45,27 @@ impl Shared {
         pairs
     }
 
-    pub(super) fn owner(&mut self, owner: &mut Arc<OwnerReference>) {
-        if let Some(known) = self.owners.get(owner) {
-            *owner = known.clone();
+    pub(super) fn template(&mut self, template: &mut Arc<Template>) {
+        if let Some(known) = self.templates.get(template) {
+            *template = known.clone();
             return;
         }
         self.sweep();
-        if let Some(owner) = Arc::get_mut(owner) {
-            self.replace(&mut owner.kind);
-            self.replace(&mut owner.name);
+        if let Some(template) = Arc::get_mut(template) {
+            template.share(self);
         }
-        self.owners.insert(owner.clone());
+        self.templates.insert(template.clone());
     }
 
     fn count(&self) -> usize {
-        self.texts.len() + self.labels.len() + self.owners.len()
+        self.texts.len() + self.labels.len() + self.templates.len()
     }
 
     fn sweep(&mut self) {
         if self.count() < self.sweep_at.max(FEW) {
             return;
         }
-        self.owners.retain(|owner| Arc::strong_count(owner) > 1);
+        self.templates.retain(|template| Arc::strong_count(template) > 1);
         self.labels.retain(|pairs| Arc::strong_count(pairs) > 1);
         self.texts.retain(|text| Arc::strong_count(text) > 1);
         // What everybody has of his own is not worth remembering, and doubles the next time.

@@ -174,7 +174,10 @@ mod tests {
     async fn pieces_make_the_message() {
         let workload = |number: usize| {
             let name = format!("c//Pod/a/{number}");
-            Arc::new(encode::workload(&Workload::named(name, "a", number.to_string())))
+            Arc::new(encode::workload(
+                &Workload::named(name, "a", number.to_string()),
+                &mut Default::default(),
+            ))
         };
         for count in [0, 1, 5000] {
             let answer = Answer {

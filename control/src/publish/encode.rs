@@ -2,10 +2,10 @@
 //! resource's version is the digest of its bytes: it survives a restart of control, and a client that
 //! comes back is sent only what differs.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashSet, mem::take, net::IpAddr, ops::Range, sync::Arc};
 
 use aws_lc_rs::digest;
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use mesh::{
     Action, Families, GatewayAddress, Match, NetworkAddress, Policy, PortMapping, Scope, Service,
     ServiceRoutes, StringMatch, Tunnel, Workload, WorkloadKind,
@@ -22,15 +22,41 @@ use super::Type;
 /// holds nothing that can be had from the rest.
 #[derive(Debug)]
 pub struct Resource {
-    pub name: Arc<str>,
     r#type: Type,
     /// A policy that takes effect only where a workload names it.
     pub by_selector: bool,
     version: Version,
-    /// The encoded object, and behind it the aliases as fields of `discovery.Resource`.
+    /// The encoded object, behind it the aliases as fields of `discovery.Resource`, and the name where that is no
+    /// part of the object.
     bytes: Box<[u8]>,
-    /// How much of `bytes` is the object.
+    /// The end of the object, if others end alike.
+    tail: Option<Arc<[u8]>>,
+    /// How much of `bytes` is of the object, and where the aliases end.
     object: u32,
+    aliases: u32,
+    /// Where in `bytes` the name is.
+    name: Range<u32>,
+}
+
+/// Ends of objects. What the pods of one owner have in common is most of what is told of them, and is kept once: the
+/// fields of a message may come in any order.
+#[derive(Debug, Default)]
+pub(crate) struct Tails(HashSet<Arc<[u8]>>);
+
+impl Tails {
+    /// Those that are in use already.
+    pub(crate) fn of<'r>(resources: impl Iterator<Item = &'r Arc<Resource>>) -> Self {
+        Self(resources.filter_map(|resource| resource.tail.clone()).collect())
+    }
+
+    fn share(&mut self, bytes: Vec<u8>) -> Arc<[u8]> {
+        if let Some(known) = self.0.get(&*bytes) {
+            return known.clone();
+        }
+        let tail: Arc<[u8]> = bytes.into();
+        self.0.insert(tail.clone());
+        tail
+    }
 }
 
 /// A digest of the object.
@@ -39,26 +65,32 @@ struct Version([u8; 16]);
 
 /// Characters of a version as it is told.
 const VERSION: usize = 32;
+/// Fields' heads that may come before the name in an object.
+const NEAR: usize = 16;
 /// `discovery.Resource` and `google.protobuf.Any`: fields and what they are called.
 const RESOURCE_VERSION: u32 = 1;
 const RESOURCE_OBJECT: u32 = 2;
 const RESOURCE_NAME: u32 = 3;
+/// `Address`, its workload.
+const ADDRESS_WORKLOAD: u32 = 1;
 const ANY_TYPE: u32 = 1;
 const ANY_VALUE: u32 = 2;
 
 /// Equal names and versions are equal resources: the version is a digest of the content.
 impl PartialEq for Resource {
     fn eq(&self, other: &Self) -> bool {
-        self.version == other.version && self.name == other.name
+        self.version == other.version && self.name() == other.name()
     }
 }
 
 impl Eq for Resource {}
 
 impl Version {
-    fn of(bytes: &[u8]) -> Self {
+    fn of(parts: &[&[u8]]) -> Self {
+        let mut context = digest::Context::new(&digest::SHA256);
+        parts.iter().for_each(|part| context.update(part));
         let mut version = [0; 16];
-        version.copy_from_slice(&digest::digest(&digest::SHA256, bytes).as_ref()[..16]);
+        version.copy_from_slice(&context.finish().as_ref()[..16]);
         Self(version)
     }
 
@@ -79,7 +111,7 @@ impl Version {
         for (at, byte) in version.iter_mut().enumerate() {
             match digit(2 * at) {
                 Some(value) if text.len() == VERSION => *byte = value,
-                _ => return Self::of(text.as_bytes()),
+                _ => return Self::of(&[text.as_bytes()]),
             }
         }
         Self(version)
@@ -87,6 +119,12 @@ impl Version {
 }
 
 impl Resource {
+    /// What it is called in every version.
+    pub fn name(&self) -> &str {
+        // It was text when it was put there.
+        str::from_utf8(self.part(&self.name)).unwrap_or_default()
+    }
+
     /// What it is called in this version.
     pub fn version(&self) -> String {
         self.version.text().into_iter().map(char::from).collect()
@@ -94,10 +132,9 @@ impl Resource {
 
     /// The resource as it goes on the wire.
     pub fn on_the_wire(&self) -> discovery::Resource {
-        let any =
-            Any { type_url: self.r#type.url().to_owned(), value: Bytes::copy_from_slice(self.object()) };
+        let any = Any { type_url: self.r#type.url().to_owned(), value: self.object() };
         discovery::Resource {
-            name: self.name.to_string(),
+            name: self.name().to_owned(),
             version: self.version(),
             aliases: self.aliases(),
             resource: Some(any),
@@ -112,27 +149,29 @@ impl Resource {
         put_head(
             into,
             RESOURCE_OBJECT,
-            field_len(ANY_TYPE, url.len()) + field_len(ANY_VALUE, self.object().len()),
+            field_len(ANY_TYPE, url.len()) + field_len(ANY_VALUE, self.object_len()),
         );
         put_text(into, ANY_TYPE, url.as_bytes());
-        put_text(into, ANY_VALUE, self.object());
-        put_text(into, RESOURCE_NAME, self.name.as_bytes());
-        into.extend_from_slice(&self.bytes[self.object as usize..]);
+        put_head(into, ANY_VALUE, self.object_len());
+        into.extend_from_slice(self.part(&(0..self.object)));
+        into.extend_from_slice(self.tail());
+        put_text(into, RESOURCE_NAME, self.part(&self.name));
+        into.extend_from_slice(self.part(&(self.object..self.aliases)));
     }
 
     /// How much [`Self::put`] appends.
     pub(super) fn put_len(&self) -> usize {
-        let any = field_len(ANY_TYPE, self.r#type.url().len()) + field_len(ANY_VALUE, self.object().len());
+        let any = field_len(ANY_TYPE, self.r#type.url().len()) + field_len(ANY_VALUE, self.object_len());
         field_len(RESOURCE_VERSION, VERSION)
             + field_len(RESOURCE_OBJECT, any)
             + field_len(RESOURCE_NAME, self.name.len())
-            + (self.bytes.len() - self.object().len())
+            + (self.aliases - self.object) as usize
     }
 
     /// `network/IP` of each address, by which it may be asked for.
     pub(super) fn aliases(&self) -> Vec<String> {
         // They were encoded here, so that they decode.
-        discovery::Resource::decode(&self.bytes[self.object as usize..]).unwrap_or_default().aliases
+        discovery::Resource::decode(self.part(&(self.object..self.aliases))).unwrap_or_default().aliases
     }
 
     /// Names of the services this resource is an endpoint of.
@@ -144,30 +183,62 @@ impl Resource {
     }
 
     /// What a client said it holds: nothing is known of it but name and version.
-    pub fn held(name: Arc<str>, version: &str) -> Self {
+    pub fn held(name: &str, version: &str) -> Self {
         let version = Version::parse(version);
-        Self { name, r#type: Type::Address, by_selector: false, version, bytes: Box::default(), object: 0 }
+        let (bytes, name) = (name.as_bytes().into(), 0..size(name.len()));
+        let r#type = Type::Address;
+        Self { r#type, by_selector: false, version, bytes, tail: None, object: 0, aliases: 0, name }
     }
 
-    fn object(&self) -> &[u8] {
-        &self.bytes[..self.object as usize]
+    fn object(&self) -> Bytes {
+        [self.part(&(0..self.object)), self.tail()].concat().into()
     }
 
-    fn new(name: Arc<str>, r#type: Type, message: &impl Message, aliases: Vec<String>) -> Self {
-        let object = message.encoded_len();
-        let aliases = discovery::Resource { aliases, ..Default::default() };
-        let mut bytes = Vec::with_capacity(object + aliases.encoded_len());
+    fn object_len(&self) -> usize {
+        self.object as usize + self.tail().len()
+    }
+
+    fn tail(&self) -> &[u8] {
+        self.tail.as_deref().unwrap_or_default()
+    }
+
+    fn part(&self, range: &Range<u32>) -> &[u8] {
+        &self.bytes[range.start as usize..range.end as usize]
+    }
+
+    /// Of an object whole, or of its beginning and its end.
+    fn new(
+        name: &str,
+        r#type: Type,
+        mut bytes: Vec<u8>,
+        tail: Option<Arc<[u8]>>,
+        aliases: Vec<String>,
+    ) -> Self {
+        let version = Version::of(&[&bytes, tail.as_deref().unwrap_or_default()]);
+        let object = bytes.len();
+        // A workload's uid comes before everything else in it.
+        let near = &bytes[..object.min(name.len() + NEAR)];
+        let start = near.windows(name.len().max(1)).position(|window| window == name.as_bytes());
         // A vector grows as it is needed: this does not fail.
-        let _ = message.encode(&mut bytes);
-        let version = Version::of(&bytes);
-        let object = u32::try_from(object).unwrap_or(u32::MAX);
-        let _ = aliases.encode(&mut bytes);
-        Self { name, r#type, by_selector: false, version, bytes: bytes.into(), object }
+        let _ = discovery::Resource { aliases, ..Default::default() }.encode(&mut bytes);
+        let aliases = bytes.len();
+        let start = start.unwrap_or_else(|| {
+            bytes.extend_from_slice(name.as_bytes());
+            aliases
+        });
+        let name = size(start)..size(start + name.len());
+        let (object, aliases) = (size(object), size(aliases));
+        Self { r#type, by_selector: false, version, bytes: bytes.into(), tail, object, aliases, name }
     }
 }
 
+/// A place in a resource: none has 4 GB.
+fn size(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
 /// Appends what comes before the content of a field.
-pub(super) fn put_head(into: &mut BytesMut, field: u32, length: usize) {
+pub(super) fn put_head(into: &mut impl BufMut, field: u32, length: usize) {
     encode_key(field, WireType::LengthDelimited, into);
     encode_varint(length as u64, into);
 }
@@ -184,29 +255,44 @@ pub(super) fn field_len(field: u32, content: usize) -> usize {
 }
 
 /// Encodes a workload; it is named by its uid.
-pub(crate) fn workload(from: &Workload) -> Resource {
+pub(crate) fn workload(from: &Workload, tails: &mut Tails) -> Resource {
     let aliases = from.addresses.iter().map(|address| format!("{}/{address}", from.network)).collect();
-    let message = wire::Address { r#type: Some(wire::address::Type::Workload(workload_message(from))) };
-    Resource::new(from.uid.clone(), Type::Address, &message, aliases)
+    let mut rest = workload_message(from);
+    let own = wire::Workload {
+        uid: take(&mut rest.uid),
+        name: take(&mut rest.name),
+        addresses: take(&mut rest.addresses),
+        hostname: take(&mut rest.hostname),
+        node: take(&mut rest.node),
+        locality: take(&mut rest.locality),
+        ..Default::default()
+    };
+    let tail = tails.share(rest.encode_to_vec());
+    let length = own.encoded_len() + tail.len();
+    let mut bytes = Vec::with_capacity(field_len(ADDRESS_WORKLOAD, length) - tail.len());
+    put_head(&mut bytes, ADDRESS_WORKLOAD, length);
+    let _ = own.encode(&mut bytes);
+    Resource::new(&from.uid, Type::Address, bytes, Some(tail), aliases)
 }
 
 /// Encodes a service; it is named `namespace/hostname`.
 pub(crate) fn service(from: &Service) -> Resource {
     let aliases = from.addresses.iter().map(|at| format!("{}/{}", at.network, at.address)).collect();
     let message = wire::Address { r#type: Some(wire::address::Type::Service(service_message(from))) };
-    Resource::new(from.key.to_string().into(), Type::Address, &message, aliases)
+    Resource::new(&from.key.to_string(), Type::Address, message.encode_to_vec(), None, aliases)
 }
 
 /// Encodes the routes of a service; they are named `namespace/hostname`.
 pub(crate) fn routes(from: &ServiceRoutes) -> Resource {
-    let name = from.service.to_string().into();
-    Resource::new(name, Type::Routes, &super::routes::message(from), Vec::new())
+    let message = super::routes::message(from);
+    Resource::new(&from.service.to_string(), Type::Routes, message.encode_to_vec(), None, Vec::new())
 }
 
 /// Encodes a policy; it is named `namespace/name`.
 pub(crate) fn policy(from: &Policy) -> Resource {
-    let name = from.key.to_string().into();
-    let resource = Resource::new(name, Type::Authorization, &policy_message(from), Vec::new());
+    let name = from.key.to_string();
+    let resource =
+        Resource::new(&name, Type::Authorization, policy_message(from).encode_to_vec(), None, Vec::new());
     Resource { by_selector: from.scope == Scope::WorkloadSelector, ..resource }
 }
 
@@ -302,6 +388,7 @@ fn service_message(from: &Service) -> wire::Service {
         waypoint: from.waypoint.as_ref().map(gateway),
         load_balancing,
         ip_families: families(from).into(),
+        canonical: from.canonical,
         ..Default::default()
     }
 }
@@ -437,7 +524,7 @@ mod tests {
     fn what_is_put_is_the_resource() {
         let mut from = Workload::named("c//Pod/a/one", "a", "one");
         from.addresses = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        let resource = workload(&from);
+        let resource = workload(&from, &mut Tails::default());
         let mut bytes = BytesMut::new();
         resource.put(&mut bytes);
         assert_eq!(bytes.len(), resource.put_len());
@@ -448,9 +535,27 @@ mod tests {
     }
 
     #[test]
+    fn what_pods_of_one_owner_have_in_common_is_kept_once() {
+        let mut tails = Tails::default();
+        let mut encode = |name: &str, account: &str| {
+            let mut from = Workload::named(format!("c//Pod/a/{name}"), "a", name);
+            (from.service_account, from.node) = (account.into(), format!("node-of-{name}").into());
+            (from.workload_name, from.canonical_name) = ("web".into(), "web".into());
+            (workload(&from, &mut tails), from)
+        };
+        let all = [encode("one", "web"), encode("two", "web"), encode("three", "other")];
+        let tail = |at: usize| all[at].0.tail.clone().unwrap();
+        assert!(Arc::ptr_eq(&tail(0), &tail(1)) && tail(0) != tail(2));
+        for (resource, from) in &all {
+            let read = wire::Address::decode(resource.object()).unwrap();
+            assert_eq!(read.r#type, Some(wire::address::Type::Workload(workload_message(from))));
+        }
+    }
+
+    #[test]
     fn a_version_that_a_client_holds_is_known_again() {
-        let resource = workload(&Workload::named("c//Pod/a/one", "a", "one"));
-        let held = |version: &str| Resource::held(resource.name.clone(), version);
+        let resource = workload(&Workload::named("c//Pod/a/one", "a", "one"), &mut Tails::default());
+        let held = |version: &str| Resource::held(resource.name(), version);
         assert_eq!(held(&resource.version()), resource);
         for other in ["", "7", &"0".repeat(32), &"ä".repeat(16)] {
             assert_ne!(held(other), resource);

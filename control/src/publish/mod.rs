@@ -13,6 +13,8 @@ mod stream;
 mod subscription;
 
 use std::{
+    borrow::Borrow,
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
 };
@@ -26,7 +28,43 @@ pub use encode::Resource;
 pub use server::Discovery;
 
 /// Resources of one type, by name.
-pub type Resources = OrdMap<Arc<str>, Arc<Resource>>;
+pub type Resources = OrdMap<Named, Arc<Resource>>;
+
+/// A resource as the key to itself: its name is kept once.
+#[derive(Debug, Clone)]
+pub struct Named(Arc<Resource>);
+
+impl Borrow<str> for Named {
+    fn borrow(&self) -> &str {
+        self.0.name()
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl Eq for Named {}
+
+impl PartialOrd for Named {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Named {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.name().cmp(other.0.name())
+    }
+}
+
+/// Puts a resource in, under its name. What was there goes whole: its key is the resource itself.
+fn put(into: &mut Resources, resource: Arc<Resource>) {
+    into.remove(resource.name());
+    into.insert(Named(resource.clone()), resource);
+}
 
 /// One immutable state of everything that is published.
 #[derive(Debug, Clone, Default)]
@@ -105,7 +143,7 @@ impl State {
         let index = self.index.get_or_init(|| Index::of(&self.addresses));
         let name = index.aliases.get(asked).map_or(asked, |name| name);
         let endpoints =
-            index.endpoints.get(name).into_iter().flatten().filter_map(|uid| self.addresses.get(uid));
+            index.endpoints.get(name).into_iter().flatten().filter_map(|uid| self.addresses.get(&**uid));
         self.addresses.get(name).into_iter().chain(endpoints).collect()
     }
 }
@@ -113,7 +151,8 @@ impl State {
 impl Index {
     fn of(addresses: &Resources) -> Self {
         let mut index = Self::default();
-        for (name, resource) in addresses {
+        for resource in addresses.values() {
+            let name: Arc<str> = resource.name().into();
             for alias in resource.aliases() {
                 index.aliases.entry(alias).or_insert_with(|| name.clone());
             }
@@ -153,11 +192,11 @@ impl Edit {
     fn apply(held: &mut Resources, gone: Vec<Arc<str>>, new: Vec<Arc<Resource>>) -> bool {
         let mut changed = false;
         for name in gone {
-            changed |= held.remove(&name).is_some();
+            changed |= held.remove(&*name).is_some();
         }
         for resource in new {
             changed = true;
-            held.insert(resource.name.clone(), resource);
+            put(held, resource);
         }
         changed
     }
@@ -200,7 +239,8 @@ impl Store {
         policies: impl IntoIterator<Item = Policy>,
     ) -> u64 {
         let before = self.state.borrow().clone();
-        let workloads = workloads.into_iter().map(|workload| encode::workload(&workload));
+        let mut tails = encode::Tails::of(before.addresses.values());
+        let workloads = workloads.into_iter().map(|workload| encode::workload(&workload, &mut tails));
         let services = services.into_iter().map(|service| encode::service(&service));
         let (addresses, gone_addresses) = difference(&before.addresses, workloads.chain(services));
         let policies = policies.into_iter().map(|policy| encode::policy(&policy));
@@ -213,13 +253,13 @@ impl Store {
 fn difference(held: &Resources, all: impl Iterator<Item = Resource>) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
     let (mut new, mut names) = (Vec::new(), BTreeSet::new());
     for resource in all {
-        names.insert(resource.name.clone());
-        if held.get(&resource.name).is_none_or(|held| **held != resource) {
+        names.insert(resource.name().to_owned());
+        if held.get(resource.name()).is_none_or(|held| **held != resource) {
             new.push(Arc::new(resource));
         }
     }
-    let gone = held.keys().filter(|name| !names.contains(*name)).cloned();
-    (new, gone.collect())
+    let gone = held.values().map(|resource| resource.name()).filter(|name| !names.contains(*name));
+    (new, gone.map(Arc::from).collect())
 }
 
 #[cfg(test)]
@@ -282,11 +322,12 @@ mod tests {
             node_local: false,
             families: mesh::Families::Any,
             passthrough: false,
+            canonical: false,
         };
         store.publish([one, workload("two", "10.0.0.2")], [service], []);
         let state = store.subscribe().borrow().clone();
         let names = |asked: &str| -> Vec<String> {
-            state.resolve(Type::Address, asked).iter().map(|resource| resource.name.to_string()).collect()
+            state.resolve(Type::Address, asked).iter().map(|resource| resource.name().to_owned()).collect()
         };
         assert_eq!(names("/10.0.0.2"), ["c//Pod/a/two"]);
         assert_eq!(names("c//Pod/a/two"), ["c//Pod/a/two"]);

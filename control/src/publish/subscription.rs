@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, mem, sync::Arc};
 use imbl::ordmap::DiffItem;
 use proto::discovery::DeltaDiscoveryRequest;
 
-use super::{Resource, Resources, State, Type, answer::Answer};
+use super::{Named, Resource, Resources, State, Type, answer::Answer, put};
 
 /// Names beyond this number in one client's subscription end its stream: a bound on what it may cost.
 const MAX_NAMES: usize = 100_000;
@@ -86,8 +86,7 @@ impl Subscription {
         if first {
             self.owed = true;
             for (name, version) in request.initial_resource_versions {
-                let name: Arc<str> = name.into();
-                self.held.insert(name.clone(), Arc::new(Resource::held(name, &version)));
+                put(&mut self.held, Arc::new(Resource::held(&name, &version)));
             }
             // A first request without names asks for everything, as it always did.
             self.wildcard = request.resource_names_subscribe.is_empty();
@@ -121,7 +120,7 @@ impl Subscription {
         // Whoever asks again may have forgotten what it held, unless this is a stream's first request.
         if !first {
             for resource in state.resolve(self.r#type, &name) {
-                self.held.remove(&resource.name);
+                self.held.remove(resource.name());
             }
         }
         self.asked.insert(name.clone());
@@ -186,16 +185,16 @@ impl Subscription {
                     // Taken from everyone and given to the selected: not before they are told.
                     whole = false;
                 }
-                DiffItem::Remove(name, _) => {
-                    removed.push(name.clone());
+                DiffItem::Remove(_, resource) => {
+                    removed.push(resource.name().into());
                     if part == Part::Early {
-                        held.remove(name);
+                        held.remove(resource.name());
                     }
                 }
-                DiffItem::Add(name, resource) | DiffItem::Update { new: (name, resource), .. } => {
+                DiffItem::Add(_, resource) | DiffItem::Update { new: (_, resource), .. } => {
                     resources.push(resource.clone());
                     if part == Part::Early {
-                        held.insert(name.clone(), resource.clone());
+                        put(&mut held, resource.clone());
                     }
                 }
             }
@@ -234,7 +233,7 @@ impl Subscription {
         self.names
             .iter()
             .flat_map(|name| state.resolve(self.r#type, name))
-            .map(|resource| (resource.name.clone(), resource.clone()))
+            .map(|resource| (Named(resource.clone()), resource.clone()))
             .collect()
     }
 }

@@ -1,7 +1,7 @@
 //! The certificate service: a node gets certificates only for service accounts of its own pods.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -16,21 +16,26 @@ use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use super::Signer;
-use crate::{auth::Authenticator, metrics::Metrics};
+use crate::{auth::Authenticator, compile::LocalPod, metrics::Metrics, shards::Pods};
 
-/// A node → the identities that run there. The one rule of who may be whom.
-#[derive(Default)]
+/// A node → the pods there that may have certificates. The one rule of who may be whom.
 pub struct Entitled {
-    by_node: RwLock<BTreeMap<String, BTreeSet<Identity>>>,
+    trust_domain: Arc<str>,
+    by_node: RwLock<BTreeMap<Arc<str>, Pods>>,
 }
 
 impl Entitled {
+    /// Nobody yet.
+    pub fn new(trust_domain: Arc<str>) -> Self {
+        Self { trust_domain, by_node: RwLock::default() }
+    }
+
     /// These from now on, of the nodes that are named; nobody, where there is nothing.
-    pub fn update(&self, nodes: BTreeMap<String, Option<BTreeSet<Identity>>>) {
+    pub fn update(&self, nodes: BTreeMap<Arc<str>, Option<Pods>>) {
         let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
-        for (node, identities) in nodes {
-            match identities {
-                Some(identities) => drop(by_node.insert(node, identities)),
+        for (node, pods) in nodes {
+            match pods {
+                Some(pods) => drop(by_node.insert(node, pods)),
                 None => drop(by_node.remove(&node)),
             }
         }
@@ -39,7 +44,11 @@ impl Entitled {
     /// Whether `node` runs pods of that identity.
     pub fn allows(&self, node: &str, identity: &Identity) -> bool {
         let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
-        by_node.get(node).is_some_and(|identities| identities.contains(identity))
+        let is = |pod: &Arc<LocalPod>| {
+            *pod.namespace == *identity.namespace() && *pod.service_account == *identity.service_account()
+        };
+        let pods = by_node.get(node).into_iter().flat_map(|pods| pods.iter());
+        *self.trust_domain == *identity.trust_domain() && { pods }.any(is)
     }
 }
 

@@ -129,13 +129,14 @@ mod tests {
             let pod = |name: &&str| {
                 Arc::new(LocalPod {
                     uid: (*name).into(),
+                    image: None,
                     namespace: "shop".into(),
                     name: (*name).into(),
                     service_account: "web".into(),
-                    addresses: [].into(),
+                    addresses: Default::default(),
                     netns: "".into(),
                     enroll: true,
-                    dns_off: false,
+                    answer_dns: None,
                     annotated: Default::default(),
                     captured: false,
                     waypoint: false,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    manifest::{EndpointSlice, Object, ServiceEntry},
+    manifest::{Endpoint, EndpointSlice, Object, ServiceEntry},
     objects::Objects,
 };
 
@@ -101,10 +101,11 @@ fn mentioned(object: &Object) -> Vec<IpAddr> {
 }
 
 fn of_slice(slice: &EndpointSlice) -> Vec<IpAddr> {
-    let endpoints = slice.endpoints.iter().flatten();
-    let by_address =
-        endpoints.filter(|endpoint| endpoint.target_ref.as_ref().is_none_or(|target| target.kind != "Pod"));
-    by_address.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| address.parse().ok()).collect()
+    let addresses = slice.endpoints.iter().flat_map(|endpoint| match &endpoint.at {
+        Endpoint::Pod(_) => &[],
+        Endpoint::Addresses(at) => &at.addresses[..],
+    });
+    addresses.copied().collect()
 }
 
 fn of_entry(entry: &ServiceEntry) -> Vec<IpAddr> {

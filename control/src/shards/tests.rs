@@ -137,8 +137,8 @@ impl Bed {
         let (wanted, got) = (fresh.subscribe().borrow().clone(), self.store.subscribe().borrow().clone());
         let names = |resources: &crate::publish::Resources| -> BTreeMap<String, String> {
             resources
-                .iter()
-                .map(|(name, one)| (name.to_string(), format!("{:?}", one.on_the_wire())))
+                .values()
+                .map(|one| (one.name().to_owned(), format!("{:?}", one.on_the_wire())))
                 .collect()
         };
         assert_eq!(names(&got.addresses), names(&wanted.addresses));
@@ -258,4 +258,26 @@ fn hosts_of_two_namespaces_that_want_one_address_get_two() {
     // The first one goes: the other one may have its place, and whoever is told is told the same.
     bed.objects.remove(&PathBuf::from("a.yaml"));
     bed.turn(&BTreeSet::new());
+}
+
+/// Who may create pods can give one the annotation of a static pod's image.
+#[test]
+fn a_forged_image_of_a_static_pod_takes_no_pods_place() {
+    let hash = "0123456789abcdef0123456789abcdef";
+    let (mut objects, mut shards) = (Objects::default(), Shards::default());
+    for (namespace, mode, day) in [("a", "ambient", 2), ("b", "none", 1), ("shop", "ambient", 1)] {
+        let path = PathBuf::from(format!("{namespace}.yaml"));
+        let text = format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}, labels: {{istio.io/dataplane-mode: {mode}}}}}}}\n\
+             ---\n{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: {namespace}, uid: u-{namespace}, \
+             creationTimestamp: 2026-01-0{day}T00:00:00Z, annotations: {{kubernetes.io/config.mirror: {hash}}}, \
+             ownerReferences: [{{kind: Node, name: n, controller: true}}]}}, spec: {{nodeName: n}}, \
+             status: {{podIP: 10.0.0.1}}}}"
+        );
+        objects.apply(&path, parse(&path, &text));
+    }
+    shards.turn(&mut objects, &BTreeSet::new(), &|_, _| Word::None, &Options::default());
+    let named: Vec<(String, &str)> =
+        shards.outline.nodes["n"].iter().map(|pod| (pod.uid.to_string(), &*pod.namespace)).collect();
+    assert_eq!(named, [(hash.to_owned(), "shop")]);
 }

@@ -11,7 +11,9 @@ pub(crate) struct Facts {
     pub(crate) processor: String,
     pub(crate) cores: usize,
     pub(crate) memory_gb: u64,
-    pub(crate) congestion_control: String,
+    /// Of TCP, where it is TCP that is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) congestion_control: Option<String>,
     pub(crate) date: String,
     pub(crate) commit: String,
     /// The load average when the run began: another load on the machine bends every figure.
@@ -21,7 +23,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    pub(crate) fn gather(root: &Path, congestion_control: &str, runs: usize, seconds: u64) -> Self {
+    pub(crate) fn gather(root: &Path, congestion_control: Option<&str>, runs: usize, seconds: u64) -> Self {
         Self {
             kernel: read("/proc/sys/kernel/osrelease"),
             processor: field("/proc/cpuinfo", "model name"),
@@ -31,7 +33,7 @@ impl Facts {
                 .trim()
                 .parse::<u64>()
                 .map_or(0, |kb| (kb + 512 * 1024) / (1024 * 1024)),
-            congestion_control: congestion_control.to_owned(),
+            congestion_control: congestion_control.map(str::to_owned),
             date: timestamp(SystemTime::now()),
             commit: commit(root),
             load_at_start: read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" "),
@@ -42,10 +44,11 @@ impl Facts {
 
     /// One paragraph for the terminal.
     pub(crate) fn lines(&self) -> Vec<String> {
+        let tcp = self.congestion_control.as_ref().map(|name| format!(" · TCP {name}")).unwrap_or_default();
         vec![
             format!(
-                "kernel {} · {} × {} · {} GB · TCP {}",
-                self.kernel, self.cores, self.processor, self.memory_gb, self.congestion_control
+                "kernel {} · {} × {} · {} GB{tcp}",
+                self.kernel, self.cores, self.processor, self.memory_gb
             ),
             format!(
                 "{} · commit {} · medians of {} × {} s · load at start {}",

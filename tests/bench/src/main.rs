@@ -2,9 +2,10 @@
 //!
 //! Loads are made by programs that others wrote (iperf3, wrk, nginx, sockperf) between pods made of network
 //! namespaces. The modes take turns, every figure is a median, and a run whose traffic did not go the way
-//! of its mode fails. It changes nothing outside its own namespaces.
+//! of its mode fails. DNS is measured by itself (`dns`). It changes nothing outside its own namespaces.
 #![forbid(unsafe_code)]
 
+mod dns;
 mod facts;
 mod load;
 mod memory;
@@ -34,8 +35,10 @@ use crate::{
 
 /// Measures bulk, requests, new connections and latency through the mesh and without it.
 #[derive(Debug, Parser)]
-#[command(name = "bench", about, long_about = None)]
+#[command(name = "bench", about, long_about = None, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Runs of each bench in each mode; the median is told.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
     runs: u16,
@@ -65,6 +68,12 @@ struct Arguments {
     gate: bool,
 }
 
+/// What else is measured, in a world of its own.
+#[derive(Debug, clap::Subcommand)]
+enum Other {
+    Dns(dns::Arguments),
+}
+
 fn main() -> ExitCode {
     match measure(&Arguments::parse()) {
         Ok(code) => code,
@@ -79,11 +88,14 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         bail!("must run as root: it makes network namespaces and loads kernel programs");
     }
-    tools::require(arguments.profile)?;
-    raise_descriptors()?;
     if cfg!(debug_assertions) {
         eprintln!("This is a development build: what it measures says nothing. Use `cargo xtask bench`.");
     }
+    if let Some(Other::Dns(arguments)) = &arguments.other {
+        return dns::measure(arguments);
+    }
+    tools::require(arguments.profile)?;
+    raise_descriptors()?;
     let (runs, seconds) =
         if arguments.quick { (1, 1) } else { (usize::from(arguments.runs), u64::from(arguments.seconds)) };
     let peer = arguments.peer_ztunnel.as_deref().map(Peer::new).transpose()?;
@@ -94,7 +106,7 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
 
     eprintln!("building the world: {} …", if peer.is_some() { "seven nodes" } else { "five nodes" });
     let scene = Scene::build(&modes, peer.as_ref(), &arguments.ztunnel_options)?;
-    let facts = Facts::gather(&std::env::current_dir()?, scene.congestion_control, runs, seconds);
+    let facts = Facts::gather(&std::env::current_dir()?, Some(scene.congestion_control), runs, seconds);
     let mut results = Results::default();
     let outcome = fill(&scene, &benches, &modes, selection.memory(), runs, seconds, &mut results);
     let profiles = match (&outcome, arguments.profile) {

@@ -15,6 +15,7 @@ use crate::{
 };
 
 use goals::Goal;
+pub(crate) use table::{grid, section, short};
 
 /// What a figure belongs to: a bench, or the part that measures memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,7 +142,7 @@ impl Results {
 }
 
 /// The middle value, or the mean of the two in the middle.
-fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

@@ -1,6 +1,7 @@
 //! The apps' side of DNS, and a resolver for them: messages by hand, so that what is asserted is what is on the wire.
 
 use std::{
+    fs,
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
@@ -12,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use bed::{Pod, eventually};
+use bed::{Pod, World, eventually};
 
 use crate::PATIENCE;
 
@@ -194,6 +195,16 @@ pub fn entry(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: mesh}}\nspec:\n{spec}"
     )
+}
+
+/// Writes into the manifest of a pod of the namespace `mesh` whether its queries are to be answered.
+pub fn annotate(world: &World, pod: &str, word: &str) -> Result<()> {
+    let file = format!("pod-mesh-{pod}");
+    let yaml = fs::read_to_string(world.manifests().path(&file)).context("read the pod's manifest")?;
+    let said = format!("  annotations:\n    ambient.istio.io/dns-capture: \"{word}\"\n");
+    let with = yaml.replace("  annotations:\n", &said);
+    ensure!(with != yaml, "{file} has no annotations");
+    world.manifests().put(&file, &with)
 }
 
 /// Asks until the mesh's answer has addresses; the folder of manifests is read in its own time.

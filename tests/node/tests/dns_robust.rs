@@ -1,5 +1,5 @@
 //! DNS of pods when something is in the way: resolvers that refuse, are slow or are not alone, a ztunnel that is
-//! replaced, an app that has port 53 itself; and the two switches by which it is off.
+//! replaced, an app that has port 53 itself; and the switches of a node and of a pod.
 
 use std::{
     io::{Read, Write},
@@ -18,22 +18,27 @@ use nix::sys::signal::Signal;
 use node::{
     PATIENCE, Scene,
     dns::{
-        A, AAAA, Resolver, addresses, ask, ask_times, entry, is_servfail, odd_answer, query, read_framed,
-        resolved, write_framed,
+        A, AAAA, Resolver, SRV, addresses, annotate, ask, ask_times, entry, is_servfail, odd_answer, query,
+        read_framed, resolved, write_framed,
     },
-    same,
+    port, same,
 };
 
 const SHOP: &str = "shop.mesh.svc.cluster.local";
 const ELSEWHERE: &str = "elsewhere.example.com";
 
-/// A client on node `a` with a Service to ask for, and a pod on node `b` where a resolver may be.
+/// A client on node `a` with a Service to ask for, one beside it that says that it wants answers, and a pod on node `b` where a resolver may be.
 fn scene() -> Result<(Scene, Vec<IpAddr>)> {
     let mut service = Vec::new();
-    let pods = [("mesh", "client", "a"), ("mesh", "server", "b"), ("plain", "resolver", "b")];
+    let pods = [
+        ("mesh", "client", "a"),
+        ("mesh", "willing", "a"),
+        ("mesh", "server", "b"),
+        ("plain", "resolver", "b"),
+    ];
     let scene = Scene::start_with(&pods, |world| {
         service = world.service(7, "mesh", "shop", &[("app", "server")], &[(80, 80)])?.to_vec();
-        Ok(())
+        annotate(world, "willing", "true")
     })?;
     Ok((scene, service))
 }
@@ -92,7 +97,9 @@ fn a_resolver_that_refuses_or_dawdles_or_is_imitated_is_still_the_resolver() -> 
     let silent = ask_until(&client, v4, &elsewhere, PATIENCE)?;
     ensure!(is_servfail(&silent), "{silent:x?}");
     drop((slow, twin));
-    let theirs = Resolver::start(&resolver, None)?;
+    // A program that another test starts may hold our sockets for a moment, between fork and exec.
+    let start = || Ok(Resolver::start(&resolver, None).ok());
+    let (theirs, _) = eventually(PATIENCE, "port 53 to be free", start)?;
     for at in theirs.at {
         same("at last", ask(&client, at, &elsewhere)?, odd_answer(&elsewhere))?;
         same("at last over TCP", framed(&client, at, &elsewhere)?, odd_answer(&elsewhere))?;
@@ -170,11 +177,83 @@ fn a_takeover_costs_no_query_more_than_a_second_try() -> Result<()> {
 }
 
 #[test]
+fn a_ztunnel_that_only_finishes_what_it_carries_takes_no_query() -> Result<()> {
+    let (mut scene, service) = scene()?;
+    let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
+    let at = Resolver::start(scene.pod("resolver"), None)?.at;
+    for at in at {
+        answered(&client, at, &service)?;
+    }
+    // What keeps the predecessor, after a successor that leaves DNS alone has taken over.
+    let mut held = client.netns().connect(server.at(port::ECHO), PATIENCE)?;
+    held.set_read_timeout(Some(PATIENCE))?;
+    let mut echo = |byte: u8| -> Result<()> {
+        held.write_all(&[byte])?;
+        let mut heard = [0];
+        held.read_exact(&mut heard)?;
+        same("the echo", heard, [byte])
+    };
+    echo(1)?;
+    let ready = "[::]:16021";
+    let options = ["--admin-addr", "none", "--metrics-addr", "none", "--ready-addr", ready, "--dns", "off"];
+    let programs = scene.mesh.on("a");
+    let mut next = programs.node.spawn_ztunnel("successor", &options)?;
+    bed::mesh::wait_ready(&mut next, programs.node.netns(), 16021)?;
+    programs.ztunnel.signal(Signal::SIGTERM)?;
+    // Each query is asked once, and has an answer: of the predecessor's as long as it listens, then the resolver's.
+    let (begun, mesh) = (Instant::now(), query(5, SHOP, A));
+    let mut passed = 0;
+    while passed < 20 {
+        ensure!(begun.elapsed() < PATIENCE, "the predecessor still answers");
+        for at in at {
+            let asked = Instant::now();
+            let answer = ask_times(&client, at, &mesh, 1).context("while the predecessor drains")?;
+            ensure!(asked.elapsed() < Duration::from_secs(1), "answered after {:?}", asked.elapsed());
+            passed += usize::from(answer == odd_answer(&mesh));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    echo(2).context("the predecessor carries on")?;
+    drop(held);
+    programs.ztunnel.wait(PATIENCE).context("the predecessor ends")?;
+    programs.ztunnel = next;
+    Ok(())
+}
+
+#[test]
+fn a_name_of_the_mesh_is_not_denied_before_the_mesh_is_known() -> Result<()> {
+    let (mut scene, service) = scene()?;
+    let client = scene.pod("client").clone();
+    let [v4, _] = Resolver::start(scene.pod("resolver"), None)?.at;
+    answered(&client, v4, &service)?;
+    scene.mesh.control.kill();
+    let programs = scene.mesh.on("a");
+    programs.ztunnel.kill();
+    programs.ztunnel = programs.node.spawn_ztunnel("early", &[])?;
+    let timed = |query: &[u8]| -> Result<Duration> {
+        let begun = Instant::now();
+        same("passed on", ask_until(&client, v4, query, PATIENCE)?, odd_answer(query))?;
+        Ok(begun.elapsed())
+    };
+    // As soon as queries are led to ztunnel, which knows nothing, they wait; and not for long.
+    let mesh = query(6, SHOP, A);
+    let (took, _) = eventually(PATIENCE, "a query to wait for the mesh", || {
+        Ok(Some(timed(&mesh)?).filter(|took| *took > Duration::from_millis(1900)))
+    })?;
+    ensure!(took < Duration::from_secs(4), "it waited for {took:?}");
+    // What only the resolver can know does not.
+    let took = timed(&query(7, SHOP, SRV))?;
+    ensure!(took < Duration::from_secs(1), "a query for SRV waited for {took:?}");
+    scene.mesh.control = scene.world.start_control()?;
+    answered(&client, v4, &service)
+}
+
+#[test]
 fn an_app_that_has_port_53_keeps_it() -> Result<()> {
     let (scene, service) = scene()?;
     let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
     let resolver = Resolver::start(scene.pod("resolver"), None)?;
-    let [v4, _] = resolver.at;
+    let [v4, v6] = resolver.at;
     answered(&client, v4, &service)?;
 
     // What it sends from port 53 to port 53 is between resolvers: it leaves as it is.
@@ -194,19 +273,45 @@ fn an_app_that_has_port_53_keeps_it() -> Result<()> {
     }
     answered(&client, v4, &service)?;
     // One on every address is: ztunnel stands aside, and the resolver answers.
-    let everywhere = server.netns().udp("0.0.0.0:53".parse()?)?;
+    // An answer of ztunnel's may have just left from the port.
+    let every_v4 = || Ok(server.netns().udp("0.0.0.0:53".parse()?).ok());
+    let (everywhere, _) = eventually(PATIENCE, "port 53 to be free", every_v4)?;
     let mesh = query(3, SHOP, A);
     same("aside", ask(&server, v4, &mesh)?, odd_answer(&mesh))?;
     drop(everywhere);
-    eventually(PATIENCE, "the mesh to answer again", || {
-        let answer = ask(&server, v4, &mesh)?;
-        Ok(addresses(&answer).ok().filter(|found| *found == [service[0]]))
-    })?;
+    let again = || {
+        eventually(PATIENCE, "the mesh to answer again", || {
+            let answer = ask(&server, v4, &mesh)?;
+            Ok(addresses(&answer).ok().filter(|found| *found == [service[0]]))
+        })
+    };
+    again()?;
+    // So is one on every address of IPv6 alone: aside for good, and not back and forth.
+    let v6_only = |on: &str| -> Result<()> {
+        Ok(server.netns().enter(|| std::fs::write("/proc/sys/net/ipv6/bindv6only", on))??)
+    };
+    let every_v6 = || {
+        v6_only("1")?;
+        let socket = server.netns().udp("[::]:53".parse()?);
+        v6_only("0")?;
+        Ok(socket.ok())
+    };
+    let (everywhere, _) = eventually(PATIENCE, "port 53 to be free", every_v6)?;
+    // IPv4 is free.
+    drop(eventually(PATIENCE, "port 53 to be free", every_v4)?);
+    same("aside over IPv6", ask(&server, v6, &mesh)?, odd_answer(&mesh))?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        same("still aside", ask_times(&server, v6, &mesh, 1)?, odd_answer(&mesh))?;
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(everywhere);
+    again()?;
     Ok(())
 }
 
 #[test]
-fn a_node_where_it_is_off_answers_nothing() -> Result<()> {
+fn a_node_where_it_is_off_answers_only_pods_that_ask_for_it() -> Result<()> {
     let (mut scene, service) = scene()?;
     let client = scene.pod("client").clone();
     let resolver = Resolver::start(scene.pod("resolver"), None)?;
@@ -223,7 +328,10 @@ fn a_node_where_it_is_off_answers_nothing() -> Result<()> {
         same("off over TCP", framed(&client, at, &mesh)?, odd_answer(&mesh))?;
         ensure!(resolver.asked() >= before + 2, "somebody else answered");
     }
-    Ok(())
+    // A pod's own word is the more specific one.
+    let willing = scene.pod("willing").clone();
+    answered(&willing, resolver.at[0], &service)?;
+    same("over TCP", addresses(&framed(&willing, resolver.at[0], &mesh)?)?, vec![service[0]])
 }
 
 #[test]
@@ -241,18 +349,38 @@ fn http_reaches_an_endpoint_that_is_known_by_its_host_name() -> Result<()> {
     thread::spawn(move || {
         for stream in server.incoming() {
             let Ok(mut stream) = stream else { return };
-            let _ = stream.read(&mut [0; 1024]);
+            // To its end: what nobody has read would make a reset of the answer.
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if !stream.read(&mut byte).is_ok_and(|length| length == 1) {
+                    break;
+                }
+                request.extend(byte);
+            }
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nby name");
         }
     });
+    // A resolver that serves the pod stays the one to ask, whomever else it asks: one that refuses, and with what is no
+    // query.
+    let known = query(7, "backend.example.net", A);
+    same("of the resolver", addresses(&ask(&client, resolver.at[0], &known)?)?, vec![outside.v4()])?;
+    let refusing = Resolver::start(&outside, None)?;
     for (kind, at, prefix) in [(A, resolver.at[0], "240.240."), (AAAA, resolver.at[1], "2001:2::")] {
         let automatic = resolved(&client, at, "named.example.com", kind)?;
         ensure!(automatic.len() == 1 && automatic[0].to_string().starts_with(prefix), "{automatic:?}");
+        for at in refusing.at {
+            for query in [query(8, ELSEWHERE, A), vec![0x11; 40]] {
+                same("refused", ask(&client, at, &query)?, odd_answer(&query))?;
+            }
+        }
+        let before = refusing.asked();
         let since = scene.log_length("a");
         let response = bed::http::get(client.netns(), SocketAddr::new(automatic[0], 80), "/")?;
         same("the answer", (response.status, response.body.as_str()), (200, "by name"))?;
         let line = scene.wait_access("a", since, "the call", |line| line["dst.workload"] == "named-0")?;
         ensure!(line.to_string().contains(&outside.at(8080).to_string()), "it went elsewhere: {line}");
+        same("asked of who refuses", refusing.asked(), before)?;
     }
     Ok(())
 }

@@ -3,34 +3,36 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::world::{World, node_name};
+use crate::{
+    source::Source,
+    world::{Shape, World, node_name},
+};
 
 pub(crate) struct Folder {
-    manifests: PathBuf,
-    state: PathBuf,
+    place: PathBuf,
 }
 
 impl Folder {
-    /// Writes the whole world into `place`.
-    pub(crate) fn write(place: &Path, world: &World) -> Result<Self> {
-        let folder = Self { manifests: place.join("manifests"), state: place.join("state") };
-        for path in [&folder.manifests, &folder.state] {
-            fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
-        }
-        folder.file("common.yaml", &world.common())?;
-        for group in 0..world.groups() {
-            folder.group(world, group)?;
-        }
-        Ok(folder)
+    pub(crate) fn new(place: &Path) -> Self {
+        Self { place: place.to_owned() }
+    }
+
+    fn manifests(&self) -> PathBuf {
+        self.place.join("manifests")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.place.join("state")
     }
 
     /// Writes the file of a group anew.
-    pub(crate) fn group(&self, world: &World, group: usize) -> Result<()> {
+    fn group(&self, world: &World, group: usize) -> Result<()> {
         let objects = [world.services(group), world.policies(group), world.pods(group)].concat();
         self.file(&format!("group-{group:05}.yaml"), &objects)
     }
@@ -42,23 +44,56 @@ impl Folder {
             text += "---\n";
             text += &serde_yaml_ng::to_string(object).context("write YAML")?;
         }
-        let (hidden, path) = (self.manifests.join(format!(".{name}")), self.manifests.join(name));
+        let (hidden, path) = (self.manifests().join(format!(".{name}")), self.manifests().join(name));
         fs::write(&hidden, text)
             .and_then(|()| fs::rename(&hidden, &path))
             .with_context(|| format!("write {}", path.display()))
     }
+}
 
-    pub(crate) fn options(&self) -> Vec<String> {
-        let text = |path: &Path| path.display().to_string();
-        vec!["--manifests".into(), text(&self.manifests), "--state".into(), text(&self.state)]
+impl Source for Folder {
+    fn name(&self) -> &'static str {
+        "folder"
     }
 
-    pub(crate) fn root(&self) -> PathBuf {
-        self.state.join("ca/root.pem")
+    fn empty(&mut self) -> Result<Vec<String>> {
+        let mut folder = Self::new(&self.place.join("empty"));
+        folder.fill(&World::new(Shape { workloads: 1, services: 1, policies: 0, nodes: 1 }))?;
+        Ok(folder.options())
     }
 
-    /// The token files of the first nodes.
-    pub(crate) fn tokens(&self, nodes: usize) -> Vec<PathBuf> {
-        (0..nodes).map(|node| self.state.join("tokens").join(node_name(node))).collect()
+    fn fill(&mut self, world: &World) -> Result<()> {
+        for path in [self.manifests(), self.state()] {
+            fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        }
+        self.file("common.yaml", &world.common())?;
+        (0..world.groups()).try_for_each(|group| self.group(world, group))
+    }
+
+    fn options(&self) -> Vec<String> {
+        let text = |path: PathBuf| path.display().to_string();
+        vec!["--manifests".into(), text(self.manifests()), "--state".into(), text(self.state())]
+    }
+
+    fn root(&self) -> Result<PathBuf> {
+        Ok(self.state().join("ca/root.pem"))
+    }
+
+    fn tokens(&self, nodes: usize) -> Result<Vec<PathBuf>> {
+        Ok((0..nodes).map(|node| self.state().join("tokens").join(node_name(node))).collect())
+    }
+
+    fn further(&self) -> usize {
+        0
+    }
+
+    /// One comes, one goes.
+    fn steps(&self) -> u64 {
+        2
+    }
+
+    fn change(&self, _: &World, after: &World, groups: &[usize]) -> Result<Instant> {
+        groups.iter().try_for_each(|group| self.group(after, *group))?;
+        Ok(Instant::now())
     }
 }

@@ -6,9 +6,12 @@
 //! acknowledgement's sending; what of it is the bench's own CPU is told beside.
 #![forbid(unsafe_code)]
 
+mod api;
+mod cluster;
 mod folder;
 mod process;
 mod report;
+mod source;
 mod steps;
 mod subscribers;
 mod wire;
@@ -17,14 +20,21 @@ mod world;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
-use crate::{report::Results, world::Shape};
+use crate::{cluster::Cluster, folder::Folder, report::Results, source::Source, world::Shape};
 
 /// Measures control with many workloads and many nodes.
 #[derive(Debug, Parser)]
 #[command(name = "bench control", about, long_about = None)]
 pub(crate) struct Arguments {
+    /// Where control finds the world. For an API server `cargo xtask bench control` makes one, without kubelets, in
+    /// a container (--node-image IMAGE is kind's image of nodes, where its own cannot be pulled), and removes it.
+    #[arg(long, value_enum, default_value = "folder")]
+    source: Kind,
+    /// An API server that is there, empty but for the definitions of Istio's kinds, and is not emptied in the end.
+    #[arg(long, value_name = "FILE", required_if_eq("source", "api-server"))]
+    kubeconfig: Option<PathBuf>,
     /// Pods.
     #[arg(long, default_value_t = 100_000)]
     workloads: usize,
@@ -52,6 +62,12 @@ pub(crate) struct Arguments {
     /// End with an error if a goal is missed.
     #[arg(long)]
     gate: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Folder,
+    ApiServer,
 }
 
 fn main() -> ExitCode {
@@ -82,11 +98,21 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     results.fact("load at start", load());
     results.fact("world", format!("{shape:?}"));
     let place = tempfile::tempdir().context("make a folder for the world")?;
-    steps::all(arguments, shape, place.path(), &mut results)?;
+    let mut folder = Folder::new(place.path());
+    let mut cluster = match (&arguments.kubeconfig, arguments.source) {
+        (Some(kubeconfig), Kind::ApiServer) => Some(Cluster::new(kubeconfig, place.path())?),
+        (_, _) => None,
+    };
+    let source: &mut dyn Source = match &mut cluster {
+        Some(cluster) => cluster,
+        None => &mut folder,
+    };
+    steps::all(arguments, shape, source, &mut results)?;
     results.fact("load at end", load());
-    results.write(&arguments.output)?;
+    let name = if cluster.is_some() { "control-api-server" } else { "control" };
+    results.write(&arguments.output, name)?;
     println!("{}", results.table());
-    println!("written: {0}/control.json, {0}/control-machine.json", arguments.output.display());
+    println!("written: {0}/{name}.json, {0}/{name}-machine.json", arguments.output.display());
     Ok(if arguments.gate && !results.goals_met() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

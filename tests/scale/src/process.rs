@@ -63,6 +63,11 @@ impl Control {
         cpu(&self.child.id().to_string())
     }
 
+    /// How long its threads were ready to run so far, and had no core: in seconds, together.
+    pub(crate) fn waited(&self) -> Result<f64> {
+        waited(&self.child.id().to_string())
+    }
+
     /// Its resident memory, in bytes.
     pub(crate) fn resident(&self) -> Result<u64> {
         let path = format!("/proc/{}/status", self.child.id());
@@ -107,6 +112,20 @@ pub(crate) fn cpu(process: &str) -> Result<f64> {
     ticks(&text).map(|ticks| ticks as f64 / 100.0).with_context(|| format!("{path} is not as expected"))
 }
 
+/// How long the threads of a process, `self` or a number, were ready to run and had no core: in seconds, together.
+pub(crate) fn waited(process: &str) -> Result<f64> {
+    let folder = format!("/proc/{process}/task");
+    let threads = fs::read_dir(&folder).with_context(|| format!("read {folder}: has it died?"))?;
+    // A thread that ends meanwhile is not missed.
+    let books = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("schedstat")).ok());
+    Ok(books.filter_map(|book| run_delay(&book)).sum::<u64>() as f64 / 1e9)
+}
+
+/// Nanoseconds on a run queue: the second field.
+fn run_delay(schedstat: &str) -> Option<u64> {
+    schedstat.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// utime + stime: fields 14 and 15, counted behind the name, which may hold anything.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
@@ -140,6 +159,7 @@ mod tests {
     fn the_books_are_read() {
         assert_eq!(ticks("42 (a) b (c)) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 7 7"), Some(300));
         assert_eq!(kilobytes("Name: x\nVmHWM:\t  100 kB\nVmRSS:\t  90 kB\n", "VmRSS:"), Some(90));
-        assert!(cpu("self").is_ok());
+        assert_eq!(run_delay("8241 77 3\n"), Some(77));
+        assert!(cpu("self").is_ok() && waited("self").is_ok());
     }
 }

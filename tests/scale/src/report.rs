@@ -99,15 +99,15 @@ impl Results {
         })
     }
 
-    /// Writes `control.json` and `control-machine.json`.
-    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+    /// Writes `NAME.json`, the figures, and `NAME-machine.json`, where they were taken.
+    pub(crate) fn write(&self, folder: &Path, name: &str) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        let write = |name: &str, json: String| {
-            let path = folder.join(name);
+        let write = |file: &str, json: String| {
+            let path = folder.join(file);
             fs::write(&path, json + "\n").with_context(|| format!("write {}", path.display()))
         };
-        write("control.json", serde_json::to_string_pretty(&self.rows)?)?;
-        write("control-machine.json", serde_json::to_string_pretty(&self.facts)?)
+        write(&format!("{name}.json"), serde_json::to_string_pretty(&self.rows)?)?;
+        write(&format!("{name}-machine.json"), serde_json::to_string_pretty(&self.facts)?)
     }
 }
 

@@ -12,9 +12,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     Arguments,
-    folder::Folder,
     process::{self, Control},
     report::Results,
+    source::Source,
     subscribers::{Door, Fleet},
     world::{PODS_OF_A_GROUP, Shape, World},
 };
@@ -27,8 +27,7 @@ const RESTARTED: usize = 1000;
 /// A running control, its world, and where the figures go.
 struct Bench<'a> {
     results: &'a mut Results,
-    source: Folder,
-    name: &'static str,
+    source: &'a dyn Source,
     /// As the source has it now.
     world: World,
     tokens: Vec<PathBuf>,
@@ -37,21 +36,27 @@ struct Bench<'a> {
 }
 
 /// Takes every figure.
-pub(crate) fn all(arguments: &Arguments, shape: Shape, place: &Path, results: &mut Results) -> Result<()> {
-    let name = "folder";
-    let empty = empty(arguments, place)?;
-    eprintln!("writing the world …");
-    let world = World::new(shape);
-    let source = Folder::write(place, &world)?;
-    eprintln!("starting control …");
+pub(crate) fn all(
+    arguments: &Arguments,
+    shape: Shape,
+    source: &mut dyn Source,
+    results: &mut Results,
+) -> Result<()> {
     let log = arguments.output.join("control.log");
     std::fs::create_dir_all(&arguments.output)
         .with_context(|| format!("make {}", arguments.output.display()))?;
+    let empty = empty(arguments, &source.empty()?, &log)?;
+    eprintln!("writing the world …");
+    let (world, begun) = (World::new(shape), Instant::now());
+    source.fill(&world)?;
+    results.fact("writing the world took, s", begun.elapsed().as_secs());
+    eprintln!("starting control …");
+    let source = &*source;
     let mut control = Control::start(&arguments.control, &source.options(), &log)?;
     let ready = control.ready(PATIENCE)?;
-    let door = Door { port: control.port, root: source.root() };
-    let tokens = source.tokens(shape.nodes);
-    let mut bench = Bench { results, source, name, world, tokens, control, door };
+    let door = Door { port: control.port, root: source.root()? };
+    let tokens = source.tokens(shape.nodes)?;
+    let mut bench = Bench { results, source, world, tokens, control, door };
     bench.add("start", "until ready", "s", ready.as_secs_f64());
     bench.control.idle()?;
     bench.add("start", "control's CPU", "s", bench.control.cpu()?);
@@ -59,7 +64,8 @@ pub(crate) fn all(arguments: &Arguments, shape: Shape, place: &Path, results: &m
     bench.add("start", "most resident", "MB", bench.control.peak()? as f64 / 1e6);
     bench.add("memory", "resident, nobody connected", "MB", idle as f64 / 1e6);
     bench.add("memory", "resident, an empty mesh", "MB", empty as f64 / 1e6);
-    let of_each = (idle.saturating_sub(empty)) as f64 / shape.workloads as f64 / 1e3;
+    let workloads = shape.workloads + source.further();
+    let of_each = (idle.saturating_sub(empty)) as f64 / workloads as f64 / 1e3;
     bench.add("memory", "of a workload", "KB", of_each);
 
     for _ in 0..arguments.runs.min(3) {
@@ -77,7 +83,7 @@ pub(crate) fn all(arguments: &Arguments, shape: Shape, place: &Path, results: &m
         let group = run * 7 % bench.world.groups();
         let mut world = bench.world.clone();
         world.edition(group).version += 1;
-        bench.change("one pod changes", &fleet, world, &[group], (1, 0))?;
+        bench.change("one pod changes", &fleet, world, &[group], (1, 0), 1)?;
     }
     if shape.policies > 0 {
         for run in 0..arguments.runs {
@@ -89,7 +95,7 @@ pub(crate) fn all(arguments: &Arguments, shape: Shape, place: &Path, results: &m
             let policies = bench.world.policies(group).len() as u64;
             let mut world = bench.world.clone();
             world.edition(group).port += 1;
-            bench.change("one policy changes", &fleet, world, &[group], (policies, 0))?;
+            bench.change("one policy changes", &fleet, world, &[group], (policies, 0), policies)?;
         }
     }
     for run in 0..arguments.runs.min(3) {
@@ -102,7 +108,8 @@ pub(crate) fn all(arguments: &Arguments, shape: Shape, place: &Path, results: &m
         for group in &chosen {
             world.edition(*group).restarts += 1;
         }
-        bench.change("1,000 pods are restarted", &fleet, world, &chosen, (pods, pods))?;
+        let most = pods * source.steps();
+        bench.change("1,000 pods are restarted", &fleet, world, &chosen, (pods, pods), most)?;
     }
     bench.control.idle()?;
     bench.add("memory", "resident, at the end", "MB", bench.control.resident()? as f64 / 1e6);
@@ -110,12 +117,9 @@ pub(crate) fn all(arguments: &Arguments, shape: Shape, place: &Path, results: &m
     Ok(())
 }
 
-/// What control takes with nothing but a node.
-fn empty(arguments: &Arguments, place: &Path) -> Result<u64> {
-    let place = place.join("empty");
-    let source =
-        Folder::write(&place, &World::new(Shape { workloads: 1, services: 1, policies: 0, nodes: 1 }))?;
-    let mut control = Control::start(&arguments.control, &source.options(), &place.join("log"))?;
+/// What control takes with next to nothing to do.
+fn empty(arguments: &Arguments, options: &[String], log: &Path) -> Result<u64> {
+    let mut control = Control::start(&arguments.control, options, log)?;
     control.ready(PATIENCE)?;
     control.idle()?;
     control.resident()
@@ -123,7 +127,7 @@ fn empty(arguments: &Arguments, place: &Path) -> Result<u64> {
 
 impl Bench<'_> {
     fn add(&mut self, step: &str, figure: &str, unit: &str, value: f64) {
-        self.results.add(self.name, step, figure, unit, value);
+        self.results.add(self.source.name(), step, figure, unit, value);
     }
 
     /// One node joins: our ztunnel's client, to a whole snapshot. And the same as a lean subscriber sees it, which
@@ -133,8 +137,9 @@ impl Bench<'_> {
         self.control.idle()?;
         let before = self.control.cpu()?;
         let (time, workloads) = join(&self.door, self.tokens[0].clone())?;
-        if workloads != self.world.shape.workloads {
-            bail!("the node knows {workloads} workloads, {} were expected", self.world.shape.workloads);
+        let expected = self.world.shape.workloads + self.source.further();
+        if workloads != expected {
+            bail!("the node knows {workloads} workloads, {expected} were expected");
         }
         self.add(step, "time of the node", "s", time.as_secs_f64());
         self.control.idle()?;
@@ -146,8 +151,8 @@ impl Bench<'_> {
             self.add(step, "until complete, lean", "s", complete.duration_since(asked).as_secs_f64());
         }
         self.add(step, "bytes", "MB", one.bytes as f64 / 1e6);
-        let all = (self.world.shape.workloads + self.world.shape.services + self.world.shape.policies) as u64;
-        if one.resources != all {
+        let all = (expected + self.world.shape.services + self.world.shape.policies) as u64;
+        if one.resources < all {
             bail!("a cold sync brought {} resources, {all} were expected", one.resources);
         }
         Ok(())
@@ -163,7 +168,8 @@ impl Bench<'_> {
         Ok(fleet)
     }
 
-    /// Changes groups, and waits until everybody has so many resources and removals more.
+    /// Changes groups, and waits until everybody has so many resources and removals more at least, and then nothing
+    /// for a while. Nobody is told of more than `most`.
     fn change(
         &mut self,
         step: &str,
@@ -171,35 +177,40 @@ impl Bench<'_> {
         world: World,
         groups: &[usize],
         expected: (u64, u64),
+        most: u64,
     ) -> Result<()> {
         self.control.idle()?;
         let before = fleet.received();
         fleet.expect(expected.0, expected.1);
-        let (cpu, own) = (self.control.cpu()?, process::cpu("self")?);
-        for group in groups {
-            self.source.group(&world, *group)?;
-        }
-        self.world = world;
+        let (cpu, own, begun) = (self.control.cpu()?, process::cpu("self")?, Instant::now());
+        let (waited, own_waited) = (self.control.waited()?, process::waited("self")?);
         // From the last write on: a restart is over when its last pod is there.
-        let start = Instant::now();
-        let reached = fleet.reached(step, PATIENCE)?;
+        let start = self.source.change(&self.world, &world, groups)?;
+        self.world = world;
+        let times = fleet.settled(step, PATIENCE)?;
         let own = process::cpu("self")? - own;
-        let time = |at: usize| reached[at].saturating_duration_since(start).as_secs_f64() * 1e3;
+        let (waited, own_waited) = (self.control.waited()? - waited, process::waited("self")? - own_waited);
+        if groups.len() > 1 {
+            self.add(step, "writing it", "s", start.duration_since(begun).as_secs_f64());
+        }
+        let time = |at: usize| times[at].saturating_duration_since(start).as_secs_f64() * 1e3;
         self.add(step, "first subscriber has it", "ms", time(0));
-        self.add(step, "median subscriber has it", "ms", time(reached.len() / 2));
-        self.add(step, "last subscriber has it", "ms", time(reached.len() - 1));
+        self.add(step, "median subscriber has it", "ms", time(times.len() / 2));
+        self.add(step, "last subscriber has it", "ms", time(times.len() - 1));
         self.control.idle()?;
         self.add(step, "control's CPU", "ms", (self.control.cpu()? - cpu) * 1e3);
+        self.add(step, "control was ready and had no core", "ms", waited * 1e3);
         self.add(step, "the bench's own CPU", "ms", own * 1e3);
+        self.add(step, "the bench was ready and had no core", "ms", own_waited * 1e3);
         let after = fleet.received();
-        let most = before.iter().zip(&after).map(|(before, after)| {
+        let told = before.iter().zip(&after).map(|(before, after)| {
             (after.resources - before.resources + after.removed - before.removed, after.bytes - before.bytes)
         });
-        let (told, bytes) = most.max().unwrap_or_default();
+        let (told, bytes) = told.max().unwrap_or_default();
         self.add(step, "told to a subscriber", "resources", told as f64);
         self.add(step, "bytes to a subscriber", "KB", bytes as f64 / 1e3);
-        if told > expected.0 + expected.1 {
-            bail!("{step}: a subscriber was told {told} resources, {} changed", expected.0 + expected.1);
+        if told > most {
+            bail!("{step}: a subscriber was told {told} resources, {most} changed at most");
         }
         Ok(())
     }

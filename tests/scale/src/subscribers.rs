@@ -25,6 +25,8 @@ use crate::wire::Scanner;
 const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// HTTP/2 windows, those of our own ztunnel.
 const WINDOW: u32 = 8 * 1024 * 1024;
+/// What is silent for this long has no more to say.
+const QUIET: Duration = Duration::from_millis(400);
 
 /// Where control is.
 #[derive(Debug, Clone)]
@@ -47,9 +49,10 @@ pub(crate) struct Received {
     pub(crate) complete: Option<Instant>,
     /// Types of which a first answer came.
     seen: [bool; 2],
-    /// Resources and removals that are waited for, and when they were there.
-    target: Option<(u64, u64)>,
-    pub(crate) reached: Option<Instant>,
+    /// Resources and removals that are waited for.
+    target: (u64, u64),
+    /// When the last answer came.
+    latest: Option<Instant>,
 }
 
 /// All subscribers.
@@ -117,15 +120,17 @@ impl Fleet {
     /// From now on, so many resources and removals are waited for at each subscriber.
     pub(crate) fn expect(&self, resources: u64, removed: u64) {
         for one in lock(&self.received).iter_mut() {
-            one.target = Some((one.resources + resources, one.removed + removed));
-            one.reached = None;
+            one.target = (one.resources + resources, one.removed + removed);
         }
     }
 
-    /// Waits until all have what was expected; the times at which they had, in order.
-    pub(crate) fn reached(&self, what: &str, patience: Duration) -> Result<Vec<Instant>> {
-        self.wait(what, patience, |one| one.reached.is_some())?;
-        let mut times: Vec<Instant> = self.received().iter().filter_map(|one| one.reached).collect();
+    /// Waits until all have what was expected, and nobody was told anything more for a while; the times at which
+    /// each was told the last of it, in order.
+    pub(crate) fn settled(&self, what: &str, patience: Duration) -> Result<Vec<Instant>> {
+        let quiet =
+            |one: &Received| one.has_target() && one.latest.is_some_and(|latest| latest.elapsed() > QUIET);
+        self.wait(what, patience, quiet)?;
+        let mut times: Vec<Instant> = self.received().iter().filter_map(|one| one.latest).collect();
         times.sort_unstable();
         Ok(times)
     }
@@ -250,13 +255,11 @@ impl Received {
         if self.complete.is_none() && self.seen == [true, true] {
             self.complete = Some(now);
         }
-        if self.reached.is_none()
-            && self
-                .target
-                .is_some_and(|(resources, removed)| self.resources >= resources && self.removed >= removed)
-        {
-            self.reached = Some(now);
-        }
+        self.latest = Some(now);
+    }
+
+    fn has_target(&self) -> bool {
+        self.resources >= self.target.0 && self.removed >= self.target.1
     }
 }
 

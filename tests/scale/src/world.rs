@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 pub(crate) const PODS_OF_A_GROUP: usize = 100;
 /// Groups of one namespace.
 const GROUPS_OF_A_NAMESPACE: usize = 10;
+/// Where services' addresses begin, in 10.240.0.0/12 (deploy/kind/scale.yaml); those of pods are far below.
+const SERVICES: usize = 0xf0_1000;
 
 /// How large it is.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +54,10 @@ impl World {
 
     /// The nodes and namespaces, which belong to no group.
     pub(crate) fn common(&self) -> Vec<Value> {
+        self.nodes().into_iter().chain(self.namespaces()).collect()
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<Value> {
         let nodes = (0..self.shape.nodes).map(|node| {
             let zone = format!("zone-{}", node % 3);
             json!({"apiVersion": "v1", "kind": "Node", "metadata": {
@@ -59,12 +65,26 @@ impl World {
                 "labels": {"topology.kubernetes.io/region": "region-1", "topology.kubernetes.io/zone": zone},
             }})
         });
+        nodes.collect()
+    }
+
+    pub(crate) fn namespaces(&self) -> Vec<Value> {
         let namespaces = (0..self.groups().div_ceil(GROUPS_OF_A_NAMESPACE)).map(|number| {
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
                 "name": format!("team-{number:03}"), "labels": {"istio.io/dataplane-mode": "ambient"},
             }})
         });
-        nodes.chain(namespaces).collect()
+        namespaces.collect()
+    }
+
+    /// The service accounts of all namespaces.
+    pub(crate) fn accounts(&self) -> Vec<Value> {
+        let accounts = (0..self.groups()).map(|group| {
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {
+                "name": account(group), "namespace": namespace(group),
+            }})
+        });
+        accounts.collect()
     }
 
     /// The services of a group.
@@ -81,6 +101,34 @@ impl World {
     /// The pods of a group as it is now.
     pub(crate) fn pods(&self, group: usize) -> Vec<Value> {
         self.pod_numbers(group).map(|number| self.pod(group, number)).collect()
+    }
+
+    /// What Kubernetes itself makes of a group's services and pods: a slice for each service, with the pods that it
+    /// selects.
+    pub(crate) fn slices(&self, group: usize) -> Vec<Value> {
+        let pods = self.pods(group);
+        let slices = self.service_numbers(group).map(|number| {
+            let app = app_name(number);
+            let endpoints = pods.iter().filter(|pod| pod["metadata"]["labels"]["app"] == app.as_str());
+            let endpoints: Vec<Value> = endpoints.map(endpoint).collect();
+            json!({
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {
+                    "name": format!("{app}-x7k2p"),
+                    "namespace": namespace(group),
+                    "labels": {
+                        "app": app,
+                        "kubernetes.io/service-name": app,
+                        "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+                    },
+                },
+                "addressType": "IPv4",
+                "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+                "endpoints": endpoints,
+            })
+        });
+        slices.collect()
     }
 
     /// The numbers of a group's pods.
@@ -104,7 +152,7 @@ impl World {
         let hash = format!("{:08x}", fold(group as u64) & 0xffff_ffff);
         let seed = fold((number as u64) << 16 | u64::from(edition.restarts));
         let name = format!("{app}-{hash}-{}", letters(seed));
-        let ip = address(10, number + self.shape.workloads * (edition.restarts as usize % 8));
+        let ip = address(number + self.shape.workloads * (edition.restarts as usize % 8));
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -167,8 +215,8 @@ fn service(group: usize, number: usize) -> Value {
         "kind": "Service",
         "metadata": {"name": app, "namespace": namespace(group), "labels": {"app": app}},
         "spec": {
-            "clusterIP": address(172, number + 4096),
-            "clusterIPs": [address(172, number + 4096)],
+            "clusterIP": address(SERVICES + number),
+            "clusterIPs": [address(SERVICES + number)],
             "selector": {"app": app},
             "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
         },
@@ -196,10 +244,22 @@ fn share(all: usize, group: usize, groups: usize) -> std::ops::Range<usize> {
     all * group / groups..all * (group + 1) / groups
 }
 
-fn address(first: u8, number: usize) -> String {
-    // 172.16.0.0/12 for services, all of 10.0.0.0/8 for pods.
-    let second = if first == 172 { 16 + (number >> 16) % 16 } else { (number >> 16) % 256 };
-    format!("{first}.{second}.{}.{}", (number >> 8) % 256, number % 256)
+/// One of 10.0.0.0/8.
+fn address(number: usize) -> String {
+    format!("10.{}.{}.{}", (number >> 16) % 256, (number >> 8) % 256, number % 256)
+}
+
+/// A pod as an endpoint of its service.
+fn endpoint(pod: &Value) -> Value {
+    let metadata = &pod["metadata"];
+    json!({
+        "addresses": [pod["status"]["podIP"]],
+        "conditions": {"ready": true, "serving": true, "terminating": false},
+        "nodeName": pod["spec"]["nodeName"],
+        "targetRef": {
+            "kind": "Pod", "name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"],
+        },
+    })
 }
 
 fn letters(seed: u64) -> String {

@@ -128,6 +128,7 @@ impl Converter {
             }),
             passthrough: balancing
                 .is_some_and(|balancing| balancing.mode == wire::load_balancing::Mode::Passthrough as i32),
+            canonical: from.canonical,
             families: match wire::IpFamilies::try_from(from.ip_families) {
                 Ok(wire::IpFamilies::Ipv4Only) => Families::V4,
                 Ok(wire::IpFamilies::Ipv6Only) => Families::V6,

@@ -29,7 +29,7 @@ use crate::{
 mod cases;
 mod world;
 
-use world::World;
+use world::{Earlier, World};
 
 /// Which cluster, which cases.
 #[derive(Debug, clap::Args)]
@@ -56,6 +56,10 @@ pub(crate) struct Args {
     /// is told as not run, unless they are containers of this machine's docker.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// Root of a checkout of an earlier version: it is built and installed first, and upgraded to this one under load;
+    /// all later cases then look at what was upgraded.
+    #[arg(long, value_name = "FOLDER")]
+    upgrade_from: Option<PathBuf>,
     /// How to compile what runs in the cluster.
     #[arg(long, value_enum, default_value = "dev")]
     profile: image::Profile,
@@ -106,6 +110,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
             fs::remove_file(log.path()).with_context(|| format!("remove {}", log.path().display()))?;
         }
     }
+    // Before this version's images, which have the same names.
+    let earlier =
+        args.upgrade_from.as_deref().map(|folder| Earlier::build(folder, args.profile)).transpose()?;
     let culvert = kind::build_culvert(root)?;
     let images = image::build(root, &image::Args { profile: args.profile, with_app: true })?;
     let names: Vec<String> = images.into_iter().map(|(name, _)| name).collect();
@@ -125,6 +132,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
             };
             let cluster = Cluster::create(&tools, &recipe)?;
             cluster.load(&names)?;
+            if let Some(earlier) = &earlier {
+                cluster.load(&earlier.images)?;
+            }
             cluster
         }
     };
@@ -135,6 +145,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         culvert,
         node_image: args.node_image.as_deref(),
         images: names,
+        earlier,
         joined: std::sync::OnceLock::new(),
     };
     let tried = try_all(&world, &cases, &folder);
@@ -155,6 +166,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 impl Args {
     fn wants(&self, case: &Case) -> bool {
         let named = self.only.is_empty() || self.only.iter().any(|only| case.name.contains(only));
+        if case.name == cases::UPGRADE_FROM {
+            return self.upgrade_from.is_some();
+        }
         case.ground || named && (self.full || !case.long || !self.only.is_empty())
     }
 }
@@ -247,7 +261,9 @@ mod tests {
         let names: BTreeSet<&str> = all.iter().map(|case| case.name).collect();
         assert_eq!(names.len(), all.len(), "a name twice");
         assert!(chosen(&[]).len() < chosen(&["--full"]).len());
-        assert_eq!(chosen(&["--full"]).len(), all.len());
+        // All but the one that wants an earlier version.
+        assert_eq!(chosen(&["--full"]).len(), all.len() - 1);
+        assert_eq!(chosen(&["--full", "--upgrade-from=/earlier"]).len(), all.len());
         let grounds = all.iter().filter(|case| case.ground).count();
         assert_eq!(chosen(&["--only=conflist"]).len(), grounds + 1);
         assert!(chosen(&["--only=no such"]).len() == grounds);

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -25,6 +26,41 @@ const AFTER: Duration = Duration::from_secs(4);
 /// What control writes on a pod whose capture its node has measured.
 const CAPTURED: &str = "/metadata/annotations/ambient.istio.io~1redirection";
 
+/// An earlier version, built.
+#[derive(Debug)]
+pub(crate) struct Earlier {
+    pub(crate) chart: PathBuf,
+    /// Under a tag of their own.
+    pub(crate) images: Vec<String>,
+    /// What it says of itself: its commit.
+    pub(crate) commit: String,
+}
+
+impl Earlier {
+    /// The tag of its images.
+    pub(crate) const TAG: &str = "earlier";
+
+    /// Builds its images by its own `cargo xtask image`.
+    pub(crate) fn build(folder: &Path, profile: image::Profile) -> Result<Self> {
+        let folder = fs::canonicalize(folder).with_context(|| format!("look for {}", folder.display()))?;
+        let what = format!("the images of {}", folder.display());
+        shell::run(shell::cargo(&folder).args(["xtask", "image", "--profile", profile.word()]), &what)?;
+        let mut images = Vec::new();
+        for program in image::SHIPPED {
+            let tagged = format!("culvert/{program}:{}", Self::TAG);
+            shell::output(
+                Command::new("docker").args(["tag", &image::name(program), &tagged]),
+                "docker tag",
+            )?;
+            images.push(tagged);
+        }
+        let mut describe = Command::new("git");
+        describe.arg("-C").arg(&folder).args(["log", "-1", "--format=%h of %cs"]);
+        let commit = shell::output(&mut describe, "ask for its commit")?.trim().to_owned();
+        Ok(Self { chart: folder.join("deploy/helm/culvert"), images, commit })
+    }
+}
+
 /// A cluster with the mesh and the shop in it.
 #[derive(Debug)]
 pub(crate) struct World<'a> {
@@ -36,6 +72,8 @@ pub(crate) struct World<'a> {
     pub(crate) node_image: Option<&'a str>,
     /// All images, for the same.
     pub(crate) images: Vec<String>,
+    /// What is installed first, where an upgrade to this version is asked for.
+    pub(crate) earlier: Option<Earlier>,
     /// From the label to the last of the shop's pods captured, once that was.
     pub(crate) joined: std::sync::OnceLock<Duration>,
 }
@@ -78,7 +116,11 @@ impl World<'_> {
 
     /// Installs or changes the chart; `set` are values beside the default ones.
     pub(crate) fn helm(&self, set: &[&str]) -> Result<()> {
-        let chart = self.chart();
+        self.helm_of(&self.chart(), set)
+    }
+
+    /// The same with another version's chart.
+    pub(crate) fn helm_of(&self, chart: &Path, set: &[&str]) -> Result<()> {
         let chart = chart.to_string_lossy();
         let mut args =
             vec!["upgrade", "--install", "culvert", &chart, "--namespace", SYSTEM, "--create-namespace"];

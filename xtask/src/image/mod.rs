@@ -32,6 +32,16 @@ pub(crate) enum Profile {
     Dev,
 }
 
+impl Profile {
+    /// As the command line has it.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dev => "dev",
+        }
+    }
+}
+
 /// Which images to build.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

@@ -11,8 +11,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // A program, and what the agent must agree on with it.
     ("cni", &[]),
     // The command speaks with the API server and the programs' admin servers, and links none of them.
-    ("cli", &[]),
+    ("cli", &["apiserver"]),
     // Libraries: the layers, lowest first.
+    ("apiserver", &[]),
     ("capture", &["abi"]),
     ("identity", &["mesh"]),
     ("runtime", &["mesh"]),
@@ -22,7 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("agent", AGENT),
     ("ztunnel", PROGRAM),
     ("waypoint", PROGRAM),
-    ("control", PROGRAM),
+    ("control", CONTROL),
     // The bed runs programs as processes and links none of them.
     ("app", &[]),
     ("bed", &[]),
@@ -31,6 +32,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// The agent answers its plugin.
 const AGENT: &[&str] = &["abi", "capture", "cni", "hbone", "identity", "mesh", "proto", "runtime", "xds"];
+const CONTROL: &[&str] = &["apiserver", "identity", "mesh", "proto", "runtime", "xds"];
 const PROGRAM: &[&str] = &["abi", "capture", "hbone", "identity", "mesh", "proto", "runtime", "xds"];
 
 /// The rings of tests may use everything.

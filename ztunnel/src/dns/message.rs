@@ -41,7 +41,7 @@ pub(crate) enum Kind {
 #[derive(Debug, Clone)]
 pub(crate) struct Question {
     id: u16,
-    recursion_desired: bool,
+    pub(super) recursion_desired: bool,
     checking_disabled: bool,
     query: Query,
     /// The client's EDNS: how much it takes, and whether it wants to be told of DNSSEC.
@@ -167,8 +167,19 @@ impl Question {
     }
 }
 
-/// TC, in the third byte of the header (RFC 1035, section 4.1.1).
+/// TC and the opcode, in the third byte of the header, and the code of an answer, in the fourth (RFC 1035 §4.1.1).
 const TRUNCATED: u8 = 0x02;
+const OPCODE: u8 = 0x78;
+const CODE: u8 = 0x0f;
+
+/// The longest label of a name; more announces something else (RFC 1035 §4.1.4).
+const LONGEST_LABEL: usize = 63;
+
+/// Aliases that are followed: resolvers follow no more.
+const MOST_ALIASES: usize = 16;
+
+/// How long it may be kept that a name has no address: at most that, whatever the zone says (RFC 2308 §5).
+pub(crate) const NEGATIVE: Duration = Duration::from_secs(5);
 
 /// A name as text; `None` where it has bytes that no host name has, which text would only spell out.
 fn plain_name(name: &Name) -> Option<String> {
@@ -203,9 +214,55 @@ pub(crate) fn failure(query: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether a message may be the answer to a query: a response of the same id.
+/// Whether a message may be the answer to a query: a response of the same id, and to the same question where the
+/// query has one that can be read (RFC 5452 §9.1). A server that has failed may leave the question out.
 pub(crate) fn answers(message: &[u8], query: &[u8]) -> bool {
-    message.len() >= HEADER && query.len() >= 2 && message[..2] == query[..2] && message[2] & 0x80 != 0
+    let of_the_id =
+        message.len() >= HEADER && query.len() >= 2 && message[..2] == query[..2] && message[2] & 0x80 != 0;
+    let Some(question) = question_of(query) else { return of_the_id };
+    if !of_the_id {
+        return false;
+    }
+    match message[4..6] {
+        [0, 0] => !is_known(message[3] & CODE),
+        // Letters in whatever case: resolvers are not all as careful with it as those who ask.
+        _ => question_of(message).is_some_and(|its| {
+            let (name, kind) = question.split_at(question.len() - 4);
+            let (its_name, its_kind) = its.split_at(its.len() - 4);
+            name.eq_ignore_ascii_case(its_name) && kind == its_kind
+        }),
+    }
+}
+
+/// The bytes of the one question of a message with opcode QUERY; `None` where it cannot be read.
+fn question_of(bytes: &[u8]) -> Option<&[u8]> {
+    if bytes.get(2)? & OPCODE != 0 || bytes.get(4..6)? != [0, 1] {
+        return None;
+    }
+    let mut at = HEADER;
+    loop {
+        match usize::from(*bytes.get(at)?) {
+            0 => break,
+            // Nothing is before it that it could point to.
+            label if label > LONGEST_LABEL => return None,
+            label => at += 1 + label,
+        }
+    }
+    bytes.get(HEADER..at + 5)
+}
+
+/// Whether a message says what a resolver says that serves us: it recurses, and knows the name or that there is
+/// none. An authoritative server does not recurse; one that may not be asked refuses.
+pub(crate) fn is_of_a_resolver(message: &[u8]) -> bool {
+    message.len() >= HEADER
+        && message[2] & (0x80 | OPCODE) == 0x80
+        && message[3] & 0x80 != 0
+        && is_known(message[3] & CODE)
+}
+
+/// NOERROR and NXDOMAIN.
+fn is_known(code: u8) -> bool {
+    code == ResponseCode::NoError.low() || code == ResponseCode::NXDomain.low()
 }
 
 /// A query for the addresses of a host.
@@ -225,30 +282,55 @@ pub(crate) fn ask(id: u16, host: &str, kind: RecordType) -> Option<Vec<u8>> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Told {
     pub(crate) addresses: Vec<IpAddr>,
-    /// For how long: the shortest of the records'.
+    /// For how long: the shortest of the records', or what is allowed for there being none.
     pub(crate) ttl: Duration,
     pub(crate) truncated: bool,
 }
 
-/// Reads the addresses of an answer to a query of [`ask`]. `None` where it is none, or says that it failed.
-/// A name that does not exist has no address.
+/// Reads the addresses of an answer to a query of [`ask`]. `None` where it is none, says that it failed, or is what
+/// a server says that is not the one to ask. A name that does not exist has no address.
 pub(crate) fn read_addresses(bytes: &[u8]) -> Option<Told> {
     let message = Message::from_vec(bytes).ok()?;
     let known = matches!(message.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain);
     if message.metadata.message_type != MessageType::Response || !known {
         return None;
     }
+    let [asked] = message.queries.as_slice() else { return None };
+    let records = &message.answers[..message.answers.len().min(MOST_RECORDS)];
     let mut told =
         Told { addresses: Vec::new(), ttl: Duration::from_secs(300), truncated: message.metadata.truncation };
-    // The resolver follows aliases and puts what it finds into the one answer.
-    for record in message.answers.iter().take(MOST_RECORDS) {
+    let mut keep = |ttl: u32| told.ttl = told.ttl.min(Duration::from_secs(ttl.into()));
+    // The resolver follows aliases and puts what it finds into the one answer: what is not on the way from the name
+    // that was asked for is none of its addresses.
+    let mut name = asked.name();
+    for _ in 0..MOST_ALIASES {
+        let alias = records.iter().find_map(|record| match &record.data {
+            RData::CNAME(target) if record.name == *name => Some((&target.0, record.ttl)),
+            _ => None,
+        });
+        let Some((target, ttl)) = alias else { break };
+        keep(ttl);
+        name = target;
+    }
+    for record in records.iter().filter(|record| record.name == *name) {
         let address = match &record.data {
-            RData::A(a) => IpAddr::V4(a.0),
-            RData::AAAA(aaaa) => IpAddr::V6(aaaa.0),
+            RData::A(a) if asked.query_type() == RecordType::A => IpAddr::V4(a.0),
+            RData::AAAA(aaaa) if asked.query_type() == RecordType::AAAA => IpAddr::V6(aaaa.0),
             _ => continue,
         };
+        keep(record.ttl);
         told.addresses.push(address);
-        told.ttl = told.ttl.min(Duration::from_secs(record.ttl.into()));
+    }
+    if told.addresses.is_empty() {
+        // Where to ask on (a referral) is not that there is nothing.
+        if !message.metadata.recursion_available {
+            return None;
+        }
+        let soa = message.authorities.iter().find_map(|record| match &record.data {
+            RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
+            _ => None,
+        });
+        told.ttl = soa.map_or(NEGATIVE, |ttl| Duration::from_secs(ttl.into()).min(NEGATIVE));
     }
     Some(told)
 }
@@ -378,5 +460,104 @@ mod tests {
         assert_eq!(told.ttl, TTL);
         assert_eq!(read_addresses(&asked), None, "a query tells nothing");
         assert_eq!(read_addresses(&failure(&asked).unwrap()), None);
+    }
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    /// An answer to a query for `ext.example` with these records, changed.
+    fn answer_with(records: &[(&str, RData)], change: impl FnOnce(&mut Message)) -> Vec<u8> {
+        let question = Question::read(&ask(7, "ext.example", RecordType::A).unwrap()).unwrap();
+        let mut message = question.empty(ResponseCode::NoError);
+        message.add_answers(
+            records.iter().map(|(owner, data)| Record::from_rdata(name(owner), 60, data.clone())),
+        );
+        change(&mut message);
+        message.to_vec().unwrap()
+    }
+
+    fn alias(target: &str) -> RData {
+        RData::CNAME(rdata::CNAME(name(target)))
+    }
+
+    fn address(last: u8) -> RData {
+        RData::A(rdata::A([192, 0, 2, last].into()))
+    }
+
+    #[test]
+    fn only_what_is_on_the_way_from_the_name_is_its_address() {
+        let read =
+            |records: &[(&str, RData)]| read_addresses(&answer_with(records, |_| {})).unwrap().addresses;
+        let one = [IpAddr::from([192, 0, 2, 1])];
+        let chain = [
+            ("b.example.", address(1)),
+            ("a.example.", alias("B.example.")),
+            ("ext.example.", alias("a.example.")),
+            ("other.example.", address(2)),
+            ("a.example.", address(3)),
+        ];
+        assert_eq!(read(&chain), one, "in whatever order and case");
+        let v6 = RData::AAAA(rdata::AAAA("2001:db8::1".parse().unwrap()));
+        assert_eq!(
+            read(&[("ext.example.", v6), ("ext.example.", address(1))]),
+            one,
+            "of the family asked for"
+        );
+        assert!(read(&[("ext.example.", alias("gone.example.")), ("ext.example.", address(1))]).is_empty());
+        let ring = [("ext.example.", alias("a.example.")), ("a.example.", alias("ext.example."))];
+        assert!(read(&ring).is_empty());
+    }
+
+    #[test]
+    fn that_there_is_no_address_holds_as_long_as_the_zone_says_and_no_longer_than_a_moment() {
+        let soa = |minimum| {
+            let soa = rdata::SOA::new(name("ns.example."), name("root.example."), 1, 60, 60, 60, minimum);
+            Record::from_rdata(name("example."), 3600, RData::SOA(soa))
+        };
+        for (minimum, seconds) in [(Some(2), 2), (Some(3600), 5), (None, 5)] {
+            let bytes = answer_with(&[], |message| {
+                message.metadata.response_code = ResponseCode::NXDomain;
+                message.authorities.extend(minimum.map(soa));
+            });
+            let told = read_addresses(&bytes).expect("known not to be");
+            assert_eq!((told.addresses.len(), told.ttl), (0, Duration::from_secs(seconds)));
+        }
+        let referral = answer_with(&[], |message| message.metadata.recursion_available = false);
+        assert_eq!(read_addresses(&referral), None, "it says nothing of the name");
+        assert!(!is_of_a_resolver(&referral) && is_of_a_resolver(&answer_with(&[], |_| {})));
+        let code = |code| answer_with(&[], |message| message.metadata.response_code = code);
+        assert!(is_of_a_resolver(&code(ResponseCode::NXDomain)));
+        assert!(!is_of_a_resolver(&code(ResponseCode::Refused)) && !is_of_a_resolver(&query(1, false)));
+    }
+
+    #[test]
+    fn an_answer_is_to_the_same_question() {
+        let asked = query(1, true);
+        let answer = Question::read(&asked).unwrap().answer(None, &[[192, 0, 2, 1].into()], None).unwrap();
+        assert!(answers(&answer, &asked));
+        let changed = |at: usize, byte: u8| {
+            let mut bytes = answer.clone();
+            bytes[at] = byte;
+            bytes
+        };
+        assert!(answers(&changed(14, b'a'), &asked), "in other letters");
+        for (what, bytes) in [
+            ("another id", changed(1, 0)),
+            ("a query", changed(2, 1)),
+            ("another name", changed(13, b'p')),
+            ("another type", changed(24, 28)),
+            ("another class", changed(26, 3)),
+            ("another opcode", changed(2, 0xa8)),
+            ("no question, and yet an answer", changed(5, 0)),
+            ("two questions", changed(5, 2)),
+            ("cut short", answer[..20].to_vec()),
+        ] {
+            assert!(!answers(&bytes, &asked), "{what}");
+        }
+        let refused = [&asked[..2], &[0x81, 0x85], &[0; 8]].concat();
+        assert!(answers(&refused, &asked), "who refuses need not repeat the question");
+        let unreadable = [&asked[..12], &[0xc0]].concat();
+        assert!(answers(&refused, &unreadable) && answers(&answer, &unreadable));
     }
 }

@@ -13,6 +13,7 @@ use prometheus_client::{
 use runtime::metrics::Metrics as Registry;
 
 use super::{Transport, message::Kind};
+use crate::metrics::Reason;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
@@ -20,16 +21,11 @@ struct Request {
     request_protocol: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Failed {
-    reason: &'static str,
-}
-
 /// The metrics under `istio_dns_`.
 pub(crate) struct Metrics {
     requests: Family<Request, Counter>,
     upstream: Counter,
-    upstream_failures: Family<Failed, Counter>,
+    upstream_failures: Family<Reason, Counter>,
     upstream_duration: Histogram,
     own_duration: Histogram,
 }
@@ -102,6 +98,6 @@ impl Metrics {
     }
 
     pub(super) fn upstream_failed(&self, reason: &'static str) {
-        self.upstream_failures.get_or_create(&Failed { reason }).inc();
+        self.upstream_failures.get_or_create(&Reason { reason }).inc();
     }
 }

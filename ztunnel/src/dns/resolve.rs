@@ -1,37 +1,40 @@
 //! The addresses of a host that the mesh knows by name only: asked for when a connection needs them, and kept
 //! for as long as the answer allows.
 //!
-//! The pod's own resolver is asked, the one that the pod itself asked last, from within the pod: the name means
-//! what it means there. A pod that has asked nobody yet (since this ztunnel began) is served by the resolver of
-//! ztunnel's own surroundings.
+//! The pod's own resolvers are asked, those that have served it last, from within the pod: the name means what it
+//! means there. A pod that has asked nobody yet (since this ztunnel began) is served by the resolver of ztunnel's own
+//! surroundings.
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use hickory_proto::rr::RecordType;
+use tokio::time::{sleep, timeout};
 
 use super::{
     PORT,
     forward::{self, Failed},
     message::{self, Told},
+    names::{Asked, Said},
     sockets,
 };
 use crate::pods::Pod;
 
-/// Names kept for a pod. Those that its ServiceEntries name are far fewer.
-const KEPT: usize = 1024;
-
 /// How often we ask: nobody else repeats a query of ours that is lost.
 const TRIES: u32 = 5;
 
-/// Bounds of how long an answer is kept.
-const KEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// How long a resolver is waited for before the next one is asked as well.
+const STAGGER: Duration = Duration::from_secs(1);
+
+/// How long the family wanted is waited for when the other one is there (RFC 8305 §3).
+const GRACE: Duration = Duration::from_millis(50);
 
 /// Where a Linux system names its resolvers (resolv.conf(5)).
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -41,112 +44,133 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 pub(crate) enum Unresolved {
     #[error("there is no resolver to ask: none in {RESOLV_CONF}, and the pod has asked none")]
     NoResolver,
-    #[error("the resolver {0} knows no address of it")]
-    NoAddress(SocketAddr),
+    /// For as long as `ttl`.
+    #[error("the resolver {at} knows no address of it")]
+    NoAddress { at: SocketAddr, ttl: Duration },
     #[error("the resolver {0} has refused or failed, or its answer cannot be read")]
     Refused(SocketAddr),
     #[error(transparent)]
     Failed(#[from] Failed),
+    #[error("it was asked for no further")]
+    Abandoned,
 }
 
-/// What a pod knows of names.
-#[derive(Default)]
-pub(crate) struct Names {
-    /// Whom the pod asked last.
-    resolver: Mutex<Option<(IpAddr, SocketAddr)>>,
-    known: Mutex<HashMap<(Arc<str>, bool), Known>>,
+/// An address of `host` for a connection of the pod's: of the family wanted if it has one; else of the other, where
+/// `either` family will do. `seed` picks among several.
+pub(crate) async fn resolve(
+    pod: &Arc<Pod>,
+    host: &Arc<str>,
+    v4: bool,
+    either: bool,
+    seed: usize,
+) -> Result<IpAddr, Arc<Unresolved>> {
+    let look = |v4: bool| {
+        let (its, of) = (pod.clone(), host.clone());
+        pod.names.addresses(host, v4, async move { told(&its, &of, v4).await })
+    };
+    let addresses = if either { first(look(v4), look(!v4)).await? } else { look(v4).await? };
+    addresses.get(seed % addresses.len().max(1)).copied().ok_or_else(|| Arc::new(Unresolved::Abandoned))
 }
 
-#[derive(Clone)]
-struct Known {
-    addresses: Vec<IpAddr>,
-    until: Instant,
-}
-
-impl Known {
-    fn is_fresh(&self) -> bool {
-        self.until > Instant::now()
+/// What is wanted, unless it is not to be had, or only much later than the other.
+async fn first(wanted: impl Future<Output = Said>, other: impl Future<Output = Said>) -> Said {
+    let (mut wanted, mut other) = (pin!(wanted), pin!(other));
+    let there = tokio::select! {
+        biased;
+        said = &mut wanted => return match said {
+            Ok(addresses) => Ok(addresses),
+            Err(unresolved) => other.await.or(Err(unresolved)),
+        },
+        said = &mut other => said,
+    };
+    match there {
+        Ok(addresses) => match timeout(GRACE, wanted).await {
+            Ok(Ok(wanted)) => Ok(wanted),
+            Ok(Err(_)) | Err(_) => Ok(addresses),
+        },
+        Err(_) => wanted.await,
     }
 }
 
-impl Names {
-    /// The pod asks `resolver`, from its address `from`.
-    pub(super) fn asked(&self, from: IpAddr, resolver: SocketAddr) {
-        *self.resolver.lock().unwrap_or_else(PoisonError::into_inner) = Some((from, resolver));
-    }
-
-    fn known(&self, host: &Arc<str>, v4: bool) -> Option<Known> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&(host.clone(), v4)).cloned()
-    }
-
-    fn keep(&self, host: &Arc<str>, v4: bool, told: &Told) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if known.len() >= KEPT {
-            known.retain(|_, known| known.until > now);
-        }
-        if known.len() < KEPT {
-            let until = now + told.ttl.clamp(KEEP.0, KEEP.1);
-            known.insert((host.clone(), v4), Known { addresses: told.addresses.clone(), until });
-        }
-    }
-}
-
-/// An address of `host` for a connection of the pod's: of the family wanted if it has one, else of the other.
-/// `seed` picks among several.
-pub(crate) async fn resolve(pod: &Pod, host: &Arc<str>, v4: bool, seed: usize) -> Result<IpAddr, Unresolved> {
-    let mut last = None;
-    for family in [v4, !v4] {
-        match addresses(pod, host, family).await {
-            Ok(addresses) => return Ok(addresses[seed % addresses.len()]),
-            // A resolver that is away for one family is for both.
-            Err(failed @ Unresolved::Failed(_)) => return Err(failed),
-            Err(unresolved) => last = Some(unresolved),
-        }
-    }
-    Err(last.unwrap_or(Unresolved::NoResolver))
-}
-
-/// The addresses of one family, at least one. Where no resolver can be reached, what was known before is better
-/// than nothing, however old.
-async fn addresses(pod: &Pod, host: &Arc<str>, v4: bool) -> Result<Vec<IpAddr>, Unresolved> {
-    let known = pod.names.known(host, v4);
-    if let Some(known) = known.as_ref().filter(|known| known.is_fresh()) {
-        return Ok(known.addresses.clone());
-    }
-    match (told(pod, host, v4).await, known) {
-        (Ok(told), _) => {
-            pod.names.keep(host, v4, &told);
-            Ok(told.addresses)
-        }
-        (Err(Unresolved::Failed(_) | Unresolved::Refused(_) | Unresolved::NoResolver), Some(known)) => {
-            Ok(known.addresses)
-        }
-        (Err(unresolved), _) => Err(unresolved),
-    }
-}
-
-/// What the resolver says, with one address at least.
+/// What the pod's resolvers say, with one address at least.
 async fn told(pod: &Pod, host: &str, v4: bool) -> Result<Told, Unresolved> {
-    let resolver = *pod.names.resolver.lock().unwrap_or_else(PoisonError::into_inner);
-    let (from, at) = match resolver {
-        Some((from, at)) => (Some(from), at),
-        None => (None, of_ours(Path::new(RESOLV_CONF)).await.ok_or(Unresolved::NoResolver)?),
+    let kind = if v4 { RecordType::A } else { RecordType::AAAA };
+    let resolvers = pod.names.to_ask();
+    if resolvers.is_empty() {
+        let at = of_ours(Path::new(RESOLV_CONF)).await.ok_or(Unresolved::NoResolver)?;
+        return ask(pod, at, host, kind, || here(at)).await.map(|(_, told)| told);
+    }
+    let one = async |asked: Asked| {
+        let socket = || sockets::ask(&pod.netns, &pod.own, asked.from, asked.at);
+        match ask(pod, asked.at, host, kind, socket).await {
+            Ok((recursed, told)) => {
+                if recursed {
+                    pod.names.served(asked);
+                }
+                Ok(told)
+            }
+            Err(unresolved) => {
+                match unresolved {
+                    Unresolved::Refused(_)
+                    | Unresolved::Failed(Failed::Silent(_) | Failed::Unreachable(..)) => {
+                        pod.names.failed(asked);
+                    }
+                    // That is not its fault.
+                    _ => {}
+                }
+                Err(unresolved)
+            }
+        }
     };
-    let (kind, id) = (if v4 { RecordType::A } else { RecordType::AAAA }, rand::random());
-    let query = message::ask(id, host, kind).ok_or(Unresolved::NoAddress(at))?;
-    let socket = match from {
-        Some(from) => sockets::ask(&pod.netns, &pod.own, from, at),
-        None => here(at),
-    };
-    let socket = socket.map_err(|error| Failed::Unreachable(at, error))?;
+    in_turn(resolvers, one).await
+}
+
+/// Asks one after another: the next when one has failed or takes long. Who knows the name, or that it has no
+/// address, is believed.
+async fn in_turn<R>(
+    resolvers: Vec<R>,
+    ask: impl AsyncFn(R) -> Result<Told, Unresolved>,
+) -> Result<Told, Unresolved> {
+    let mut rest = resolvers.into_iter();
+    let mut asked = FuturesUnordered::new();
+    let mut first_failure = None;
+    loop {
+        match rest.next() {
+            Some(next) => asked.push(ask(next)),
+            None if asked.is_empty() => return Err(first_failure.unwrap_or(Unresolved::NoResolver)),
+            None => {}
+        }
+        tokio::select! {
+            biased;
+            Some(said) = asked.next() => match said {
+                Ok(told) => return Ok(told),
+                Err(none @ Unresolved::NoAddress { .. }) => return Err(none),
+                Err(failed) => {
+                    first_failure.get_or_insert(failed);
+                }
+            },
+            () = sleep(STAGGER), if rest.len() > 0 => {}
+        }
+    }
+}
+
+/// Asks one resolver; also says whether it recurses.
+async fn ask(
+    pod: &Pod,
+    at: SocketAddr,
+    host: &str,
+    kind: RecordType,
+    socket: impl FnOnce() -> io::Result<UdpSocket>,
+) -> Result<(bool, Told), Unresolved> {
+    let query = message::ask(rand::random(), host, kind).ok_or(Unresolved::Refused(at))?;
+    let _place = pod.names.waiting.enter()?;
+    let socket = socket().map_err(|error| Failed::Unreachable(at, error))?;
     let answer = forward::exchange(socket, at, &query, TRIES).await?;
     let told = message::read_addresses(&answer).ok_or(Unresolved::Refused(at))?;
     // Part of them is enough to dial one.
     match (told.addresses.is_empty(), told.truncated) {
-        (false, _) => Ok(told),
-        (true, false) => Err(Unresolved::NoAddress(at)),
+        (false, _) => Ok((message::is_of_a_resolver(&answer), told)),
+        (true, false) => Err(Unresolved::NoAddress { at, ttl: told.ttl }),
         (true, true) => Err(Unresolved::Refused(at)),
     }
 }
@@ -184,28 +208,62 @@ mod tests {
         assert_eq!(first_resolver("nameserver\noptions ndots:5\n"), None);
     }
 
-    #[test]
-    fn what_is_kept_is_bounded_and_forgotten_in_time() {
-        let names = Names::default();
-        let told = |ttl| Told {
-            addresses: vec!["192.0.2.1".parse().unwrap()],
-            ttl: Duration::from_secs(ttl),
-            truncated: false,
+    fn to(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    fn told_of(last: u8) -> Result<Told, Unresolved> {
+        Ok(Told { addresses: vec![to(last)], ttl: Duration::from_secs(60), truncated: false })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_resolver_is_asked_when_one_refuses_or_takes_long_and_only_then() {
+        let at = SocketAddr::from(([10, 0, 0, 1], PORT));
+        let (refuses, none) =
+            (|| Err(Unresolved::Refused(at)), || Err(Unresolved::NoAddress { at, ttl: Duration::ZERO }));
+        let begun = tokio::time::Instant::now();
+        let ask = async |script: Vec<(u64, Result<Told, Unresolved>)>| {
+            let one = async |(after, said)| {
+                sleep(Duration::from_millis(after)).await;
+                said
+            };
+            let before = begun.elapsed();
+            let said = in_turn(script, one).await.map(|told| told.addresses[0]);
+            (said, (begun.elapsed() - before).as_millis())
         };
-        for n in 0..KEPT + 10 {
-            names.keep(&format!("h{n}").into(), true, &told(60));
+        let (said, took) = ask(vec![(10, refuses()), (10, told_of(2)), (0, told_of(3))]).await;
+        assert_eq!((said.expect("told"), took), (to(2), 20));
+        let (said, took) = ask(vec![(9000, told_of(1)), (10, refuses()), (10, told_of(3))]).await;
+        assert_eq!((said.expect("told"), took), (to(3), 1020));
+        let (said, took) = ask(vec![(1500, told_of(1)), (9000, told_of(2))]).await;
+        assert_eq!((said.expect("told"), took), (to(1), 1500), "who is slow is still heard");
+        let (said, took) = ask(vec![(10, none()), (0, told_of(2))]).await;
+        assert!(matches!(said, Err(Unresolved::NoAddress { .. })) && took == 10, "who knows is believed");
+        let (said, _) = ask(vec![(10, refuses()), (10, Err(Unresolved::NoResolver))]).await;
+        assert!(matches!(said, Err(Unresolved::Refused(_))), "what the first one said is told");
+        assert!(matches!(ask(Vec::new()).await.0, Err(Unresolved::NoResolver)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn both_families_are_asked_for_at_once_and_the_wanted_one_is_preferred() {
+        let begun = tokio::time::Instant::now();
+        let say = async |after: u64, said: Option<u8>| -> Said {
+            sleep(Duration::from_millis(after)).await;
+            said.map(|last| Arc::from([to(last)])).ok_or_else(|| Arc::new(Unresolved::NoResolver))
+        };
+        for (wanted, other, said, took) in [
+            ((10, Some(4)), (500, Some(6)), Some(4), 10),
+            ((40, Some(4)), (10, Some(6)), Some(4), 40),
+            ((500, Some(4)), (10, Some(6)), Some(6), 60),
+            ((30, None), (10, Some(6)), Some(6), 30),
+            ((10, None), (30, Some(6)), Some(6), 30),
+            ((500, Some(4)), (10, None), Some(4), 500),
+            ((20, None), (30, None), None, 30),
+        ] {
+            let before = begun.elapsed();
+            let found = first(say(wanted.0, wanted.1), say(other.0, other.1)).await;
+            assert_eq!(found.ok().map(|addresses| addresses[0]), said.map(to));
+            assert_eq!((begun.elapsed() - before).as_millis(), took);
         }
-        assert_eq!(names.known.lock().unwrap().len(), KEPT);
-        assert!(names.known(&"h0".into(), true).is_some());
-        assert!(names.known(&"h0".into(), false).is_none(), "of the other family nothing is known");
-        names.known.lock().unwrap().values_mut().for_each(|known| known.until = Instant::now());
-        assert!(names.known(&"h0".into(), true).is_some_and(|known| !known.is_fresh()), "a last resort");
-        names.keep(&"new".into(), true, &told(0));
-        assert_eq!(names.known.lock().unwrap().len(), 1, "what is over makes room");
-        assert!(names.known(&"h0".into(), true).is_none());
-        assert!(
-            names.known(&"new".into(), true).is_some_and(|known| known.is_fresh()),
-            "kept for a second, whatever the answer says"
-        );
     }
 }

@@ -93,11 +93,21 @@ pub(super) fn answer(
     pose(netns, own, resolver)?.send_to(bytes, &client.into()).map(drop)
 }
 
-/// Whether a resolver can be posed as in this namespace: not where an app has port 53 on every address, nor
-/// without the capability to bind it.
+/// Whether resolvers of both families can be posed as in this namespace: not where an app has port 53 on every address
+/// of a family, nor without the capability to bind it.
 pub(super) fn can_pose(netns: &Netns, own: &Own) -> io::Result<()> {
-    // An address for documentation (RFC 5737), which nobody has: as good as any resolver's.
-    pose(netns, own, SocketAddr::from(([192, 0, 2, 53], PORT))).map(drop)
+    // Addresses for documentation (RFC 5737, RFC 3849), which nobody has: as good as any resolver's.
+    pose(netns, own, SocketAddr::from(([192, 0, 2, 53], PORT)))?;
+    match pose(netns, own, SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53], PORT))) {
+        Err(error) if is_in_the_way(&error) => Err(error),
+        // Where there is no IPv6, nobody asks over it.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Whether an error says that port 53 cannot be had.
+pub(super) fn is_in_the_way(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
 }
 
 fn pose(netns: &Netns, own: &Own, resolver: SocketAddr) -> io::Result<Socket> {

@@ -145,8 +145,10 @@ mod tests {
 
     #[test]
     fn every_measured_mode_is_a_bar_and_the_text_is_escaped() {
-        let facts =
-            Facts { processor: "A<B & C".into(), ..Facts::gather(std::path::Path::new("/"), "reno", 3, 4) };
+        let facts = Facts {
+            processor: "A<B & C".into(),
+            ..Facts::gather(std::path::Path::new("/"), Some("reno"), 3, 4)
+        };
         let svg = render(&super::super::tests::sample(), &facts);
         assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
         assert!(svg.contains("A&lt;B &amp; C"));

@@ -33,12 +33,12 @@ pub(super) fn render(results: &Results, facts: &Facts) -> String {
     out
 }
 
-fn section(out: &mut String, title: &str) {
+pub(crate) fn section(out: &mut String, title: &str) {
     let _ = writeln!(out, "\n{title}");
 }
 
 /// A figure with three significant digits; thousands as `12.3k`.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value {
         v if v >= 100_000.0 => format!("{:.0}k", v / 1e3),
         v if v >= 10_000.0 => format!("{:.1}k", v / 1e3),
@@ -94,19 +94,21 @@ fn rows(
         .collect()
 }
 
-fn grid(out: &mut String, modes: &[Mode], rows: &[(String, Vec<String>)]) {
+/// Rows under the names of their columns.
+pub(crate) fn grid(out: &mut String, columns: &[impl ToString], rows: &[(String, Vec<String>)]) {
+    let columns: Vec<String> = columns.iter().map(ToString::to_string).collect();
     let first = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = modes
+    let widths: Vec<usize> = columns
         .iter()
         .enumerate()
-        .map(|(at, mode)| {
+        .map(|(at, column)| {
             let cells = rows.iter().map(|(_, cells)| cells[at].chars().count()).max().unwrap_or(0);
-            cells.max(mode.to_string().len())
+            cells.max(column.chars().count())
         })
         .collect();
     let mut line = format!("  {:first$}", "");
-    for (mode, width) in modes.iter().zip(&widths) {
-        let _ = write!(line, "  {:>width$}", mode.to_string());
+    for (column, width) in columns.iter().zip(&widths) {
+        let _ = write!(line, "  {column:>width$}");
     }
     let _ = writeln!(out, "{line}");
     for (name, cells) in rows {

@@ -4,9 +4,13 @@ use std::{thread::sleep, time::Duration};
 
 use anyhow::{Context, Result};
 
+use super::faults;
 use crate::{
     demo::stage::span,
-    e2e::{Case, demand, world::World},
+    e2e::{
+        Case, demand,
+        world::{Earlier, World},
+    },
     kind::{
         cluster::{Cluster, SYSTEM, eventually},
         shop::{self, NAMESPACE},
@@ -14,6 +18,8 @@ use crate::{
     shell,
 };
 
+/// The case that wants an earlier version.
+pub(in crate::e2e) const UPGRADE_FROM: &str = "upgrade-from";
 /// From the label to the last pod measured, as it is promised.
 const PROMISED: Duration = Duration::from_secs(5);
 /// … and so that the other cases make sense.
@@ -61,6 +67,14 @@ pub(super) const CASES: &[Case] = &[
         ground: false,
         on_nodes: false,
         run: label_in_time,
+    },
+    Case {
+        name: UPGRADE_FROM,
+        holds: "the earlier version is upgraded to this one under load, and no new connection fails",
+        long: false,
+        ground: false,
+        on_nodes: false,
+        run: upgrade_from,
     },
     Case {
         name: "new-pods",
@@ -151,8 +165,33 @@ fn chart(world: &World<'_>) -> Result<String> {
 }
 
 fn install(world: &World<'_>) -> Result<String> {
-    let ((), told) = world.flawless(|| world.helm(&[CERTIFICATE_LIFETIME]))?;
-    Ok(told)
+    let Some(earlier) = &world.earlier else {
+        let ((), told) = world.flawless(|| world.helm(&[CERTIFICATE_LIFETIME]))?;
+        return Ok(told);
+    };
+    let tag = format!("image.tag={}", Earlier::TAG);
+    let ((), told) = world.flawless(|| world.helm_of(&earlier.chart, &[CERTIFICATE_LIFETIME, &tag]))?;
+    Ok(format!("{}; {told}", earlier.commit))
+}
+
+fn upgrade_from(world: &World<'_>) -> Result<String> {
+    upgraded(world, &[])
+}
+
+/// Upgrades all programs at once, and counts new connections apart from those that never end.
+pub(super) fn upgraded(world: &World<'_>, set: &[&str]) -> Result<String> {
+    let ((), counted) = world.counted(|| {
+        world.helm(&[&[CERTIFICATE_LIFETIME], set].concat())?;
+        sleep(faults::DRAIN);
+        Ok(())
+    })?;
+    let (kept, new) = faults::split(&counted);
+    demand(new == 0, || format!("{new} on new connections: {:?}", counted.failures))?;
+    world.captured(NAMESPACE, PODS, Duration::from_secs(20))?;
+    let (requests, connects) = (counted.requests, counted.connects);
+    Ok(format!(
+        "{requests} requests, {connects} new connections, 0 of these failed; {kept} kept ones were cut"
+    ))
 }
 
 fn label(world: &World<'_>) -> Result<String> {

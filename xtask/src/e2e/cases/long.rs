@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{faults, joining, joining::PODS};
+use super::{joining, joining::PODS};
 use crate::{
     demo::stage::span,
     e2e::{
@@ -166,18 +166,7 @@ fn upgrade(world: &World<'_>) -> Result<String> {
         next.push(tagged);
     }
     world.cluster.load(&next)?;
-    let ((), counted) = world.counted(|| {
-        world.helm(&[joining::CERTIFICATE_LIFETIME, &format!("image.tag={NEXT}")])?;
-        sleep(faults::DRAIN);
-        Ok(())
-    })?;
-    let (kept, new) = faults::split(&counted);
-    demand(new == 0, || format!("{new} on new connections: {:?}", counted.failures))?;
-    world.captured(NAMESPACE, PODS, Duration::from_secs(20))?;
-    let (requests, connects) = (counted.requests, counted.connects);
-    Ok(format!(
-        "{requests} requests, {connects} new connections, 0 of these failed; {kept} kept ones were cut"
-    ))
+    joining::upgraded(world, &[&format!("image.tag={NEXT}")])
 }
 
 fn dual_stack(world: &World<'_>) -> Result<String> {
@@ -197,6 +186,7 @@ fn dual_stack(world: &World<'_>) -> Result<String> {
             culvert: world.culvert.clone(),
             node_image: world.node_image,
             images: world.images.clone(),
+            earlier: None,
             joined: std::sync::OnceLock::new(),
         };
         dual_stack_in(&dual).inspect_err(|_| {

@@ -1,6 +1,7 @@
 //! The cases, in the order in which they are tried.
 
 use super::Case;
+pub(super) use joining::UPGRADE_FROM;
 
 mod faults;
 mod joining;

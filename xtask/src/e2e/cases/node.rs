@@ -33,6 +33,14 @@ pub(super) const CASES: &[Case] = &[
         run: conflist,
     },
     Case {
+        name: "static-pod",
+        holds: "a static pod of the mesh, which its node knows by another uid than the API server, is captured",
+        long: false,
+        ground: false,
+        on_nodes: true,
+        run: static_pod,
+    },
+    Case {
         name: "agent-away",
         holds: "without an agent pods of the mesh and of unknown namespaces wait and say why, others start and run",
         long: false,
@@ -43,8 +51,12 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// A pod that does nothing but run.
-pub(super) fn idle(world: &World<'_>, namespace: &str, name: &str, labels: serde_json::Value) -> Result<()> {
-    let pod = json!({
+pub(super) fn idle(world: &World<'_>, namespace: &str, name: &str, labels: Value) -> Result<()> {
+    world.cluster.apply(&pod(namespace, name, labels).to_string())
+}
+
+fn pod(namespace: &str, name: &str, labels: Value) -> Value {
+    json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": { "name": name, "namespace": namespace, "labels": labels },
@@ -57,8 +69,7 @@ pub(super) fn idle(world: &World<'_>, namespace: &str, name: &str, labels: serde
                 "args": ["http", "--port=8080"],
             }],
         },
-    });
-    world.cluster.apply(&pod.to_string())
+    })
 }
 
 pub(super) fn make(world: &World<'_>, namespace: &str, meshed: bool) -> Result<()> {
@@ -122,6 +133,33 @@ fn conflist(world: &World<'_>) -> Result<String> {
     demand(ok, || format!("a pod that started afterwards: {words}"))?;
     world.remove(SPACE);
     Ok(format!("repaired on {before} nodes after {}; {told}", span(took)))
+}
+
+fn static_pod(world: &World<'_>) -> Result<String> {
+    let (space, node) = ("e2e-static", world.cluster.workers().next().context("a worker")?);
+    make(world, space, true)?;
+    // The kubelet reads the folder every twenty seconds, or when something in it changes.
+    let file = "/etc/kubernetes/manifests/culvert-e2e.json";
+    let pod = pod(space, "static", json!({"app": "static"}));
+    world.cluster.on(node, &format!("cat > {file} <<'END'\n{pod}\nEND"))?;
+    let captured = world.captured(space, 1, Duration::from_secs(60));
+    let known = || -> Result<String> {
+        let uids = "jsonpath={.items[*].metadata.annotations.kubernetes\\.io/config\\.mirror} {.items[*].metadata.uid}";
+        world.ask(space, &["get", "pods", &format!("--output={uids}")])
+    };
+    let uids = known();
+    // The pod goes with its file, not with its namespace.
+    world.cluster.on(node, &format!("rm {file}"))?;
+    let took = captured?;
+    let uids = uids?;
+    demand(uids.split(' ').count() == 2, || format!("no static pod: {uids}"))?;
+    let gone = || {
+        let left = world.ask(space, &["get", "pods", "--output=name"])?;
+        Ok(if left.is_empty() { Ok(()) } else { Err(left) })
+    };
+    eventually(Duration::from_secs(60), "the static pod ends", gone)?;
+    world.remove(space);
+    Ok(format!("captured {} after its file was written", span(took)))
 }
 
 fn agent_away(world: &World<'_>) -> Result<String> {
