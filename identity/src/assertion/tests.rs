@@ -127,6 +127,27 @@ async fn one_from_the_future_is_not_believed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_time_without_an_end_and_an_address_that_nobody_calls_from_are_malformed() {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+    let ca = authority();
+    let (here, there) = (Side::new(&ca), Side::new(&ca));
+    let header = here.assert("storefront", &said("storefront")).await;
+    let mut bytes = BASE64.decode(&*header).expect("base64");
+    for seconds in [u64::MAX, i64::MAX as u64, i64::MAX as u64 - 59, i64::MAX as u64 - 60] {
+        bytes[1..9].copy_from_slice(&seconds.to_be_bytes());
+        let header = BASE64.encode(&bytes);
+        assert!(there.verify("wp", &header).await.is_err(), "{seconds}");
+        let _ = claims(&header);
+    }
+    for address in ["127.0.0.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "224.0.0.1", "ff02::1"] {
+        let odd = Claims { address: address.parse().expect("an address"), ..said("storefront") };
+        let header = here.assert("storefront", &odd).await;
+        let refused = there.verify("wp", &header).await;
+        assert!(matches!(refused, Err(BadAssertion::Malformed(_))), "{address}: {refused:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_waypoint_that_brings_it_is_not_believed() {
     let ca = authority();
     let (here, there) = (Side::new(&ca), Side::new(&ca));

@@ -21,7 +21,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use mesh::{Behind, Identity, ServiceKey};
 use rustls::pki_types::CertificateDer;
 
-use super::{BadAssertion, Claims, LONGEST};
+use super::{BadAssertion, Claims, LIFE, LONGEST};
 
 /// What is signed begins with this: no signature made for anything else, TLS above all, is one of these.
 pub(super) const CONTEXT: &[u8] = b"culvert source assertion v1\0";
@@ -104,8 +104,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Read<'_>, BadAssertion> {
     if version != VERSION {
         return Err(BadAssertion::Version(version));
     }
-    let issued = Duration::from_secs(u64::from_be_bytes(reader.array()?));
-    let issued = SystemTime::UNIX_EPOCH.checked_add(issued).ok_or(BadAssertion::Malformed("its time"))?;
+    let seconds = u64::from_be_bytes(reader.array()?);
+    let issued = time(seconds).ok_or(BadAssertion::Malformed("its time"))?;
     let (caller, waypoint) = (reader.identity()?, reader.identity()?);
     let [family] = reader.array()?;
     let address = match family {
@@ -113,6 +113,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Read<'_>, BadAssertion> {
         16 => IpAddr::from(reader.array::<16>()?).to_canonical(),
         _ => return Err(BadAssertion::Malformed("its address")),
     };
+    // An app that trusts its own host must not be told that it is called from there.
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+        return Err(BadAssertion::Malformed("an address that nobody calls from"));
+    }
     let [kind] = reader.array()?;
     let name = reader.text(MAX_NAME)?;
     let behind = match (kind, name.split_once('/')) {
@@ -134,6 +138,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<Read<'_>, BadAssertion> {
         return Err(BadAssertion::Malformed("bytes after its end"));
     }
     Ok(Read { claims: Claims { caller, address, waypoint, behind }, issued, chain, signed, signature })
+}
+
+/// When that was, if its end is a time, too.
+fn time(seconds: u64) -> Option<SystemTime> {
+    let issued = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+    issued.checked_add(LIFE).map(|_| issued)
 }
 
 struct Reader<'a> {
