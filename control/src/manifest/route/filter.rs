@@ -122,6 +122,20 @@ struct CorsManifest {
     max_age: Option<u32>,
 }
 
+/// Headers of which HTTP itself makes use (RFC 9110, 7.6.1; RFC 9112, 6). Others than those that a message has would make
+/// the two ends of a connection disagree on where it ends.
+const OF_CONNECTIONS: [&str; 9] = [
+    "connection",
+    "content-length",
+    "expect",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// Converts the filters of a rule or backend, whose path is `field`.
 pub(super) fn all_of(from: Option<Vec<Manifest>>, field: &str) -> Result<Vec<Filter>, Wrong> {
     let from = from.unwrap_or_default();
@@ -213,7 +227,13 @@ fn header_name(name: &str, field: &str) -> Result<Arc<str>, Wrong> {
     if name.is_empty() || name.len() > 256 || !name.bytes().all(token) {
         return Err((field.to_owned(), format!("{name:?} is no name of a header")));
     }
-    Ok(name.to_ascii_lowercase().into())
+    let name = name.to_ascii_lowercase();
+    if OF_CONNECTIONS.contains(&name.as_str()) {
+        let reason =
+            format!("{name} says where a message ends or what its connection does: no route changes it");
+        return Err((field.to_owned(), reason));
+    }
+    Ok(name.into())
 }
 
 fn redirect_of(from: RedirectManifest, field: &str) -> Result<Redirect, Wrong> {

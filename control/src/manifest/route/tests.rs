@@ -66,6 +66,15 @@ fn what_is_wrong_is_told_with_its_field() {
             "{rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: c}]}}]}]}",
             "spec.rules[0].filters[0].requestHeaderModifier.set[0].name: ",
         ),
+        (
+            "{rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [Content-Length]}}]}]}",
+            "spec.rules[0].filters[0].requestHeaderModifier.remove[0]: content-length ",
+        ),
+        (
+            "{rules: [{filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: Transfer-Encoding, \
+             value: chunked}]}}]}]}",
+            "spec.rules[0].filters[0].responseHeaderModifier.add[0].name: transfer-encoding ",
+        ),
         ("{rules: [{timeouts: {request: 10}}]}", "spec.rules[0].timeouts.request"),
         (
             "{rules: [{timeouts: {request: 1s, backendRequest: 2s}}]}",
