@@ -11,11 +11,12 @@ use std::{
 use ::http::StatusCode;
 use hbone::{Authority, client::OpenError, server::Arrival};
 use identity::assertion::{self, BadAssertion, Claims};
-use mesh::{Behind, PlanError, Service, Snapshot, Workload, route::Protocol};
+use mesh::{Behind, PlanError, Refusal, Service, Snapshot, Workload, route::Protocol};
 
 use crate::{
     detect::{self, Spoken},
     http, tcp,
+    vault::Asserted,
     worker::Worker,
 };
 
@@ -38,8 +39,8 @@ pub(crate) struct Call {
     pub(crate) called: Called,
     /// The port of the service, or of the workload.
     pub(crate) port: u16,
-    /// Its ztunnel has said by assertion who calls, so that the destination can judge the caller.
-    pub(crate) is_asserted: bool,
+    /// By this its ztunnel says who calls, so that the destination can judge the caller.
+    pub(crate) assertion: Option<Arc<Asserted>>,
 }
 
 /// Why a CONNECT is not taken.
@@ -58,6 +59,10 @@ pub(crate) enum Failure {
     #[error("the assertion that the caller brought is another's: it says {0}")]
     AnothersAssertion(String),
     #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("{0} is no address that a backend may have")]
+    NoBackend(IpAddr),
+    #[error(transparent)]
     NoEndpoint(#[from] PlanError),
     #[error("the backend did not take it: {0}")]
     Open(#[from] OpenError),
@@ -69,13 +74,16 @@ impl Failure {
     /// The answer to a CONNECT that fails so.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Assertion(_) | Self::AnothersAssertion(_) => StatusCode::UNAUTHORIZED,
+            Self::Assertion(_) | Self::AnothersAssertion(_) | Self::Refused(_) => StatusCode::UNAUTHORIZED,
             Self::NotBehind(_) | Self::NoSuchPort(..) => StatusCode::BAD_REQUEST,
             // What the destination says of the caller is said to the caller.
             Self::Open(OpenError::Refused { status, .. }) => *status,
-            Self::Incomplete | Self::Unknown(_) | Self::NoEndpoint(_) | Self::Open(_) | Self::Dial { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Incomplete
+            | Self::Unknown(_)
+            | Self::NoBackend(_)
+            | Self::NoEndpoint(_)
+            | Self::Open(_)
+            | Self::Dial { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -87,7 +95,8 @@ impl Failure {
             Self::NotBehind(_) => "not-behind",
             Self::NoSuchPort(..) => "no-such-port",
             Self::Assertion(_) | Self::AnothersAssertion(_) => "assertion",
-            Self::NoEndpoint(_) => "no-endpoint",
+            Self::Refused(_) => "policy",
+            Self::NoEndpoint(_) | Self::NoBackend(_) => "no-endpoint",
             Self::Open(OpenError::Refused { .. }) => "backend-refused",
             Self::Open(_) | Self::Dial { .. } => "backend-unreachable",
         }
@@ -136,18 +145,21 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut arrival: Arrival) {
 
 /// A caller's ztunnel brings a newer assertion, for what the caller's connections need from now on.
 fn refresh(worker: &Worker, arrival: Arrival) {
+    let shared = &worker.shared;
     let said = arrival.assertion.as_deref().map(assertion::claims);
-    let settings = &worker.shared.settings;
+    let is_own = |claims: &Claims| {
+        claims.caller == arrival.peer
+            && claims.waypoint == shared.settings.identity
+            && may_have(&shared.mesh.current(), &shared.settings.network, claims, arrival.ends.remote.ip())
+    };
     match (said, &arrival.assertion) {
-        (Some(Ok((claims, end))), Some(header))
-            if claims.caller == arrival.peer && claims.waypoint == settings.identity =>
-        {
-            worker.shared.vault.put(&claims, &Arc::from(&**header), end);
+        (Some(Ok((claims, end))), Some(header)) if is_own(&claims) => {
+            shared.vault.renew(&claims, header, end);
             // An answer is all that is waited for; what is left of the stream ends with it.
             drop(arrival.accept(None));
         }
         _ => {
-            worker.shared.metrics.refused("assertion");
+            shared.metrics.refused("assertion");
             arrival.refuse(StatusCode::UNAUTHORIZED);
         }
     }
@@ -186,6 +198,7 @@ async fn take(worker: &Worker, arrival: &Arrival) -> Result<Call, Failure> {
     let remote = arrival.ends.remote.ip();
     let mut claims =
         Claims { caller: arrival.peer.clone(), address: remote, waypoint: settings.identity.clone(), behind };
+    let mut asserted = None;
     if let Some(header) = &arrival.assertion {
         let (said, end) = assertion::claims(header)?;
         claims.address = said.address;
@@ -195,7 +208,7 @@ async fn take(worker: &Worker, arrival: &Arrival) -> Result<Call, Failure> {
                 said.caller, said.address, said.behind, said.waypoint
             )));
         }
-        shared.vault.put(&claims, &Arc::from(&**header), end);
+        asserted = Some(shared.vault.put(&claims, header, end));
     }
     let said = arrival.forwarded.as_ref().map(|forwarded| forwarded.source);
     let port_of_caller = said.filter(|said| said.ip() == claims.address).map_or(0, |said| said.port());
@@ -205,15 +218,18 @@ async fn take(worker: &Worker, arrival: &Arrival) -> Result<Call, Failure> {
         workload: workload.filter(|workload| workload.identity() == claims.caller).cloned(),
         called,
         port,
-        is_asserted: arrival.assertion.is_some(),
+        assertion: asserted,
         claims,
     })
 }
 
-/// Whether a caller may say that this is its address: the tunnel comes from it, or it is known to be that caller's.
+/// Whether a caller may say that this is its address: the tunnel comes from it, or from another address of the same
+/// workload, which is the caller's.
 fn may_have(snapshot: &Snapshot, network: &str, said: &Claims, remote: IpAddr) -> bool {
-    let known = || snapshot.workload_at(network, said.address);
-    said.address == remote || known().is_some_and(|workload| workload.identity() == said.caller)
+    let is_callers = |workload: &&Arc<Workload>| {
+        workload.identity() == said.caller && workload.addresses.contains(&remote)
+    };
+    said.address == remote || snapshot.workload_at(network, said.address).filter(is_callers).is_some()
 }
 
 fn resolve(snapshot: &Snapshot, network: &str, authority: &Authority) -> Result<Called, Failure> {

@@ -20,7 +20,10 @@ use tokio::{
 };
 
 use super::Upstream;
-use crate::arrival::{Call, Failure};
+use crate::{
+    arrival::{Call, Failure},
+    vault::Asserted,
+};
 
 /// What the bytes flow through.
 pub(crate) enum Io {
@@ -31,6 +34,11 @@ pub(crate) enum Io {
 pub(super) async fn open(upstream: &Upstream, call: &Call, target: &Target) -> Result<Io, Failure> {
     let shared = &upstream.shared;
     shared.metrics.backends_dialled.inc();
+    let ip = target.address.ip().to_canonical();
+    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+        // A ServiceEntry may name any address: this waypoint's own servers are nobody's backend.
+        return Err(Failure::NoBackend(ip));
+    }
     match target.workload.tunnel {
         Tunnel::None => {
             let to = target.address;
@@ -52,8 +60,8 @@ pub(super) async fn open(upstream: &Upstream, call: &Call, target: &Target) -> R
                 service_host: target.service.as_ref().map(|service| service.key.hostname.to_string()),
                 baggage: None,
                 traceparent: None,
-                // Whoever brings none is judged as this waypoint, and has the rights of this waypoint only.
-                assertion: if call.is_asserted { shared.vault.get(&call.claims) } else { None },
+                // Who has brought none is judged here, and there as this waypoint.
+                assertion: call.assertion.as_deref().map(Asserted::header),
             };
             let dial = async move || {
                 let stream = TcpStream::connect(peer).await?;

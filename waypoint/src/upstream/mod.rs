@@ -2,6 +2,10 @@
 //!
 //! A connection to an endpoint is one caller's: what the destination has judged for one is never used by another.
 //! Tunnels between two ends are shared, since each CONNECT in them is judged by itself.
+//!
+//! A caller that brings an assertion is judged at the destination. Of one that brings none the destination sees this
+//! waypoint only: it is judged here, by the same function, so that nobody gets rid of what is said of him by saying
+//! less.
 
 mod balance;
 mod connect;
@@ -12,7 +16,7 @@ use std::{rc::Rc, sync::Arc};
 use ::http::{Request, Response};
 use hbone::client::{OpenError, Pool as Tunnels};
 use hyper::body::Incoming;
-use mesh::Target;
+use mesh::{Attempt, Passage, Refusal, Target, Tunnel, Verdict};
 
 pub(crate) use balance::{choose, endpoint, endpoint_in};
 pub(crate) use connect::Io;
@@ -60,10 +64,13 @@ impl SendError {
     /// Whether the destination's policy has refused the caller.
     pub(crate) fn is_refusal(&self) -> bool {
         use ::http::StatusCode;
-        matches!(
-            self,
-            Self::Connect(Failure::Open(OpenError::Refused { status, .. })) if *status == StatusCode::UNAUTHORIZED
-        )
+        match self {
+            Self::Connect(Failure::Open(OpenError::Refused { status, .. })) => {
+                *status == StatusCode::UNAUTHORIZED
+            }
+            Self::Connect(Failure::Refused(_)) => true,
+            Self::Connect(_) | Self::Http(_) => false,
+        }
     }
 }
 
@@ -79,7 +86,30 @@ impl Upstream {
 
     /// Opens a connection to an endpoint, in the caller's name.
     pub(crate) async fn open(&self, call: &Call, target: &Target) -> Result<Io, Failure> {
+        self.judge(call, target)?;
         connect::open(self, call, target).await
+    }
+
+    /// Whether a caller of whom the destination will not be told may call it.
+    fn judge(&self, call: &Call, target: &Target) -> Result<(), Refusal> {
+        // What has no ztunnel is judged by nobody, whoever calls it.
+        if call.assertion.is_some() || target.workload.tunnel == Tunnel::None {
+            return Ok(());
+        }
+        let settings = &self.shared.settings;
+        let passage = Passage { waypoint: settings.identity.clone(), behind: call.claims.behind.clone() };
+        let decision = self.shared.mesh.current().admit(&Attempt {
+            source: Some(&call.claims.caller),
+            source_ip: call.claims.address,
+            destination: &target.workload,
+            destination_ip: target.address.ip(),
+            destination_port: target.address.port(),
+            through: Some(&passage),
+        });
+        match decision.verdict {
+            Verdict::Allow(_) => Ok(()),
+            Verdict::Refuse(refusal) => Err(refusal),
+        }
     }
 
     /// Sends a request to an endpoint, by a connection that was kept or a new one.
@@ -91,6 +121,11 @@ impl Upstream {
         request: Request<Body>,
         handover: Option<&Handover>,
     ) -> Result<Sent, Unsent> {
+        // Also where a connection was kept: it was judged when it was opened.
+        if let Err(refusal) = self.judge(call, target) {
+            let reason = SendError::Connect(refusal.into());
+            return Err(Unsent { body: Some(request.into_body()), reason });
+        }
         let busy = Busy::with(&self.loads.of(target.address));
         let response = pool::send(self, call, target, version, request, handover).await?;
         Ok(Sent { response, busy })

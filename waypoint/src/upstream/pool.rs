@@ -44,6 +44,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     claims: Claims,
+    /// The endpoint was told who calls.
+    asserted: bool,
     endpoint: SocketAddr,
 }
 
@@ -135,7 +137,8 @@ pub(super) async fn send(
     request: Request<Body>,
     handover: Option<&Handover>,
 ) -> Result<Response<Incoming>, Unsent> {
-    let key = Key { claims: call.claims.clone(), endpoint: target.address };
+    let key =
+        Key { claims: call.claims.clone(), asserted: call.assertion.is_some(), endpoint: target.address };
     match version {
         Version::One => one(upstream, key, call, target, request, handover).await,
         Version::Two => two(upstream, key, call, target, request).await,
