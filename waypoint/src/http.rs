@@ -71,9 +71,12 @@ pub(crate) async fn one(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
         connection.poll_without_shutdown(cx)
     })
     .await;
-    if served.is_err() {
+    match served {
+        Ok(()) => {}
+        // What is no HTTP was answered 400, which is to arrive.
+        Err(error) if error.is_parse() => {}
         // Dropping it resets what is left.
-        return;
+        Err(_) => return,
     }
     let parts = connection.into_parts();
     let caller = Rewind::new(parts.read_buf, parts.io.into_inner());

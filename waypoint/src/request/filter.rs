@@ -151,8 +151,10 @@ pub(crate) fn hop_by_hop(headers: &mut HeaderMap, may_upgrade: bool) -> bool {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        // Whom it is for is everybody's business.
+        .filter(|name| *name != header::HOST)
         .collect();
-    let upgrade = may_upgrade && named.contains(&header::UPGRADE) && headers.contains_key(header::UPGRADE);
+    let upgrade = may_upgrade && named.contains(&header::UPGRADE) && leads_out_of_http(headers);
     let trailers = headers.get(header::TE).is_some_and(|value| value.as_bytes() == b"trailers");
     for name in named.iter().chain(&HOP_BY_HOP) {
         if !(upgrade && *name == header::UPGRADE) {
@@ -169,6 +171,18 @@ pub(crate) fn hop_by_hop(headers: &mut HeaderMap, may_upgrade: bool) -> bool {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     upgrade
+}
+
+/// Whether another protocol is asked for, and no HTTP under another name or way to somewhere else: requests within
+/// what was agreed to are read by nobody here.
+fn leads_out_of_http(headers: &HeaderMap) -> bool {
+    let mut asked = headers.get_all(header::UPGRADE).iter().peekable();
+    let leads_out = |name: &str| {
+        let name = name.split('/').next().unwrap_or_default().trim().to_ascii_lowercase();
+        !matches!(name.as_str(), "" | "http" | "h2" | "h2c" | "h3" | "tls") && !name.starts_with("connect-")
+    };
+    asked.peek().is_some()
+        && asked.all(|value| value.to_str().is_ok_and(|value| value.split(',').all(leads_out)))
 }
 
 #[cfg(test)]
@@ -261,6 +275,16 @@ mod tests {
             (has(&upgrade.headers, "upgrade"), has(&upgrade.headers, "connection")),
             (vec!["websocket".to_owned()], vec!["upgrade".to_owned()])
         );
+        for protocol in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", "TLS/1.2", "connect-udp", ""] {
+            let asked =
+                [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", protocol), ("http2-settings", "AAM")];
+            let mut smuggled = head("/", &asked);
+            assert!(!hop_by_hop(&mut smuggled.headers, true), "{protocol}");
+            assert!(smuggled.headers.is_empty(), "{protocol}: {:?}", smuggled.headers);
+        }
+        let mut hostless = head("/", &[("connection", "host, close"), ("host", "web")]);
+        hop_by_hop(&mut hostless.headers, true);
+        assert_eq!(has(&hostless.headers, "host"), ["web"]);
         let mut not_here = head("/", &ask);
         assert!(!hop_by_hop(&mut not_here.headers, false) && not_here.headers.is_empty());
     }

@@ -9,6 +9,7 @@
 
 mod answer;
 mod filter;
+mod host;
 mod matching;
 mod pick;
 mod send;
@@ -108,6 +109,7 @@ async fn phases(
         let reason = "a tunnel within a request is not carried";
         return Err(Settled::new(StatusCode::NOT_IMPLEMENTED, Flag::Malformed, reason));
     }
+    host::settle(&mut head)?;
     let routes = matching::routes(context);
     let found = routes.as_ref().map_or(Found::NoRoute, |routes| matching::find(context, routes, &head));
     let matched = match found {

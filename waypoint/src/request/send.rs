@@ -10,7 +10,7 @@ use ::http::{
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use mesh::{
     Target,
     route::{Backend, Protocol, Rule, To},
@@ -63,13 +63,15 @@ impl Sending<'_> {
     ) -> Result<Response<Body>, Settled> {
         let context = self.context;
         let timeouts = self.rule.map(|rule| rule.timeouts).unwrap_or_default();
-        let end = timeouts.request.map(|time| Instant::now() + time);
+        // One that is over after the end of time is none.
+        let after = |time| Instant::now().checked_add(time);
+        let end = timeouts.request.and_then(after);
         let retry = self.rule.and_then(|rule| rule.retry.as_ref());
         let (mut reaches, mut repeats) = (0, 0);
         let record = context.record.clone();
         let mut body = if self.can_repeat { Body::Empty } else { Body::Request { inner: body, record } };
         loop {
-            let end_of_try = timeouts.backend_request.map(|time| Instant::now() + time);
+            let end_of_try = timeouts.backend_request.and_then(after);
             let end_of_try = [end, end_of_try].into_iter().flatten().min();
             let failed = match within(end_of_try, self.try_once(&head, body, changes.clone())).await {
                 Some(Ok(Tried::Answered(response, busy, changes))) => {
@@ -79,7 +81,7 @@ impl Sending<'_> {
                             && self.can_repeat
                     });
                     if !again {
-                        return Ok(self.answered(response, busy, &changes));
+                        return self.answered(response, busy, &changes);
                     }
                     None
                 }
@@ -105,7 +107,9 @@ impl Sending<'_> {
             }
             repeats += 1;
             context.worker.shared.metrics.retries.inc();
-            sleep(retry.and_then(|retry| retry.backoff).unwrap_or(BACKOFF)).await;
+            let pause = retry.and_then(|retry| retry.backoff).unwrap_or(BACKOFF);
+            // Where it outlasts the request, the next try ends at once, and tells of the time.
+            let _ = within(end, sleep(pause)).await;
             body = Body::Empty;
         }
     }
@@ -121,7 +125,12 @@ impl Sending<'_> {
         if let Some(backend) = backend {
             filter::apply(&backend.filters, self.prefix, &mut head, &mut changes)?;
         }
-        let request = Request::from_parts(outgoing(head, version, &target)?, body);
+        let mut head = outgoing(head, version, &target)?;
+        if version == Version::One && !body.is_end_stream() && body.size_hint().exact().is_none() {
+            // Said by us: of a method that seldom has a body it would otherwise be left out.
+            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        let request = Request::from_parts(head, body);
         let upstream = &context.worker.upstream;
         let handover = self.handover.as_ref();
         Ok(match upstream.send(&context.call, &target, version, request, handover).await {
@@ -167,10 +176,19 @@ impl Sending<'_> {
     }
 
     /// A backend's answer, as the caller gets it.
-    fn answered(&self, response: Response<Incoming>, busy: Busy, changes: &Changes) -> Response<Body> {
+    fn answered(
+        &self,
+        response: Response<Incoming>,
+        busy: Busy,
+        changes: &Changes,
+    ) -> Result<Response<Body>, Settled> {
         let context = self.context;
         let (mut head, body) = response.into_parts();
         let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        if switched && self.handover.is_none() {
+            let reason = "the backend speaks another protocol, for which nobody has asked";
+            return Err(Settled::new(StatusCode::BAD_GATEWAY, Flag::BackendReset, reason));
+        }
         filter::hop_by_hop(&mut head.headers, switched);
         changes.apply(&mut head.headers);
         head.version = HttpVersion::default();
@@ -183,10 +201,10 @@ impl Sending<'_> {
             }
         }
         if switched {
-            return Response::from_parts(head, Body::Empty);
+            return Ok(Response::from_parts(head, Body::Empty));
         }
         let answer = Answer { inner: body, record: context.record.clone(), _busy: busy, ended: false };
-        Response::from_parts(head, Body::Answer(Box::new(answer)))
+        Ok(Response::from_parts(head, Body::Answer(Box::new(answer))))
     }
 }
 
@@ -208,6 +226,7 @@ fn outgoing(mut head: Parts, version: Version, target: &Target) -> Result<Parts,
         Version::One => {
             head.version = HttpVersion::HTTP_11;
             if !head.headers.contains_key(header::HOST) {
+                // HTTP/1.0 has named none.
                 let host = HeaderValue::try_from(&authority).map_err(|_| malformed())?;
                 head.headers.insert(header::HOST, host);
             }
