@@ -227,6 +227,15 @@ fn a_route_of_a_port_is_for_that_port() {
     assert_eq!(told(&both, 81, &get("/a")), "no route");
     assert_eq!(told(&routes(vec![of(None, "all")]), 81, &get("/a")), "all#0");
     assert_eq!(told(&routes(vec![]), 80, &get("/")), "no route");
+    let (named, all) = (&both, routes(vec![of(None, "all")]));
+    assert_eq!(
+        (named.has_routes_of(80), named.has_routes_of(81), all.has_routes_of(81)),
+        (true, false, true)
+    );
+    assert_eq!(
+        (named.is_named_by_routes(80), named.is_named_by_routes(81), all.is_named_by_routes(81)),
+        (true, false, false)
+    );
 }
 
 #[test]

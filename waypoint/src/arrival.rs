@@ -117,7 +117,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut arrival: Arrival) {
             return arrival.refuse(failure.status());
         }
     };
-    let protocol = protocol(&shared.mesh.current(), &call);
+    let (protocol, is_routed) = protocol(&shared.mesh.current(), &call);
     if protocol == Protocol::Tcp {
         return tcp::carry(worker, &call, arrival).await;
     }
@@ -126,7 +126,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut arrival: Arrival) {
     let stream = tunnel.into_stream();
     match protocol {
         Protocol::Unknown => {
-            let heard = detect::first_words(worker, &call, stream, has_bytes).await;
+            let heard = detect::first_words(worker, &call, stream, has_bytes, is_routed).await;
             match heard {
                 Ok((Spoken::Http1, stream)) => http::one(worker, &call, stream).await,
                 Ok((Spoken::Http2, stream)) => http::two(worker, &call, stream).await,
@@ -165,13 +165,19 @@ fn refresh(worker: &Worker, arrival: Arrival) {
     }
 }
 
-fn protocol(snapshot: &Snapshot, call: &Call) -> Protocol {
-    match &call.called {
-        Called::Service(service) if service.passthrough => Protocol::Tcp,
-        Called::Service(service) => {
-            snapshot.routes(&service.key).map_or(Protocol::Unknown, |routes| routes.protocol(call.port))
-        }
-        Called::Workload(_) => Protocol::Unknown,
+/// What is spoken, as far as it was said, and whether routes are for it. A route that names the port says that it
+/// speaks HTTP: then nobody gets round the route by speaking something that is only almost HTTP.
+fn protocol(snapshot: &Snapshot, call: &Call) -> (Protocol, bool) {
+    let routes = match &call.called {
+        Called::Service(service) if service.passthrough => return (Protocol::Tcp, false),
+        Called::Service(service) => snapshot.routes(&service.key),
+        Called::Workload(_) => None,
+    };
+    let Some(routes) = routes else { return (Protocol::Unknown, false) };
+    let is_routed = routes.has_routes_of(call.port);
+    match routes.protocol(call.port) {
+        Protocol::Unknown if routes.is_named_by_routes(call.port) => (Protocol::Http1, is_routed),
+        protocol => (protocol, is_routed),
     }
 }
 

@@ -5,6 +5,8 @@
 //! moment may be waiting: a backend is dialled, and whoever speaks first says what it is. A backend that speaks first
 //! speaks no HTTP.
 
+mod sniff;
+
 use std::{io, rc::Rc, time::Duration};
 
 use bytes::BytesMut;
@@ -14,6 +16,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use self::sniff::{PREFACE, Sniff, sniff};
 use crate::{
     arrival::{Call, Failure},
     body::Rewind,
@@ -25,26 +28,12 @@ use crate::{
 const SILENCE: Duration = Duration::from_millis(15);
 /// What has begun like HTTP and does not go on for so long is none.
 const HESITATION: Duration = Duration::from_secs(1);
-/// The longest first line of HTTP/1 that is waited for, in bytes.
-const LONGEST_LINE: usize = 8 << 10;
-/// How HTTP/2 begins (RFC 9113, 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
 /// What was found.
 pub(crate) enum Spoken {
     Http1,
     Http2,
     /// Neither; with a backend, where one is dialled already.
     Tcp(Option<Result<Backend, Failure>>),
-}
-
-/// What first bytes say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sniff {
-    More,
-    Http1,
-    Http2,
-    Other,
 }
 
 /// Whether HTTP/2 is spoken on a port that speaks HTTP: there the caller speaks first.
@@ -64,12 +53,13 @@ pub(crate) async fn version(mut stream: Stream) -> io::Result<(bool, Rewind<Stre
     }
 }
 
-/// What is spoken.
+/// What is spoken; `is_routed` if routes are for the port.
 pub(crate) async fn first_words(
     worker: &Rc<Worker>,
     call: &Rc<Call>,
     mut stream: Stream,
     has_bytes: bool,
+    is_routed: bool,
 ) -> io::Result<(Spoken, Rewind<Stream>)> {
     let mut said = BytesMut::new();
     let patience = if has_bytes { HESITATION } else { SILENCE };
@@ -92,7 +82,9 @@ pub(crate) async fn first_words(
                 return Ok((Spoken::Tcp(backend), Rewind::new(said.freeze(), stream)));
             }
             () = &mut hesitation, if !said.is_empty() => {
-                return Ok((Spoken::Tcp(backend), Rewind::new(said.freeze(), stream)));
+                // Nobody gets round routes by saying slowly what they are for.
+                let spoken = if is_routed { Spoken::Http1 } else { Spoken::Tcp(backend) };
+                return Ok((spoken, Rewind::new(said.freeze(), stream)));
             }
         }
     }
@@ -131,80 +123,6 @@ async fn listen(stream: &mut Stream, said: &mut BytesMut) -> io::Result<Sniff> {
         }
         if stream.read_buf(said).await? == 0 {
             return if said.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Sniff::Other) };
-        }
-    }
-}
-
-fn sniff(said: &[u8]) -> Sniff {
-    let common = said.len().min(PREFACE.len());
-    if said[..common] == PREFACE[..common] {
-        return if common == PREFACE.len() { Sniff::Http2 } else { Sniff::More };
-    }
-    // Empty lines before a request are allowed (RFC 9112, 2.2).
-    let start = said.iter().position(|byte| !b"\r\n".contains(byte));
-    let Some(start) = start.filter(|start| *start <= 4) else {
-        return if said.len() <= 4 { Sniff::More } else { Sniff::Other };
-    };
-    let line = &said[start..];
-    let end = line.iter().position(|byte| *byte == b'\n');
-    let method = line.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
-    match (end, line.get(method)) {
-        (_, Some(b' ')) if (3..=24).contains(&method) => {}
-        (None, None) if method <= 24 => return Sniff::More,
-        _ => return Sniff::Other,
-    }
-    match end {
-        Some(end) => {
-            let line = line[..end].strip_suffix(b"\r").unwrap_or(&line[..end]);
-            if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") {
-                Sniff::Http1
-            } else {
-                Sniff::Other
-            }
-        }
-        None if line.len() <= LONGEST_LINE => Sniff::More,
-        None => Sniff::Other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn first_bytes_say_what_is_spoken() {
-        for (said, what) in [
-            (&b"GET / HTTP/1.1\r\n"[..], Sniff::Http1),
-            (b"\r\nPOST /a?b HTTP/1.0\n", Sniff::Http1),
-            (b"M-SEARCH * HTTP/1.1\r\n", Sniff::Http1),
-            (b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\nmore", Sniff::Http1),
-            (PREFACE, Sniff::Http2),
-            (b"PRI * HTTP/2.0\r\n", Sniff::More),
-            (b"PRI * HTTP/2.0\r\n\r\nXX", Sniff::Other),
-            (b"P", Sniff::More),
-            (b"GET", Sniff::More),
-            (b"GET /very/long", Sniff::More),
-            (b"GET key\r\n", Sniff::Other),
-            (b"PING\r\n", Sniff::Other),
-            (b"SSH-2.0-OpenSSH\r\n", Sniff::Other),
-            (b"*1\r\n$4\r\nPING\r\n", Sniff::Other),
-            (b"\x16\x03\x01\x02\x00", Sniff::Other),
-            (b"\0\0\0\x0b", Sniff::Other),
-            (b"get / HTTP/1.1\r\n", Sniff::Other),
-            (b"G / HTTP/1.1\r\n", Sniff::Other),
-        ] {
-            assert_eq!(sniff(said), what, "{:?}", String::from_utf8_lossy(said));
-        }
-        let long = [b"GET /", &[b'a'; LONGEST_LINE][..]].concat();
-        assert_eq!(sniff(&long), Sniff::Other);
-    }
-
-    #[test]
-    fn a_request_that_comes_byte_by_byte_is_told_at_its_first_line() {
-        let request = b"GET / HTTP/1.1\r\nhost: a\r\n";
-        for end in 1..request.len() {
-            let wanted = if end < 16 { Sniff::More } else { Sniff::Http1 };
-            assert_eq!(sniff(&request[..end]), wanted, "{end}");
         }
     }
 }

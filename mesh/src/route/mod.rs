@@ -280,6 +280,16 @@ impl ServiceRoutes {
         self.ports.iter().find(|(of, _)| *of == port).map_or(Protocol::Unknown, |(_, protocol)| *protocol)
     }
 
+    /// Whether routes are for requests of that port.
+    pub fn has_routes_of(&self, port: u16) -> bool {
+        self.routes.iter().any(|route| route.port.is_none_or(|of| of == port))
+    }
+
+    /// Whether a route is for that port by name, and not for all ports of the service.
+    pub fn is_named_by_routes(&self, port: u16) -> bool {
+        self.routes.iter().any(|route| route.port == Some(port))
+    }
+
     /// Its routes.
     pub fn routes(&self) -> &[Route] {
         &self.routes
