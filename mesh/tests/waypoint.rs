@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh::{
     Attempt, Behind, Families, GatewayAddress, Identity, NetworkAddress, Outbound, Passage, Plan, PlanError,
-    PortMapping, Refusal, Service, ServiceKey, Snapshot, Tunnel, Verdict, WaypointRequired, Workload,
+    PortMapping, Refusal, Service, ServiceKey, Snapshot, Target, Tunnel, Verdict, WaypointRequired, Workload,
 };
 
 fn key(name: &str) -> ServiceKey {
@@ -160,6 +160,73 @@ fn a_waypoint_by_address_is_one_too() {
     assert!(world.told("client", "10.96.0.1:80").contains(" by 10.0.0.5:15009 "));
     assert_eq!(world.told("wp", "10.96.0.1:80"), "straight 10.0.0.1:8080");
     assert_eq!(world.admit("client", 8080, Some(("wp", web()))), Verdict::Allow(None));
+}
+
+#[test]
+fn a_host_outside_that_names_a_waypoint_is_reached_through_it_however_it_is_resolved() {
+    let mut world = World::new();
+    let entry = |passthrough| Service {
+        key: key("outside"),
+        waypoint: Some(gateway("wp")),
+        passthrough,
+        canonical: false,
+        ..service("outside", Some("240.240.0.1"))
+    };
+    let mut far = Workload::named("c/networking.istio.io/ServiceEntry/shop/outside", "shop", "outside");
+    far.hostname = "outside.example".into();
+    far.services = BTreeMap::from([(key("outside"), Vec::new())]);
+    world.pods.push(far);
+    for passthrough in [false, true] {
+        world.services.retain(|service| *service.name != *"outside");
+        world.services.push(entry(passthrough));
+        let told = world.told("client", "240.240.0.1:80");
+        assert!(told.starts_with("240.240.0.1:80 by 10.0.0.5:15008 "), "{told}");
+        world.pod("wp").healthy = false;
+        let told = world.told("client", "240.240.0.1:80");
+        assert!(told.ends_with("needs a waypoint, and none is ready"), "{told}");
+        world.pod("wp").healthy = true;
+    }
+    assert!(matches!(world.plan("wp", "240.240.0.1:80"), Ok(Plan::Passthrough { .. })), "resolved by nobody");
+    world.services.retain(|service| *service.name != *"outside");
+    world.services.push(entry(false));
+    assert!(matches!(world.plan("wp", "240.240.0.1:80"), Ok(Plan::Named { .. })), "the waypoint itself");
+}
+
+#[test]
+fn neither_an_address_that_nobody_resolves_nor_a_name_leads_round_anothers_waypoint() {
+    let mut world = World::new();
+    world.pod("web").waypoint = Some(gateway("wp"));
+    let named = Service { canonical: false, ..service("named", Some("240.240.0.2")) };
+    let unresolved =
+        Service { passthrough: true, canonical: false, ..service("unresolved", Some("10.0.0.1")) };
+    world.services.extend([named.clone(), unresolved]);
+    let told = world.told("client", "10.0.0.1:8080");
+    assert!(told.starts_with("10.0.0.1:8080 by 10.0.0.5:15008 "), "{told}");
+
+    let resolved = |world: &World, to: &str| {
+        let source = world.pods.iter().find(|pod| *pod.name == *"client").unwrap();
+        let outbound = Outbound { source, destination: "240.240.0.2:80".parse().unwrap(), seed: 3 };
+        let workload = Arc::new(Workload::named("c/e", "shop", "named"));
+        let service = Some(Arc::new(named.clone()));
+        let target = Target { workload, address: to.parse().unwrap(), service };
+        world.snapshot().plan_resolved("here", &outbound, target)
+    };
+    for (to, what) in
+        [("10.0.0.1:8080", "c//Pod/shop/web"), ("10.96.0.1:80", "shop/web.shop.svc.cluster.local")]
+    {
+        match resolved(&world, to) {
+            Ok(Plan::Waypoint { target, authority, behind, .. }) => {
+                assert_eq!((authority.as_str(), behind.to_string().as_str()), (to, what));
+                assert_eq!(target.address.to_string(), "10.0.0.5:15008");
+            }
+            other => panic!("{to}: {other:?}"),
+        }
+    }
+    world.pod("wp").healthy = false;
+    for to in ["10.0.0.1:8080", "10.96.0.1:80"] {
+        assert!(matches!(resolved(&world, to), Err(PlanError::WaypointUnavailable(_))), "{to}");
+    }
+    assert!(matches!(resolved(&world, "192.0.2.7:8080"), Ok(Plan::Plain(_))));
 }
 
 #[test]
