@@ -85,6 +85,22 @@ pub fn upgrade(pod: &Pod, to: &str, port: u16) -> Result<()> {
     pod.job("python3").args(["-c", UPGRADE, to, &port.to_string()]).check().map(drop)
 }
 
+/// Says a text, and prints all that is heard until the other end closes.
+const SAY: &str = r#"
+import socket, sys
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+connection.sendall(sys.argv[3].encode())
+heard = b""
+while part := connection.recv(65536):
+    heard += part
+sys.stdout.write(heard.decode())
+"#;
+
+/// Says `text` to `to` from a pod, whatever HTTP thinks of it, and returns the answer; it must end with the connection.
+pub fn say(pod: &Pod, to: &str, port: u16, text: &str) -> Result<String> {
+    Ok(pod.job("python3").args(["-c", SAY, to, &port.to_string(), text]).check()?.stdout)
+}
+
 /// Starts a web server in a pod, and waits until it listens.
 pub fn serve(pod: &Pod) -> Result<Process> {
     let name = &pod.spec().name;

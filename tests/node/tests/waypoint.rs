@@ -194,6 +194,48 @@ fn what_is_no_http_passes_too_whoever_speaks_first() -> Result<()> {
 }
 
 #[test]
+fn a_request_says_one_thing_and_stays_within_what_the_waypoint_reads() -> Result<()> {
+    let stage = Stage::new()?;
+    let client = stage.scene.pod("client");
+    let say = |head: &str, body: &str| {
+        web::say(client, "10.96.0.1", 80, &format!("{head}\r\nconnection: close\r\n\r\n{body}"))
+    };
+    for head in [
+        "GET / HTTP/1.1",
+        "GET / HTTP/1.1\r\nhost: a\r\nhost: b",
+        "GET / HTTP/1.1\r\nhost: me@web",
+        "GET / HTTP/1.1\r\nhost: web\r\ncontent-length: 1\r\ncontent-length: 2",
+        "GET / HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked, gzip",
+    ] {
+        let answer = say(head, "")?;
+        ensure!(answer.starts_with("HTTP/1.1 400 "), "{head:?}: {answer}");
+    }
+    let seen = |head: &str, body: &str| -> Result<Value> {
+        let answer = say(&format!("{head}\r\nx-beta: 1"), body)?;
+        let said = answer.rsplit("\r\n\r\n").next().unwrap_or_default();
+        serde_json::from_str(said).map_err(|error| anyhow::anyhow!("{error}: {answer}"))
+    };
+    let absolute = seen("GET http://web/a HTTP/1.1\r\nhost: other", "")?;
+    same("the host", (absolute["host"].as_str(), absolute["path"].as_str()), (Some("web"), Some("/a")))?;
+    // HTTP/2 within HTTP/1 would be read by nobody here.
+    let upgrade = "GET / HTTP/1.1\r\nhost: web\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAM";
+    let smuggled = seen(upgrade, "")?;
+    same("the upgrade", smuggled["headers"].get("upgrade"), None)?;
+    same("its settings", smuggled["headers"].get("http2-settings"), None)?;
+    // Of two lengths one holds, and it is the same one at both ends.
+    let chunked = "3\r\nabc\r\n0\r\n\r\n";
+    for head in [
+        "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 13\r\ntransfer-encoding: chunked",
+        "POST / HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked\r\ncontent-length: 13",
+        "GET / HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked",
+    ] {
+        let seen = seen(head, chunked)?;
+        same("the body", seen["body"].as_u64(), Some(3))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn every_version_of_http_is_carried_and_none_of_its_requests_fails() -> Result<()> {
     let stage = Stage::new()?;
     let (client, server) = (stage.scene.pod("client"), stage.scene.pod("web-v1"));
