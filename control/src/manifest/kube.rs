@@ -5,7 +5,6 @@ use std::{net::IpAddr, sync::Arc};
 use serde::Deserialize;
 
 use super::{labels::Labels, shared::Shared};
-use crate::compile::{EXPORT_TO, WAYPOINT_EXCEPT};
 
 /// What is read of `metadata` of every object, besides its name.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -34,13 +33,12 @@ impl Metadata {
         self.annotations.get(name)
     }
 
-    /// Its own texts become those that all share. Of what belongs to Kubernetes itself only labels are read, and of
-    /// annotations some.
-    pub(crate) fn share(&mut self, shared: &mut Shared) {
-        self.annotations = self.annotations.only(&[EXPORT_TO, WAYPOINT_EXCEPT]);
-        self.annotations.share(shared);
+    /// Its own texts become those that all share, of what belongs to Kubernetes itself: labels are read of it, and
+    /// these annotations.
+    pub(crate) fn share(&mut self, annotations: &[&str], shared: &mut Shared) {
+        (self.annotations, self.creation_timestamp) = (self.annotations.only(annotations), None);
         self.labels.share(shared);
-        self.creation_timestamp = None;
+        self.annotations.share(shared);
     }
 }
 

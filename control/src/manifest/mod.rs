@@ -41,6 +41,7 @@ pub use shared::Shared;
 pub use uid::Uid;
 
 use self::service::{ServiceManifest, SliceManifest};
+use crate::compile::WAYPOINT_EXCEPT;
 
 /// Documents beyond this number in one file are refused: a bound on what a file may cost.
 const MAX_DOCUMENTS: usize = 100_000;
@@ -144,9 +145,9 @@ impl Object {
             Self::Pod(pod) => pod.share(shared),
             Self::EndpointSlice(slice) => slice.share(shared),
             Self::Service(service) => service.share(shared),
-            Self::Namespace(object) => object.metadata.share(shared),
-            Self::Node(object) => object.metadata.share(shared),
-            Self::Gateway(object) => object.metadata.share(shared),
+            Self::Namespace(object) => object.metadata.share(&[WAYPOINT_EXCEPT], shared),
+            Self::Node(object) => object.metadata.share(&[], shared),
+            Self::Gateway(object) => object.metadata.share(&[], shared),
             // Its age counts.
             Self::HTTPRoute(object) => object.metadata.labels.share(shared),
             Self::ServiceEntry(_)

@@ -11,6 +11,7 @@ use super::{
     labels::Labels,
     shared::Shared,
 };
+use crate::compile::{EXPORT_TO, WAYPOINT_EXCEPT};
 
 type Checked = Result<(), (String, String)>;
 
@@ -169,7 +170,7 @@ impl From<ServiceManifest> for Service {
 impl Service {
     /// Its own texts become those that all share.
     pub(crate) fn share(&mut self, shared: &mut Shared) {
-        self.metadata.share(shared);
+        self.metadata.share(&[EXPORT_TO, WAYPOINT_EXCEPT], shared);
         self.selector.share(shared);
         for port in &mut self.ports {
             shared.replace(&mut port.name);

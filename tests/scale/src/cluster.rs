@@ -141,9 +141,10 @@ impl Source for Cluster {
         self.nodes + 1
     }
 
-    /// One is bound to a node; it has an address and is ready; its service has it, and no more the other; that goes.
+    /// One is bound to a node; it has an address and is ready; its service has it, and no more the other; that begins
+    /// to end (the API server writes this down even where it ends at once), and goes.
     fn steps(&self) -> u64 {
-        5
+        6
     }
 
     /// As a Deployment does it: new pods, then the services have those, then the old ones go. What stays is patched.
