@@ -2,13 +2,14 @@
 
 use std::{env, path::PathBuf};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "authorization.proto",
     "ca.proto",
     "core.proto",
     "discovery.proto",
     "node.proto",
     "status.proto",
+    "waypoint.proto",
     "workload.proto",
     "zds.proto",
 ];

@@ -116,6 +116,7 @@ async fn sync(settings: Settings, manifests: &Path, state: &Path) -> anyhow::Res
         },
         cluster: "Kubernetes".into(),
         trust_domain: "cluster.local".into(),
+        routes: false,
     };
     let begun = Instant::now();
     tokio::spawn(xds::run(options, mesh.clone()));

@@ -21,7 +21,7 @@ use crate::{
     publish::{Clients, Store, Type},
     serve::Entitled,
     shards::{Outline, Pods, Shards, Turn},
-    tokens::Tokens,
+    tokens::{self, Tokens},
 };
 
 /// Token files are looked after this often even if nothing changes.
@@ -50,6 +50,8 @@ pub struct State {
     shards: Shards,
     /// The nodes that are let in.
     proper: BTreeSet<String>,
+    /// By node: the waypoints that run there, each a caller of its own, and whom they may be.
+    waypoints: BTreeMap<Arc<str>, BTreeMap<String, Arc<LocalPod>>>,
     /// The problems that were told.
     known: Arc<BTreeSet<Problem>>,
 }
@@ -108,9 +110,14 @@ impl Engine {
         let namespaces = turn.compiled;
         debug!(generation, namespaces, nodes = touched.len(), took = ?begun.elapsed(), "published");
         self.nodes.settle(&outline, &touched, generation, &self.clients, &self.options.trust_domain);
-        let policies = self.store.subscribe().borrow().policies.len();
+        let (policies, routes) = {
+            let state = self.store.subscribe();
+            let state = state.borrow();
+            (state.policies.len(), state.routes.len())
+        };
         self.metrics.set_published(Type::Address, outline.workloads + outline.services);
         self.metrics.set_published(Type::Authorization, policies);
+        self.metrics.set_published(Type::Routes, routes);
         self.outline.send_replace(outline);
     }
 
@@ -153,11 +160,21 @@ impl Engine {
             }
             self.compiled.proper = proper;
         }
-        if let Some(files) = &self.token_files {
-            files.keep(&self.compiled.proper);
-        }
-        self.auth.set_nodes(self.compiled.proper.clone());
         let mut entitled: BTreeMap<Arc<str>, Option<Pods>> = BTreeMap::new();
+        for node in touched {
+            let waypoints = waypoints_on(outline, node);
+            let before = self.compiled.waypoints.insert(node.clone(), waypoints).unwrap_or_default();
+            entitled.extend(before.into_keys().map(|gone| (gone.into(), None)));
+        }
+        self.compiled.waypoints.retain(|_, waypoints| !waypoints.is_empty());
+        let waypoints = || self.compiled.waypoints.values().flatten();
+        entitled.extend(waypoints().map(|(name, pod)| (name.as_str().into(), Some([pod.clone()].into()))));
+        let mut callers = self.compiled.proper.clone();
+        callers.extend(waypoints().map(|(name, _)| name.clone()));
+        if let Some(files) = &self.token_files {
+            files.keep(&callers);
+        }
+        self.auth.set_nodes(callers);
         for node in touched {
             // By its agent's word or, if that went to another replica of control, by the mark it left.
             let captured = |pod: &LocalPod| {
@@ -177,6 +194,13 @@ impl Engine {
         }
         self.entitled.update(entitled);
     }
+}
+
+/// The waypoints of a node. Each proves itself: its node is not trusted with its certificate, nor it with others'.
+fn waypoints_on(outline: &Outline, node: &Arc<str>) -> BTreeMap<String, Arc<LocalPod>> {
+    let pods = outline.nodes.get(node).into_iter().flat_map(|pods| pods.iter());
+    let waypoints = pods.filter(|pod| pod.waypoint);
+    waypoints.map(|pod| (tokens::waypoint(&pod.namespace, &pod.name), pod.clone())).collect()
 }
 
 /// Everything as it would be published now, compiled anew: for who wants to see all of it.

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     compile::automatic::Given,
-    manifest::{EndpointSlice, Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared},
+    manifest::{EndpointSlice, Gateway, Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared},
 };
 
 /// Every file's objects and problems, or every object of the API server.
@@ -24,6 +24,8 @@ pub struct Objects {
     problems: BTreeMap<ObjectKey, Vec<Problem>>,
     changes: Changes,
     shared: Shared,
+    /// Waypoints serve other namespaces, too: whoever compiles a namespace sees the Gateways of all.
+    gateways: BTreeSet<ObjectKey>,
 }
 
 type Space = BTreeMap<(Kind, Arc<str>), Held>;
@@ -58,6 +60,8 @@ pub struct Changes {
     pub nodes: BTreeSet<Arc<str>>,
     /// What is wrong with some file or object.
     pub problems: bool,
+    /// A Gateway came, went or changed.
+    pub gateways: bool,
 }
 
 impl Changes {
@@ -68,6 +72,7 @@ impl Changes {
                 self.namespaces.entry(key.name.clone()).or_default();
             }
             kind => {
+                self.gateways |= kind == Kind::Gateway;
                 let policy = matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
                 *self.namespaces.entry(key.namespace.clone()).or_default() |= policy;
             }
@@ -259,6 +264,11 @@ impl Objects {
         for namespace in namespaces {
             self.show(namespace, |_| true, &mut view);
         }
+        for key in self.gateways.iter().filter(|key| !namespaces.contains(&key.namespace)) {
+            if let Some(Object::Gateway(gateway)) = self.get(key) {
+                view.foreign_gateways.push((key.clone(), gateway));
+            }
+        }
         if !namespaces.contains(root) {
             let policy = |kind| matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
             self.show(root, policy, &mut view);
@@ -319,6 +329,9 @@ impl Objects {
         if changed {
             self.changes.note(key);
         }
+        if key.kind == Kind::Gateway {
+            self.gateways.insert(key.clone());
+        }
         changed
     }
 
@@ -337,7 +350,10 @@ impl Objects {
         }
         match held.others.as_mut().and_then(|others| others.pop_first()) {
             Some((file, object)) => (held.file, held.object) = (Some(file), object),
-            None => drop(space.remove(&at)),
+            None => {
+                space.remove(&at);
+                self.gateways.remove(key);
+            }
         }
         if space.is_empty() {
             self.spaces.remove(&key.namespace);
@@ -402,6 +418,8 @@ pub struct View<'a> {
     pub problems: Vec<Problem>,
     /// Addresses that were given to hosts of all ServiceEntries, where these are not all of them.
     pub(crate) automatic: Option<Arc<Given>>,
+    /// Gateways of namespaces whose other objects are not here.
+    pub(crate) foreign_gateways: Vec<(ObjectKey, &'a Gateway)>,
 }
 
 impl<'a> View<'a> {

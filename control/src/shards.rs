@@ -75,6 +75,7 @@ struct Shard {
     namespaces: BTreeSet<Arc<str>>,
     addresses: Published,
     policies: Published,
+    routes: Published,
     /// In the order of their nodes, and of namespaces and names there.
     pods: Box<[Placed]>,
     /// Whether the pods of each of its namespaces are in the mesh; not of those that have no Namespace object.
@@ -112,7 +113,7 @@ impl Shards {
             objects.compact();
         }
         let root = &options.root_namespace;
-        let everything = first || changes.namespaces.get(root) == Some(&true);
+        let everything = first || changes.gateways || changes.namespaces.get(root) == Some(&true);
         let changed = if first { objects.namespaces() } else { changes.namespaces.keys().cloned().collect() };
         self.couplings.update(objects, &changed);
         let mut stale = if everything { objects.namespaces() } else { BTreeSet::new() };
@@ -240,6 +241,7 @@ impl Shards {
     fn compare(&self, before: &[Shard], after: &[Shard], turn: &mut Turn) {
         (turn.edit.addresses, turn.edit.gone_addresses) = difference(before, after, |shard| &shard.addresses);
         (turn.edit.policies, turn.edit.gone_policies) = difference(before, after, |shard| &shard.policies);
+        (turn.edit.routes, turn.edit.gone_routes) = difference(before, after, |shard| &shard.routes);
         let (old, new) = (pods_of(before), pods_of(after));
         for node in old.keys().chain(new.keys()) {
             if old.get(node) != new.get(node) {
@@ -302,6 +304,7 @@ impl Shard {
         let services = compiled.services.len();
         let of_services = compiled.services.into_values().map(|service| encode::service(&service));
         let policies = compiled.policies.into_values().map(|policy| encode::policy(&policy));
+        let routes = compiled.routes.into_values().map(|routes| encode::routes(&routes));
         let old_nodes = pods_of(before);
         let pods = compiled.nodes.into_iter().flat_map(|(node, mut pods)| {
             // Equal pods are kept once, whoever holds them.
@@ -316,6 +319,7 @@ impl Shard {
         Self {
             addresses: keep(workloads.chain(of_services), before, |shard| &shard.addresses),
             policies: keep(policies, before, |shard| &shard.policies),
+            routes: keep(routes, before, |shard| &shard.routes),
             pods: pods.collect(),
             enroll: compiled.namespaces,
             problems: compiled.problems,
@@ -334,6 +338,7 @@ impl Shard {
     fn is_empty(&self) -> bool {
         self.addresses.is_empty()
             && self.policies.is_empty()
+            && self.routes.is_empty()
             && self.pods.is_empty()
             && self.enroll.is_empty()
             && self.problems.is_empty()

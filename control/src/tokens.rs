@@ -1,4 +1,4 @@
-//! Node tokens of folder mode: a node proves itself to control by a bearer token that is bound to its
+//! Tokens of folder mode: a node, or a waypoint, proves itself to control by a bearer token that is bound to its
 //! name and to an end, under an HMAC whose key only control has.
 //!
 //! ```text
@@ -112,7 +112,7 @@ impl Tokens {
         let dir = state.join("tokens");
         private_dir(&dir)?;
         for node in nodes {
-            check_node(node)?;
+            check_caller(node)?;
             let path = dir.join(node);
             if !self.is_fresh(&path, node, now) {
                 write_private(&path, self.make(node, now + LIFETIME).as_bytes())?;
@@ -156,6 +156,20 @@ pub fn check_node(node: &str) -> Result<(), TokenFileError> {
     } else {
         Err(TokenFileError::Node(node.to_owned()))
     }
+}
+
+/// A node, or a waypoint by the name that [`waypoint`] gives it.
+fn check_caller(name: &str) -> Result<(), TokenFileError> {
+    match name.split_once('@') {
+        Some((namespace, pod)) => check_node(namespace).and_then(|()| check_node(pod)),
+        None => check_node(name),
+    }
+    .map_err(|_| TokenFileError::Node(name.to_owned()))
+}
+
+/// What a waypoint's pod is called where callers are named: no node has such a name.
+pub fn waypoint(namespace: &str, pod: &str) -> String {
+    format!("{namespace}@{pod}")
 }
 
 fn seconds(time: SystemTime) -> u64 {
@@ -270,5 +284,10 @@ mod tests {
             assert!(check_node(name).is_err(), "{name}");
         }
         assert!(check_node("ip-10-0-0-1.eu.internal").is_ok());
+        assert!(check_node(&waypoint("shop", "wp-1")).is_err(), "no node is called so");
+        assert!(check_caller(&waypoint("shop", "wp-1")).is_ok());
+        for name in ["a@", "@a", "a@..", "a@b@c", "../@a"] {
+            assert!(check_caller(name).is_err(), "{name}");
+        }
     }
 }

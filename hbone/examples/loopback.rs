@@ -126,6 +126,7 @@ async fn client_end(
             service_host: None,
             baggage: Some("k8s.namespace.name=default,service.name=client".to_owned()),
             traceparent: None,
+            assertion: None,
         };
         let pool = pool.clone();
         spawn_local(async move {

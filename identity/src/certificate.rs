@@ -13,11 +13,16 @@ use rustls::{
     client::verify_server_cert_signed_by_trust_anchor,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
     server::ParsedCertificate,
-    sign::{CertifiedKey, SingleCertAndKey},
+    sign::{CertifiedKey, SigningKey, SingleCertAndKey},
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time};
 
-use crate::{BadChain, Clock, Issued, clock::unix_time, tls, verify::identity_in};
+use crate::{
+    BadChain, Clock, Issued,
+    clock::unix_time,
+    tls,
+    verify::{ClientVerifier, identity_in},
+};
 
 /// More expected sets than this, and the cache of client configurations starts anew.
 const MAX_CLIENT_CONFIGS: usize = 4096;
@@ -38,9 +43,12 @@ pub struct Certified {
     /// Which bundle of extra roots it was made under.
     pub(crate) roots_generation: u64,
     pub(crate) presented: Arc<SingleCertAndKey>,
+    /// Signs with the key.
+    pub(crate) signing: Arc<dyn SigningKey>,
     key: SecretKey,
     clients: Mutex<HashMap<Arc<[Identity]>, Arc<ClientConfig>>>,
     server: OnceLock<Arc<ServerConfig>>,
+    callers: OnceLock<Arc<ClientVerifier>>,
 }
 
 /// Shows everything but the key.
@@ -167,10 +175,12 @@ impl Certified {
             chain: chain.shown,
             issued_roots: chain.roots,
             roots_generation,
+            signing: pair.key.clone(),
             presented: Arc::new(SingleCertAndKey::from(pair)),
             key,
             clients: Mutex::default(),
             server: OnceLock::new(),
+            callers: OnceLock::new(),
         })
     }
 
@@ -190,9 +200,11 @@ impl Certified {
             issued_roots: self.issued_roots.clone(),
             roots_generation: generation,
             presented: self.presented.clone(),
+            signing: self.signing.clone(),
             key: self.key.duplicate(),
             clients: Mutex::default(),
             server: OnceLock::new(),
+            callers: OnceLock::new(),
         })
     }
 
@@ -226,6 +238,12 @@ impl Certified {
         let config = Arc::new(tls::client_config(self, expected, clock));
         clients.insert(expected.clone(), config.clone());
         config
+    }
+
+    /// Who judges callers by the roots of this certificate.
+    pub(crate) fn callers(&self, trust_domains: &Arc<[String]>) -> Arc<ClientVerifier> {
+        let make = || Arc::new(ClientVerifier::new(self.roots.clone(), trust_domains.clone()));
+        self.callers.get_or_init(make).clone()
     }
 
     pub(crate) fn server_config(

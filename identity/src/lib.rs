@@ -5,6 +5,7 @@
 //! memory and leave it only through [`Store::export`], for the next ztunnel of the same node.
 #![forbid(unsafe_code)]
 
+pub mod assertion;
 pub mod authority;
 mod certificate;
 mod clock;

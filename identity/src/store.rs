@@ -17,6 +17,7 @@ use crate::{
     certificate::certificates,
     handover,
     renew::{Slot, Trust, renew},
+    verify::ClientVerifier,
 };
 
 /// How a [`Store`] behaves.
@@ -170,6 +171,11 @@ impl Store {
     /// The client side of a tunnel: shows `certified`, accepts exactly one of `expected`. Cached.
     pub fn client_config(&self, certified: &Arc<Certified>, expected: &Arc<[Identity]>) -> Arc<ClientConfig> {
         certified.client_config(expected, &self.options.clock)
+    }
+
+    /// Who judges the certificates of callers, as the server side of a tunnel does.
+    pub(crate) fn callers(&self, certified: &Certified) -> Arc<ClientVerifier> {
+        certified.callers(&self.trust_domains)
     }
 
     /// The server side of a tunnel: shows `certified`, demands a certificate of an accepted trust

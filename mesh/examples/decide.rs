@@ -71,6 +71,7 @@ fn admits(name: &str, style: fn(usize, usize) -> Match) {
             destination: &workload,
             destination_ip: ip(7),
             destination_port: *destination_port,
+            through: None,
         })
     };
     let allowed = (0..64).filter(|&i| matches!(judge(&known, i).verdict, Verdict::Allow(Some(_)))).count();

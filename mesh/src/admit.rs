@@ -1,6 +1,7 @@
 //! The inbound verdict: may this caller reach this workload, decided from one snapshot.
 //!
-//! In this order: a DENY policy that matches refuses; a policy that is for the workload and is not held
+//! In this order: a call that was brought by somebody who is no waypoint of the workload is refused, and so is one
+//! that was not brought by a waypoint where one is required; a DENY policy that matches refuses; a policy that is for the workload and is not held
 //! refuses; without any ALLOW policy for the workload it is allowed; an ALLOW policy that matches allows;
 //! else it is refused. Where several policies say the same, the first by name is named, so that equal
 //! states give equal answers. What a policy means is settled in [`crate::compiled`].
@@ -8,7 +9,8 @@
 use std::net::IpAddr;
 
 use crate::{
-    Action, Identity, PolicyKey, Snapshot, Workload, compiled::Facts, index::Compiled, policies::Applied,
+    Action, Identity, Passage, PolicyKey, Snapshot, Workload, compiled::Facts, index::Compiled,
+    policies::Applied,
 };
 
 /// The most dry-run policies one decision names.
@@ -24,6 +26,9 @@ pub struct Attempt<'a> {
     pub destination_ip: IpAddr,
     /// The workload's real port.
     pub destination_port: u16,
+    /// The waypoint that brought it, where `source` is who called that waypoint. Policies judge the caller; of the
+    /// waypoint it is asked whether control has named it for this workload.
+    pub through: Option<&'a Passage>,
 }
 
 /// The verdict, and what dry-run policies would have said.
@@ -56,6 +61,10 @@ pub enum Refusal {
     NotAllowed(PolicyKey),
     #[error("policy {0} selects this workload and could not be read or was never received")]
     PolicyMissing(PolicyKey),
+    #[error("{0} is no waypoint of this workload, and speaks for another")]
+    NotItsWaypoint(Identity),
+    #[error("this workload is to be called through its waypoint only (culvert.dev/waypoint: required)")]
+    WaypointRequired,
 }
 
 impl Snapshot {
@@ -64,11 +73,26 @@ impl Snapshot {
         if !self.is_complete() {
             return Decision { verdict: Verdict::Refuse(Refusal::Incomplete), dry_run: Vec::new() };
         }
+        if let Some(refusal) = self.wrong_way(attempt) {
+            return Decision { verdict: Verdict::Refuse(refusal), dry_run: Vec::new() };
+        }
         let facts = Facts::of(attempt);
         let applied = self.policies.applied_to(attempt.destination);
         let verdict = applied.verdict(&facts);
         let dry_run = applied.would_change(&verdict, &facts);
         Decision { verdict, dry_run }
+    }
+
+    /// What is wrong with the way that the call took, whoever calls.
+    fn wrong_way(&self, attempt: &Attempt<'_>) -> Option<Refusal> {
+        let workload = attempt.destination;
+        if let Some(passage) = attempt.through {
+            let vouched = self.vouches(passage, workload);
+            return (!vouched).then(|| Refusal::NotItsWaypoint(passage.waypoint.clone()));
+        }
+        let required = workload.waypoint_required.as_ref()?.covers(attempt.destination_port);
+        let own = || attempt.source.is_some_and(|source| self.is_waypoint_of(source, workload));
+        (required && !own()).then_some(Refusal::WaypointRequired)
     }
 }
 
@@ -112,9 +136,13 @@ impl Applied<'_> {
         let mut names = match verdict {
             Verdict::Allow(_) => self.dry_matches(Action::Deny, facts),
             Verdict::Refuse(Refusal::NotAllowed(_)) => self.dry_matches(Action::Allow, facts),
-            Verdict::Refuse(Refusal::Incomplete | Refusal::Denied(_) | Refusal::PolicyMissing(_)) => {
-                Vec::new()
-            }
+            Verdict::Refuse(
+                Refusal::Incomplete
+                | Refusal::Denied(_)
+                | Refusal::PolicyMissing(_)
+                | Refusal::NotItsWaypoint(_)
+                | Refusal::WaypointRequired,
+            ) => Vec::new(),
         };
         if let (Verdict::Allow(None), Some(first)) = (verdict, self.first_allow(true))
             && self.dry_matches(Action::Allow, facts).is_empty()

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    GatewayAddress, Identity, Service, ServiceKey, Snapshot, Tunnel, Workload,
+    Behind, GatewayAddress, Identity, Service, ServiceKey, Snapshot, Tunnel, Workload,
     endpoints::{NoPick, Wanted},
 };
 
@@ -36,6 +36,30 @@ pub enum Plan {
     Named { workload: Arc<Workload>, service: Arc<Service>, port: u16 },
     /// HBONE to the workload: TCP to `peer`, TLS that must prove one of `expected`, CONNECT `authority`.
     Hbone { target: Target, peer: SocketAddr, expected: Arc<[Identity]>, authority: String },
+    /// HBONE to a waypoint (`target`, whose address is the peer's), which is to carry it on to `behind`. It is told
+    /// what the app dialled, and by an assertion who calls.
+    Waypoint { target: Target, expected: Arc<[Identity]>, authority: String, behind: Behind },
+}
+
+/// By what an endpoint is chosen.
+pub struct Choice<'a> {
+    /// The caller's network, and its node.
+    pub network: &'a str,
+    pub node: &'a str,
+    /// Of its addresses one of this family, if it has one.
+    pub like: IpAddr,
+    pub seed: u64,
+}
+
+/// An endpoint that was chosen.
+#[derive(Debug, Clone)]
+pub enum Chosen {
+    Target(Target),
+    /// It is known by its host name alone.
+    Named {
+        workload: Arc<Workload>,
+        port: u16,
+    },
 }
 
 /// The workload that was chosen.
@@ -70,8 +94,9 @@ impl Snapshot {
     /// Plans one outbound connection. `local_node` is the node this ztunnel serves.
     ///
     /// The destination is looked up in the caller's network: a service's virtual address first, then a
-    /// workload's own; what is neither is not of the mesh. A waypoint that is asked for and cannot be used
-    /// is an error, never a way round it; the waypoint itself goes straight to what is behind it.
+    /// workload's own; what is neither is not of the mesh. Where a service or workload names a waypoint, that is
+    /// where it goes. One that cannot be used is an error, never a way round it; the waypoint itself goes straight to
+    /// what is behind it.
     pub fn plan(&self, local_node: &str, outbound: &Outbound<'_>) -> Result<Plan, PlanError> {
         if !self.is_complete() {
             return Err(PlanError::Incomplete);
@@ -79,16 +104,17 @@ impl Snapshot {
         let source = outbound.source;
         let dialled = SocketAddr::new(outbound.destination.ip().to_canonical(), outbound.destination.port());
         if let Some(service) = self.service_at(&source.network, dialled.ip()) {
-            if !service.passthrough {
-                return self.behind(service, local_node, dialled, outbound);
+            // Without resolution whoever is dialled is meant, and one of the mesh is met as ever.
+            if !service.passthrough || self.must_pass(source, service.waypoint.as_ref()) {
+                return self.to_service(service, local_node, dialled, outbound);
             }
-            // Whoever is dialled is meant: one of the mesh is met as ever.
-            self.straight(source, service.waypoint.as_ref(), || service.key.to_string())?;
         }
         let Some(workload) = self.workload_at(&source.network, dialled.ip()) else {
             return Ok(Plan::Passthrough { to: dialled });
         };
-        self.straight(source, workload.waypoint.as_ref(), || workload.uid.to_string())?;
+        if let Some(waypoint) = self.waypoint_before(workload, source) {
+            return self.through(waypoint, Behind::Workload(workload.uid.clone()), None, dialled, outbound);
+        }
         let target = Target { workload: workload.clone(), address: dialled, service: None };
         Ok(way_to(target, local_node))
     }
@@ -119,7 +145,10 @@ impl Snapshot {
         let Some(workload) = self.workload_at(&source.network, to.ip()) else {
             return Ok(Plan::Plain(named));
         };
-        self.straight(source, workload.waypoint.as_ref(), || workload.uid.to_string())?;
+        if let Some(waypoint) = self.waypoint_before(workload, source) {
+            let behind = Behind::Workload(workload.uid.clone());
+            return self.through(waypoint, behind, named.service.as_ref(), to, outbound);
+        }
         Ok(match workload.tunnel {
             Tunnel::None => Plan::Plain(named),
             Tunnel::Hbone => way_to(Target { workload: workload.clone(), ..named }, local_node),
@@ -127,7 +156,7 @@ impl Snapshot {
     }
 
     /// Picks an endpoint of a service, and its port.
-    fn behind(
+    fn to_service(
         &self,
         service: &Arc<Service>,
         local_node: &str,
@@ -135,19 +164,49 @@ impl Snapshot {
         outbound: &Outbound<'_>,
     ) -> Result<Plan, PlanError> {
         let key = &service.key;
-        let mapping = service.ports.iter().find(|mapping| mapping.service_port == dialled.port());
-        let mapping = mapping.ok_or_else(|| PlanError::NoSuchPort(key.clone(), dialled.port()))?;
-        self.straight(outbound.source, service.waypoint.as_ref(), || key.to_string())?;
+        if !service.ports.iter().any(|mapping| mapping.service_port == dialled.port()) {
+            return Err(PlanError::NoSuchPort(key.clone(), dialled.port()));
+        }
+        if let Some(waypoint) =
+            service.waypoint.as_ref().filter(|at| self.must_pass(outbound.source, Some(at)))
+        {
+            return self.through(waypoint, Behind::Service(key.clone()), Some(service), dialled, outbound);
+        }
 
+        let choice = Choice {
+            network: &outbound.source.network,
+            node: local_node,
+            like: dialled.ip(),
+            seed: outbound.seed,
+        };
+        match self.choose(service, dialled.port(), &choice)? {
+            Chosen::Target(target) => Ok(way_to(target, local_node)),
+            Chosen::Named { workload, port } => Ok(Plan::Named { workload, service: service.clone(), port }),
+        }
+    }
+
+    /// Chooses an endpoint of a service for its port: each that may be used has the same chance over all seeds.
+    ///
+    /// # Errors
+    /// If the service has no such port, or nobody can be chosen.
+    pub fn choose(
+        &self,
+        service: &Arc<Service>,
+        port: u16,
+        choice: &Choice<'_>,
+    ) -> Result<Chosen, PlanError> {
+        let key = &service.key;
+        let mapping = service.ports.iter().find(|mapping| mapping.service_port == port);
+        let mapping = mapping.ok_or_else(|| PlanError::NoSuchPort(key.clone(), port))?;
         let none_healthy = || PlanError::NoHealthyEndpoint(key.clone());
-        if service.node_local && local_node.is_empty() {
+        if service.node_local && choice.node.is_empty() {
             return Err(none_healthy());
         }
         let wanted = Wanted {
-            network: &outbound.source.network,
-            node: service.node_local.then_some(local_node),
+            network: choice.network,
+            node: service.node_local.then_some(choice.node),
             allow_unhealthy: service.allow_unhealthy,
-            seed: outbound.seed,
+            seed: choice.seed,
         };
         let picked = self.endpoints_of(key).ok_or_else(none_healthy)?.pick(&wanted);
         let workload = picked.map_err(|none| match none {
@@ -156,39 +215,78 @@ impl Snapshot {
             NoPick::OtherNetwork => PlanError::OtherNetwork(key.clone()),
         })?;
         let own_mapping = workload.services.get(key).into_iter().flatten();
-        let own_port =
-            own_mapping.filter(|own| own.service_port == dialled.port()).map(|own| own.target_port);
-        let port = own_port.chain([mapping.target_port]).find(|&port| port != 0).unwrap_or(dialled.port());
-        let Some(address) = address_like(workload, dialled.ip()) else {
+        let own_port = own_mapping.filter(|own| own.service_port == port).map(|own| own.target_port);
+        let port = own_port.chain([mapping.target_port]).find(|&port| port != 0).unwrap_or(port);
+        let Some(address) = address_like(workload, choice.like) else {
             // A tunnel ends at an address; what is to have one must not go without.
             return match workload.tunnel {
                 Tunnel::None if !workload.hostname.is_empty() => {
-                    Ok(Plan::Named { workload: workload.clone(), service: service.clone(), port })
+                    Ok(Chosen::Named { workload: workload.clone(), port })
                 }
                 Tunnel::None | Tunnel::Hbone => Err(PlanError::NoAddress(key.clone())),
             };
         };
-        let target = Target {
+        Ok(Chosen::Target(Target {
             workload: workload.clone(),
             address: SocketAddr::new(address, port),
             service: Some(service.clone()),
-        };
-        Ok(way_to(target, local_node))
+        }))
     }
 
-    /// Refuses a way round a waypoint, unless the caller is that waypoint.
-    fn straight(
+    /// Whether the caller has to pass that waypoint: everybody but the waypoint itself.
+    fn must_pass(&self, source: &Workload, waypoint: Option<&GatewayAddress>) -> bool {
+        waypoint.is_some_and(|waypoint| !self.is_gateway(source, waypoint))
+    }
+
+    /// The waypoint that a workload's caller has to pass.
+    fn waypoint_before<'w>(&self, workload: &'w Workload, source: &Workload) -> Option<&'w GatewayAddress> {
+        workload.waypoint.as_ref().filter(|waypoint| self.must_pass(source, Some(waypoint)))
+    }
+
+    /// The way to one of the workloads of a waypoint.
+    fn through(
         &self,
-        source: &Workload,
-        waypoint: Option<&GatewayAddress>,
-        what: impl Fn() -> String,
-    ) -> Result<(), PlanError> {
-        match waypoint {
-            Some(waypoint) if !self.is_gateway(source, waypoint) => {
-                Err(PlanError::WaypointUnavailable(what()))
+        waypoint: &GatewayAddress,
+        behind: Behind,
+        service: Option<&Arc<Service>>,
+        dialled: SocketAddr,
+        outbound: &Outbound<'_>,
+    ) -> Result<Plan, PlanError> {
+        let unavailable = || PlanError::WaypointUnavailable(behind.to_string());
+        let (front, hbone_port) = match waypoint {
+            GatewayAddress::Host { service, hbone_port } => (self.service(service), hbone_port),
+            GatewayAddress::Address { address, hbone_port } => {
+                (self.service_at(&address.network, address.address), hbone_port)
             }
-            _ => Ok(()),
-        }
+        };
+        let wanted = Wanted {
+            network: &outbound.source.network,
+            node: None,
+            allow_unhealthy: false,
+            seed: outbound.seed,
+        };
+        let workload = match (front, waypoint) {
+            (Some(front), _) => {
+                self.endpoints_of(&front.key).and_then(|endpoints| endpoints.pick(&wanted).ok())
+            }
+            (None, GatewayAddress::Address { address, .. }) => {
+                let at = self.workload_at(&address.network, address.address);
+                at.filter(|workload| workload.healthy)
+            }
+            (None, GatewayAddress::Host { .. }) => None,
+        };
+        // What is not reached by a tunnel cannot be told who calls, and would be called in plaintext.
+        let workload =
+            workload.filter(|workload| workload.tunnel == Tunnel::Hbone).ok_or_else(unavailable)?;
+        let address = address_like(workload, dialled.ip()).ok_or_else(unavailable)?;
+        let further = front.iter().flat_map(|front| front.subject_alt_names.iter().cloned());
+        let expected = std::iter::once(workload.identity()).chain(further).collect();
+        let target = Target {
+            workload: workload.clone(),
+            address: SocketAddr::new(address, *hbone_port),
+            service: service.cloned(),
+        };
+        Ok(Plan::Waypoint { target, expected, authority: dialled.to_string(), behind })
     }
 
     /// Whether a workload is the gateway of that address, or an endpoint of the service that is.

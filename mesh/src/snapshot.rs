@@ -10,7 +10,7 @@ use equivalent::Equivalent;
 use imbl::HashMap;
 
 use crate::{
-    NetworkAddress, Policy, PolicyKey, Scope, Service, ServiceKey, Workload,
+    NetworkAddress, Policy, PolicyKey, Scope, Service, ServiceKey, ServiceRoutes, Workload,
     claims::{Claims, Object},
     endpoints::Endpoints,
     policies::Policies,
@@ -28,10 +28,13 @@ pub struct Snapshot {
     services_by_hostname: HashMap<Arc<str>, Claims<Service>>,
     endpoints: HashMap<ServiceKey, Arc<Endpoints>>,
     pub(crate) policies: Policies,
+    /// Of services behind waypoints; only waypoints are told.
+    routes: HashMap<ServiceKey, Arc<ServiceRoutes>>,
     /// The cluster whose pods `pod` prefers; empty: none is preferred.
     cluster: Option<Arc<str>>,
     addresses_complete: bool,
     policies_complete: bool,
+    routes_complete: bool,
 }
 
 impl Snapshot {
@@ -39,6 +42,16 @@ impl Snapshot {
     /// Nothing is planned or admitted before (an empty answer is complete, silence is not).
     pub fn is_complete(&self) -> bool {
         self.addresses_complete && self.policies_complete
+    }
+
+    /// Whether a first complete state of routes has arrived, too: a waypoint routes nothing before.
+    pub fn has_routes(&self) -> bool {
+        self.routes_complete
+    }
+
+    /// How a service behind a waypoint is routed.
+    pub fn routes(&self, service: &ServiceKey) -> Option<&Arc<ServiceRoutes>> {
+        self.routes.get(service)
     }
 
     /// The workload of that unique id.
@@ -73,7 +86,7 @@ impl Snapshot {
     }
 
     /// The services of that host name (in lower case), in no order: of each namespace at most one.
-    pub(crate) fn services_named(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
+    pub fn services_named(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
         self.services_by_hostname.get(hostname).into_iter().flat_map(Claims::iter)
     }
 
@@ -210,6 +223,16 @@ impl Editor {
         self.next.policies.mark_unusable(key, Some(scope));
     }
 
+    /// Adds or replaces the routes of a service.
+    pub fn put_routes(&mut self, routes: ServiceRoutes) {
+        self.next.routes.insert(routes.service.clone(), Arc::new(routes));
+    }
+
+    /// Removes the routes of a service.
+    pub fn remove_routes(&mut self, service: &ServiceKey) {
+        self.next.routes.remove(service);
+    }
+
     /// Names our own cluster, whose pods [`Snapshot::pod`] prefers where two clusters have one of that name.
     pub fn set_cluster(&mut self, cluster: impl Into<Arc<str>>) {
         self.next.cluster = Some(cluster.into());
@@ -223,6 +246,11 @@ impl Editor {
     /// The first complete answer for policies is in.
     pub fn mark_policies_complete(&mut self) {
         self.next.policies_complete = true;
+    }
+
+    /// The first complete answer for routes is in.
+    pub fn mark_routes_complete(&mut self) {
+        self.next.routes_complete = true;
     }
 
     /// The state as edited.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use crate::{Identity, PolicyKey, PortMapping, ServiceKey};
+use crate::{Identity, PolicyKey, PortMapping, ServiceKey, WaypointRequired};
 
 /// An address within a named network (two clusters may use the same addresses).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +70,10 @@ pub struct Workload {
     /// It terminates HBONE itself (a waypoint): its ztunnel does not.
     pub native_tunnel: bool,
     pub waypoint: Option<GatewayAddress>,
+    /// Calls must come through a waypoint.
+    pub waypoint_required: Option<WaypointRequired>,
+    /// Services, not its own, from whose waypoints routes lead to it.
+    pub routed_from: Vec<ServiceKey>,
     pub network_gateway: Option<GatewayAddress>,
     /// The services this workload is an endpoint of, each with its own port mapping
     /// (empty: the service's mapping holds).
@@ -111,6 +115,8 @@ impl Workload {
             tunnel: Tunnel::None,
             native_tunnel: false,
             waypoint: None,
+            waypoint_required: None,
+            routed_from: Vec::new(),
             network_gateway: None,
             services: BTreeMap::new(),
             authorization_policies: Vec::new(),

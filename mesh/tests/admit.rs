@@ -54,6 +54,7 @@ fn attempt<'a>(source: Option<&'a Identity>, destination: &'a Workload) -> Attem
         destination,
         destination_ip: "10.0.0.2".parse().unwrap(),
         destination_port: 80,
+        through: None,
     }
 }
 

@@ -197,6 +197,7 @@ fn agree(
             destination: workload,
             destination_ip: *destination_ip,
             destination_port: *destination_port,
+            through: None,
         };
         prop_assert_eq!(snapshot.admit(&attempt), naive.admit(&attempt), "{:?}", attempt);
     }
@@ -257,7 +258,7 @@ proptest! {
         let caller = Identity::new("td", "a", "x");
         for source in [None, Some(&caller)] {
             let attempt =
-                Attempt { source, source_ip: ip, destination: &workload, destination_ip: ip, destination_port: 80 };
+                Attempt { source, source_ip: ip, destination: &workload, destination_ip: ip, destination_port: 80, through: None };
             prop_assert_eq!(empty.admit(&attempt), Naive::default().admit(&attempt));
         }
         prop_assert!(empty.policies_for(&workload).is_empty());

@@ -83,6 +83,7 @@ fn told(plan: Result<Plan, PlanError>) -> String {
         Ok(Plan::Plain(target)) => format!("plain {}", target.address),
         Ok(Plan::SameNode(target)) => format!("same node {}", target.address),
         Ok(Plan::Named { workload, port, .. }) => format!("plain {}:{port}", workload.hostname),
+        Ok(Plan::Waypoint { target, authority, .. }) => format!("{authority} by waypoint {}", target.address),
         Ok(Plan::Hbone { target, peer, authority, .. }) => {
             assert_eq!(authority, target.address.to_string());
             format!("hbone {authority} by {peer}")
@@ -95,7 +96,7 @@ fn told(plan: Result<Plan, PlanError>) -> String {
 fn spread(snapshot: &Snapshot, source: &Workload, to: &str) -> BTreeSet<SocketAddr> {
     let address = |seed| match plan_from(snapshot, source, to, seed) {
         Ok(Plan::Hbone { target, .. } | Plan::SameNode(target) | Plan::Plain(target)) => Some(target.address),
-        Ok(Plan::Passthrough { .. } | Plan::Named { .. }) | Err(_) => None,
+        Ok(Plan::Passthrough { .. } | Plan::Named { .. } | Plan::Waypoint { .. }) | Err(_) => None,
     };
     (0..200).filter_map(address).collect()
 }

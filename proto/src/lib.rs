@@ -43,6 +43,12 @@ pub mod node {
     tonic::include_proto!("culvert.node.v1");
 }
 
+/// `culvert.waypoint.v1`: what waypoints are told, and what is told of them.
+pub mod waypoint {
+    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+    tonic::include_proto!("culvert.waypoint.v1");
+}
+
 /// Modules nested as the packages are: the generated code refers from one to the other.
 pub mod envoy {
     #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
@@ -81,6 +87,11 @@ pub mod discovery {
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// The type URL of [`security::Authorization`].
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// The type URL of [`waypoint::ServiceRoutes`].
+pub const ROUTES_TYPE: &str = "type.googleapis.com/culvert.waypoint.v1.ServiceRoutes";
+/// The type URL of [`waypoint::WorkloadWaypoint`], and its name among the extensions of a workload.
+pub const WORKLOAD_WAYPOINT_TYPE: &str = "type.googleapis.com/culvert.waypoint.v1.WorkloadWaypoint";
+pub const WORKLOAD_WAYPOINT: &str = "culvert.dev/waypoint";
 /// Discovery messages may be this large (bytes): a first answer holds the whole mesh.
 pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;
 

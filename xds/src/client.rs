@@ -30,6 +30,8 @@ pub struct Options {
     pub cluster: String,
     /// Stands in where a resource names no trust domain.
     pub trust_domain: String,
+    /// A waypoint is told of routes, too.
+    pub routes: bool,
 }
 
 /// Who asks. Control only reports it; the token is what counts.
@@ -58,7 +60,7 @@ enum StreamError {
 /// answer of many thousand resources takes its time on this task: do not run it on a runtime that carries
 /// connections.
 pub async fn run(options: Options, mesh: Arc<Mesh>) -> Infallible {
-    let mut session = Session::new(&options.trust_domain, &options.cluster);
+    let mut session = Session::new(&options.trust_domain, &options.cluster).with_routes(options.routes);
     let mut backoff = Backoff::new(BACKOFF_LEAST, BACKOFF_MOST);
     let node = node(&options);
     loop {
@@ -123,6 +125,7 @@ fn status(status: tonic::Status) -> StreamError {
 
 fn node(options: &Options) -> Node {
     let Proxy { node, name, namespace, address } = &options.proxy;
+    let kind = if options.routes { "waypoint" } else { "ztunnel" };
     let text = |text: String| Value { kind: Some(Kind::StringValue(text)) };
     let fields = [
         ("CLUSTER_ID", text(options.cluster.clone())),
@@ -133,7 +136,7 @@ fn node(options: &Options) -> Node {
         ("NODE_NAME", text(node.clone())),
     ];
     Node {
-        id: format!("ztunnel~{address}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+        id: format!("{kind}~{address}~{name}.{namespace}~{namespace}.svc.cluster.local"),
         metadata: Some(Struct { fields: fields.map(|(name, value)| (name.to_owned(), value)).into() }),
         ..Default::default()
     }

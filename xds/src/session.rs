@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use mesh::{Editor, PolicyKey, ServiceKey, Snapshot};
 use proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTES_TYPE,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status},
 };
 
@@ -25,6 +25,9 @@ pub(crate) struct Session {
     policies: HashMap<Box<str>, (PolicyKey, String)>,
     /// Policies that were refused and never held, with the key they are marked by.
     unusable: HashMap<Box<str>, PolicyKey>,
+    /// Only a waypoint asks for routes.
+    wants_routes: bool,
+    routes: HashMap<Box<str>, (ServiceKey, String)>,
 }
 
 /// A held resource's key in the mesh.
@@ -51,7 +54,14 @@ impl Session {
             addresses: HashMap::new(),
             policies: HashMap::new(),
             unusable: HashMap::new(),
+            wants_routes: false,
+            routes: HashMap::new(),
         }
+    }
+
+    /// The session of a waypoint, which is told of routes, too.
+    pub(crate) fn with_routes(self, wants_routes: bool) -> Self {
+        Self { wants_routes, ..self }
     }
 
     pub(crate) fn snapshot(&self) -> &Snapshot {
@@ -73,6 +83,10 @@ impl Session {
             subscribe(AUTHORIZATION_TYPE, policies.collect()),
             subscribe(ADDRESS_TYPE, addresses.collect()),
         ];
+        if self.wants_routes {
+            let routes = self.routes.iter().map(|(name, (_, version))| (name.to_string(), version.clone()));
+            requests.push(subscribe(ROUTES_TYPE, routes.collect()));
+        }
         requests[0].node = Some(node.clone());
         requests
     }
@@ -103,6 +117,19 @@ impl Session {
                     }
                 }
                 editor.mark_policies_complete();
+            }
+            ROUTES_TYPE => {
+                for name in &answer.removed_resources {
+                    if let Some((key, _)) = self.routes.remove(name.as_str()) {
+                        editor.remove_routes(&key);
+                    }
+                }
+                for resource in answer.resources {
+                    if let Err(refusal) = self.put_routes(&mut editor, resource) {
+                        refused.push(refusal);
+                    }
+                }
+                editor.mark_routes_complete();
             }
             other => refused.push(("the whole answer".to_owned(), Invalid::Type(other.to_owned()))),
         }
@@ -150,6 +177,32 @@ impl Session {
             Some((Held::Workload, _)) => editor.remove_workload(name),
             Some((Held::Service(key), _)) => editor.remove_service(&key),
             None => {}
+        }
+    }
+
+    /// What is refused leaves the last good routes of the service. Where there are none, nothing is routed to it: what
+    /// its routes would have kept out must not get in.
+    fn put_routes(&mut self, editor: &mut Editor, resource: Resource) -> Result<(), (String, Invalid)> {
+        let converted = payload(&resource, ROUTES_TYPE)
+            .and_then(|payload| self.converter.routes(&resource.name, payload));
+        match converted {
+            Ok(routes) => {
+                let name = resource.name.into_boxed_str();
+                self.routes.insert(name, (routes.service.clone(), resource.version));
+                editor.put_routes(routes);
+                Ok(())
+            }
+            Err(reason) => {
+                if !self.routes.contains_key(resource.name.as_str())
+                    && let Ok(closed) = self.converter.closed_routes(&resource.name)
+                {
+                    // Without a version: it is sent again when the stream opens anew.
+                    let held = (closed.service.clone(), String::new());
+                    self.routes.insert(resource.name.as_str().into(), held);
+                    editor.put_routes(closed);
+                }
+                Err((resource.name, reason))
+            }
         }
     }
 

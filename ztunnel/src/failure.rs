@@ -8,6 +8,7 @@ use std::{
 
 use hbone::{client::OpenError, copy};
 use http::StatusCode;
+use identity::assertion::{BadAssertion, CannotAssert};
 use mesh::{Decision, PlanError, PolicyKey, Refusal};
 use runtime::record::{Connection as Record, End, Tcp};
 
@@ -34,6 +35,13 @@ pub(crate) enum Failure {
     Dial { to: SocketAddr, source: io::Error },
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// It must be passed, and there is no way round it.
+    #[error("the waypoint {waypoint} did not take it: {source}")]
+    Waypoint { waypoint: Box<str>, source: OpenError },
+    #[error(transparent)]
+    Assert(#[from] CannotAssert),
+    #[error(transparent)]
+    Assertion(#[from] BadAssertion),
     #[error("the endpoint {host} has no address: {source}")]
     Unresolved { host: Box<str>, source: Arc<Unresolved> },
     #[error("the pod has no address of the family of {0}")]
@@ -64,7 +72,12 @@ impl Failure {
             Self::Plan(PlanError::Incomplete) | Self::Refused(Refusal::Incomplete) => "state-incomplete",
             Self::Plan(PlanError::NoSuchPort(..)) | Self::NoSuchPort(..) => "no-such-port",
             Self::Plan(PlanError::NoHealthyEndpoint(_)) => "no-healthy-endpoint",
+            Self::Plan(PlanError::WaypointUnavailable(_)) => "no-waypoint",
             Self::Plan(_) => "no-plan",
+            Self::Refused(Refusal::WaypointRequired) => "waypoint-required",
+            Self::Waypoint { source: OpenError::Refused { .. }, .. } => "waypoint-refused",
+            Self::Waypoint { .. } => "waypoint-unreachable",
+            Self::Assert(_) | Self::Assertion(_) => "assertion",
             Self::Refused(_) | Self::Stopped(Stop::Refused(_)) => "policy",
             Self::Open(OpenError::Refused { .. }) => "peer-refused",
             Self::Open(OpenError::Certificate(_)) => "no-certificate",
@@ -82,7 +95,9 @@ impl Failure {
     /// The answer to a CONNECT that fails so (hbone.md: 401 policy, 400 not this workload, 503 dial).
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Refused(_) | Self::Stopped(Stop::Refused(_)) => StatusCode::UNAUTHORIZED,
+            Self::Refused(_) | Self::Assertion(_) | Self::Stopped(Stop::Refused(_)) => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::NotThePod(_) | Self::NotThisHost(_) | Self::NoSuchPort(..) => StatusCode::BAD_REQUEST,
             Self::Unknown(_)
             | Self::OwnListener(_)
@@ -90,6 +105,8 @@ impl Failure {
             | Self::Dial { .. }
             | Self::Unresolved { .. }
             | Self::Open(_)
+            | Self::Waypoint { .. }
+            | Self::Assert(_)
             | Self::NoSourceAddress(_)
             | Self::UnknownHost(_)
             | Self::PodLimit
@@ -102,26 +119,20 @@ impl Failure {
     fn end(&self) -> End {
         match self {
             Self::Refused(_)
+            | Self::Assertion(_)
             | Self::NotThePod(_)
             | Self::NotThisHost(_)
             | Self::OwnListener(_)
             | Self::PodLimit
             | Self::Stopped(Stop::Refused(_)) => End::Denied,
-            Self::Open(OpenError::Refused { status, .. }) if *status == StatusCode::UNAUTHORIZED => {
-                End::Denied
-            }
-            Self::Unknown(Unknown::Identity) => End::IdentityFailed,
-            Self::Open(
-                OpenError::Certificate(_) | OpenError::WrongIdentity { .. } | OpenError::Rejected { .. },
-            ) => End::IdentityFailed,
-            Self::Open(OpenError::Tls { .. }) => End::TlsFailed,
+            Self::Unknown(Unknown::Identity) | Self::Assert(_) => End::IdentityFailed,
+            Self::Open(source) | Self::Waypoint { source, .. } => end_of_open(source),
             Self::Stopped(Stop::PodGone | Stop::Ends) => End::Drained,
             Self::Caller(_) | Self::CallerGone => End::ResetBySource,
             Self::Unknown(_)
             | Self::Plan(_)
             | Self::Dial { .. }
             | Self::Unresolved { .. }
-            | Self::Open(_)
             | Self::NoSourceAddress(_)
             | Self::UnknownHost(_)
             | Self::NoSuchPort(..) => End::ConnectFailed,
@@ -147,12 +158,29 @@ impl Failure {
     }
 }
 
+/// How a connection ended for which no tunnel was opened.
+fn end_of_open(error: &OpenError) -> End {
+    match error {
+        OpenError::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => End::Denied,
+        OpenError::Certificate(_) | OpenError::WrongIdentity { .. } | OpenError::Rejected { .. } => {
+            End::IdentityFailed
+        }
+        OpenError::Tls { .. } => End::TlsFailed,
+        OpenError::Dial { .. }
+        | OpenError::Timeout { .. }
+        | OpenError::Refused { .. }
+        | OpenError::Broken { .. }
+        | OpenError::TooManyTunnels { .. }
+        | OpenError::BadRequest { .. } => End::ConnectFailed,
+    }
+}
+
 fn refused_by(refusal: &Refusal) -> Option<&PolicyKey> {
     match refusal {
         Refusal::Denied(policy) | Refusal::NotAllowed(policy) | Refusal::PolicyMissing(policy) => {
             Some(policy)
         }
-        Refusal::Incomplete => None,
+        Refusal::Incomplete | Refusal::NotItsWaypoint(_) | Refusal::WaypointRequired => None,
     }
 }
 

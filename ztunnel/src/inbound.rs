@@ -11,10 +11,11 @@ use std::{
 
 use hbone::{
     Authority, Tunnel,
+    client::OpenError,
     copy::{direct, relay},
     server::{Arrival, Ends, Limits, ServeError, serve},
 };
-use mesh::{PortMapping, ServiceKey, Snapshot, Verdict, Workload};
+use mesh::{Identity, Passage, PortMapping, ServiceKey, Snapshot, Verdict, Workload};
 use runtime::record::{Direction, Security};
 use tokio::net::TcpStream;
 
@@ -156,21 +157,58 @@ async fn open_arrival(
     let state = worker.shared.state_for(pod, arrival.ends.local.ip());
     let (snapshot, workload) = until_stopped(carried, state).await??;
     carried.record().destination(&workload);
-    let caller = arrival.ends.remote.ip();
-    let source = snapshot.workload_at(&workload.network, caller).filter(|w| w.identity() == arrival.peer);
+    let who = caller_of(worker, carried, arrival).await?;
+    let source =
+        snapshot.workload_at(&workload.network, who.address).filter(|w| w.identity() == who.identity);
     source.iter().for_each(|workload| carried.record().source(workload));
     let to = resolve(&arrival.authority, arrival.ends.local.ip(), &workload, &snapshot)?;
     carried.record().destination_address(to);
     let place = pod.place(worker.shared.settings.connections_per_pod).ok_or(Failure::PodLimit)?;
-    let admitted = Admitted::attempt(Some(arrival.peer.clone()), caller, workload.clone(), to);
+    let admitted =
+        Admitted::attempt(Some(who.identity), who.address, workload.clone(), to).through(who.through);
     let first = FirstBytes::at_hand(arrival.has_bytes());
-    let dial = admit_and_dial(worker, carried, &snapshot, admitted, caller, to, first);
+    // A caller of the other family of IP cannot be shown to the app: then it sees who brought the call.
+    let remote = arrival.ends.remote.ip();
+    let from = if who.address.is_ipv4() == to.is_ipv4() { who.address } else { remote };
+    let dial = admit_and_dial(worker, carried, &snapshot, admitted, from, to, first);
     let app = tokio::select! {
         biased;
         app = dial => app?,
         () = arrival.cancelled() => return Err(Failure::CallerGone),
     };
     Ok((app, worker.baggage(&workload), place))
+}
+
+/// Who calls.
+struct Caller {
+    identity: Identity,
+    address: IpAddr,
+    /// The waypoint that brought it.
+    through: Option<Passage>,
+}
+
+/// Who calls: the other end of the tunnel, unless it brings somebody's assertion. One that is not to be believed is
+/// refused: to take its bearer for the caller would give the caller the bearer's rights.
+async fn caller_of(worker: &Worker, carried: &Carried, arrival: &Arrival) -> Result<Caller, Failure> {
+    let (peer, address) = (&arrival.peer, arrival.ends.remote.ip());
+    let Some(assertion) = &arrival.assertion else {
+        return Ok(Caller { identity: peer.clone(), address, through: None });
+    };
+    let shared = &worker.shared;
+    let certified = until_stopped(carried, shared.store.certified(&carried.pod.identity)).await?;
+    let certified = certified.map_err(OpenError::from)?;
+    let verified = shared.assertions.verify(&shared.store, &certified, peer, assertion)?;
+    let claims = &verified.claims;
+    let mut record = carried.record();
+    record.source_identity(&claims.caller);
+    record.through(peer);
+    let said = arrival.forwarded.as_ref().map_or(0, |forwarded| forwarded.source.port());
+    record.source_address(SocketAddr::new(claims.address, said));
+    Ok(Caller {
+        identity: claims.caller.clone(),
+        address: claims.address,
+        through: Some(Passage { waypoint: peer.clone(), behind: claims.behind.clone() }),
+    })
 }
 
 /// Carries one plaintext connection to a pod to its end.

@@ -17,7 +17,7 @@ use std::{
 };
 
 use hbone::copy::Meter;
-use mesh::{Attempt, Decision, Identity, PolicyKey, Refusal, Snapshot, Verdict, Workload};
+use mesh::{Attempt, Decision, Identity, Passage, PolicyKey, Refusal, Snapshot, Verdict, Workload};
 use runtime::record::{Bytes, Connection as Record};
 use serde_json::Value;
 use tokio::{sync::Notify, time::Instant};
@@ -81,6 +81,8 @@ pub(crate) struct Admitted {
     source_ip: IpAddr,
     destination: RefCell<Arc<Workload>>,
     address: SocketAddr,
+    /// The waypoint that brought it.
+    through: Option<Passage>,
 }
 
 impl Admitted {
@@ -91,7 +93,12 @@ impl Admitted {
         destination: Arc<Workload>,
         address: SocketAddr,
     ) -> Self {
-        Self { source, source_ip, destination: RefCell::new(destination), address }
+        Self { source, source_ip, destination: RefCell::new(destination), address, through: None }
+    }
+
+    /// The same, brought by a waypoint.
+    pub(crate) fn through(self, passage: Option<Passage>) -> Self {
+        Self { through: passage, ..self }
     }
 
     pub(crate) fn judge(&self, snapshot: &Snapshot) -> Decision {
@@ -101,6 +108,7 @@ impl Admitted {
             destination: &self.destination.borrow(),
             destination_ip: self.address.ip(),
             destination_port: self.address.port(),
+            through: self.through.as_ref(),
         })
     }
 

@@ -26,6 +26,7 @@ mod shared;
 mod sockets;
 mod splice;
 mod takeover;
+mod vouch;
 mod worker;
 mod zds;
 
@@ -164,6 +165,7 @@ fn shared(
         settings: args.settings(),
         mesh: xds::Mesh::new(),
         store,
+        assertions: identity::assertion::Assertions::default(),
         pods: Directory::default(),
         metrics: metrics::Metrics::new(metrics),
         records: Records::new(metrics, access_log, runtime::record::Options::default()),
@@ -192,6 +194,7 @@ fn xds_options(args: &Args) -> xds::Options {
         },
         cluster: args.cluster.clone(),
         trust_domain: args.trust_domain.clone(),
+        routes: false,
     }
 }
 

@@ -11,10 +11,11 @@ use std::{
 
 use hbone::{
     Tunnel,
-    client::{Connect, Key, TunnelInfo},
+    client::{Connect, Key, OpenError, TunnelInfo},
     copy::{direct, relay},
 };
-use mesh::{Identity, Outbound, Plan, PlanError, Snapshot, Target, Verdict, Workload};
+use identity::assertion::Claims;
+use mesh::{Behind, Identity, Outbound, Plan, PlanError, Snapshot, Target, Verdict, Workload};
 use runtime::record::{Direction, End, Security};
 use tokio::net::TcpStream;
 
@@ -25,6 +26,7 @@ use crate::{
     pods::{Place, Pod},
     sockets::{self, Accepted, FirstBytes, Measure},
     splice::{self, App, Splice},
+    vouch::{self, Vouched},
     worker::Worker,
 };
 
@@ -98,13 +100,20 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
                     let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
                     let expected = Arc::from([target.workload.identity()]);
                     let authority = target.address.to_string();
-                    call.hbone(Box::pin(call.open_tunnel(&target, peer, expected, authority)).await?).await
+                    let open = call.open_tunnel(&target, peer, expected, authority, None);
+                    call.hbone(Box::pin(open).await?).await
                 }
             }
         }
         Plan::Hbone { target, peer, expected, authority } => {
             call.tell(&target);
-            call.hbone(Box::pin(call.open_tunnel(&target, peer, expected, authority)).await?).await
+            call.hbone(Box::pin(call.open_tunnel(&target, peer, expected, authority, None)).await?).await
+        }
+        Plan::Waypoint { target, expected, authority, behind } => {
+            call.tell(&target);
+            let open = call.open_waypoint(&target, expected, authority, behind);
+            let (opened, _vouched) = Box::pin(open).await?;
+            call.hbone(opened).await
         }
     }
 }
@@ -255,24 +264,62 @@ impl Call<'_> {
         there.place(limit).map(Some).ok_or(Failure::PodLimit)
     }
 
+    /// A tunnel to a waypoint, which is told who calls by what only the caller's key can sign.
+    async fn open_waypoint(
+        &self,
+        target: &Target,
+        expected: Arc<[Identity]>,
+        authority: String,
+        behind: Behind,
+    ) -> Result<((Tunnel, TunnelInfo), Vouched), Failure> {
+        let waypoint = &target.workload;
+        let name = || format!("{}/{}", waypoint.namespace, waypoint.name).into();
+        let shared = &self.worker.shared;
+        let certified = until_stopped(self.carried, shared.store.certified(&self.pod.identity)).await?;
+        let certified = certified.map_err(OpenError::from)?;
+        let claims = Claims {
+            caller: self.pod.identity.clone(),
+            address: self.accepted.peer.ip(),
+            waypoint: waypoint.identity(),
+            behind,
+        };
+        let assertion = shared.assertions.assert(&shared.store, &certified, &claims)?;
+        let peer = target.address;
+        let open = self.open_tunnel(target, peer, expected.clone(), authority, Some(assertion));
+        let opened = open.await.map_err(|failure| match failure {
+            Failure::Open(source) => Failure::Waypoint { waypoint: name(), source },
+            other => other,
+        })?;
+        let key = self.key(peer, expected)?;
+        Ok((opened, vouch::vouch(self.worker, self.pod, key, claims)))
+    }
+
+    /// Whose tunnel it takes.
+    fn key(&self, peer: SocketAddr, expected: Arc<[Identity]>) -> Result<Key, Failure> {
+        let source_ip = self.source_ip(peer)?;
+        Ok(Key { source: self.pod.identity.clone(), source_ip, peer, expected })
+    }
+
     async fn open_tunnel(
         &self,
         target: &Target,
         peer: SocketAddr,
         expected: Arc<[Identity]>,
         authority: String,
+        assertion: Option<Arc<str>>,
     ) -> Result<(Tunnel, TunnelInfo), Failure> {
         let carried = self.carried;
         splice::release(&self.worker.shared, &self.caller());
         carried.path.set(Path::Hbone);
-        let source_ip = self.source_ip(peer)?;
-        let key = Key { source: self.pod.identity.clone(), source_ip, peer, expected };
+        let key = self.key(peer, expected)?;
+        let source_ip = key.source_ip;
         let connect = Connect {
             authority,
             source: self.accepted.peer,
             service_host: target.service.as_ref().map(|service| service.key.hostname.to_string()),
             baggage: Some(self.worker.baggage(self.source).to_string()),
             traceparent: None,
+            assertion,
         };
         {
             let mut record = carried.record();

@@ -150,6 +150,7 @@ impl Ring {
             settings: args().settings(),
             mesh: xds::Mesh::new(),
             store,
+            assertions: identity::assertion::Assertions::default(),
             pods: Directory::default(),
             metrics: crate::metrics::Metrics::new(&registry),
             records: Records::new(&registry, AccessLog::none(), Options::default()),
@@ -196,6 +197,7 @@ impl Caller {
             service_host: None,
             baggage: None,
             traceparent: None,
+            assertion: None,
         };
         let (netns, from, options) = (self.netns.clone(), self.address, args().settings().sockets);
         let dial = async move || {

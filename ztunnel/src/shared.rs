@@ -44,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) mesh: Arc<xds::Mesh>,
     pub(crate) store: Arc<identity::Store>,
+    pub(crate) assertions: identity::assertion::Assertions,
     pub(crate) pods: Directory,
     pub(crate) metrics: Metrics,
     pub(crate) records: runtime::record::Records,

@@ -43,6 +43,7 @@ use crate::{
     rejudge,
     shared::Shared,
     sockets::{self, Accepted},
+    vouch::Vouchers,
 };
 
 /// Connections accepted in a row before the worker's other tasks get a turn.
@@ -200,6 +201,8 @@ pub(crate) struct Worker {
     workers: Workers,
     /// A pod's tunnels are its own: they live in its network namespace.
     pools: RefCell<HashMap<Arc<str>, Pool>>,
+    /// Whom waypoints are kept told of.
+    pub(crate) vouchers: Vouchers,
     /// What pods say of themselves to their peers, by the workload's uid.
     baggage: RefCell<HashMap<Arc<str>, Baggaged>>,
 }
@@ -406,6 +409,7 @@ fn run(index: usize, workers: Workers, shared: Arc<Shared>, mut mailbox: mpsc::U
         live,
         workers,
         pools: RefCell::default(),
+        vouchers: Vouchers::default(),
         baggage: RefCell::default(),
     });
     LocalSet::new().block_on(&runtime, async move {

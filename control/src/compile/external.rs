@@ -138,7 +138,7 @@ impl<'v> Compiler<'v, '_> {
                 })
                 .collect(),
             subject_alt_names,
-            waypoint: self.waypoint(key, &from),
+            waypoint: self.waypoint_of_service(key, &from),
             allow_unhealthy: false,
             node_local: false,
             families: Families::Any,

@@ -7,7 +7,9 @@ mod capture;
 mod endpoints;
 mod external;
 mod peer_authentication;
+mod routes;
 mod services;
+mod waypoints;
 mod workloads;
 
 use std::{
@@ -17,8 +19,9 @@ use std::{
 };
 
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
-use mesh::{Policy, PolicyKey, Service, ServiceKey, Workload};
+use mesh::{Policy, PolicyKey, Service, ServiceKey, ServiceRoutes, Workload};
 pub(crate) use services::EXPORT_TO;
+pub(crate) use waypoints::WAYPOINT_EXCEPT;
 pub(crate) use workloads::{DNS_CAPTURE, MIRROR, NETNS, SIDECAR};
 
 use crate::{
@@ -61,6 +64,8 @@ pub struct Compiled {
     pub workloads: BTreeMap<Arc<str>, Workload>,
     pub services: BTreeMap<ServiceKey, Service>,
     pub policies: BTreeMap<PolicyKey, Policy>,
+    /// Of services behind waypoints.
+    pub routes: BTreeMap<ServiceKey, ServiceRoutes>,
     /// By node: the pods that run there.
     pub nodes: BTreeMap<Arc<str>, Vec<Arc<LocalPod>>>,
     /// Whether the pods of each namespace are in the mesh, where they say nothing else.
@@ -86,6 +91,8 @@ pub struct LocalPod {
     pub annotated: Annotated,
     /// Its peers are told to use HBONE.
     pub captured: bool,
+    /// It is a waypoint, which has its certificate without being captured.
+    pub waypoint: bool,
     /// What few pods have.
     pub special: Option<Box<Special>>,
 }
@@ -136,6 +143,9 @@ pub fn compile(view: &View<'_>, word: &dyn Fn(&str, &str) -> Word, options: &Opt
     compiler.workload_entries();
     compiler.services();
     compiler.service_entries();
+    compiler.waypoint_services();
+    compiler.required_waypoints();
+    compiler.routes();
     compiler.authorization_policies();
     compiler.peer_authentications();
     compiler.out.problems.sort();
@@ -154,6 +164,8 @@ struct Compiler<'v, 'o> {
     /// would look at every workload.
     by_namespace: HashMap<Arc<str>, Vec<Arc<str>>>,
     by_address: HashMap<IpAddr, Arc<str>>,
+    /// Gateways that are waypoints, of all namespaces.
+    waypoints: waypoints::Waypoints,
     /// EndpointSlices by namespace and service.
     slices: HashMap<(Arc<str>, &'v str), Vec<Slice<'v>>>,
     /// The service account of who names none.
@@ -183,6 +195,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
             labels: HashMap::new(),
             by_namespace: HashMap::new(),
             by_address: HashMap::new(),
+            waypoints: waypoints::Waypoints::of(view),
             slices,
             default: "default".into(),
         }

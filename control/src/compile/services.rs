@@ -54,6 +54,8 @@ impl Compiler<'_, '_> {
         let namespace = self.namespace_metadata(&key.namespace);
         let mut from = vec![&service.metadata.labels];
         from.extend(namespace.map(|metadata| &metadata.labels));
+        let waypoint =
+            if self.is_waypoint_service(key) { None } else { self.waypoint_of_service(key, &from) };
         let network = self.options.network.clone();
         let addresses = service.addresses.iter();
         Service {
@@ -64,7 +66,7 @@ impl Compiler<'_, '_> {
                 .collect(),
             ports: service.ports.iter().map(mapping).collect(),
             subject_alt_names: Vec::new(),
-            waypoint: self.waypoint(key, &from),
+            waypoint,
             allow_unhealthy: service.publish_not_ready_addresses,
             node_local: service.node_local,
             families: service.families,

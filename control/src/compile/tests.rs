@@ -46,7 +46,7 @@ spec:
   ports: [{name: http, port: 80, targetPort: http}, {name: dns, port: 53, protocol: UDP}]
 ";
 
-fn compiled(texts: &[&str]) -> Compiled {
+pub(super) fn compiled(texts: &[&str]) -> Compiled {
     compiled_with(texts, &|_, _| Word::Fresh { measured: true })
 }
 
@@ -77,6 +77,7 @@ fn admits(compiled: &Compiled, source: Option<&mesh::Identity>, port: u16) -> bo
         destination: web(compiled),
         destination_ip: "10.1.0.2".parse().unwrap(),
         destination_port: port,
+        through: None,
     };
     matches!(editor.finish().admit(&attempt).verdict, Verdict::Allow(_))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh::{GatewayAddress, Locality, ServiceKey, Tunnel, Workload, WorkloadKind};
+use mesh::{Locality, Tunnel, Workload, WorkloadKind};
 
 use super::{Annotated, Compiler, Image, LocalPod, Special, Word};
 use crate::manifest::{Kind, Labels, Metadata, Object, ObjectKey, Pod, Uid};
@@ -40,7 +40,8 @@ impl<'v> Compiler<'v, '_> {
             if pod.ended() {
                 continue;
             }
-            let enroll = self.enrolled(&key, pod);
+            let waypoint = self.is_waypoint(&key, pod);
+            let enroll = !waypoint && self.enrolled(&key, pod);
             self.check_label(&key, &pod.template.labels);
             if !enroll && self.mode(&key, pod) == Some(AMBIENT) && pod.annotation(SIDECAR).is_some() {
                 self.warn(
@@ -69,6 +70,7 @@ impl<'v> Compiler<'v, '_> {
                 answer_dns: self.answer_dns(&key, pod),
                 annotated: Annotated::of(pod),
                 captured: false,
+                waypoint,
                 special: None,
             };
             let netns = pod.annotation(NETNS);
@@ -80,7 +82,7 @@ impl<'v> Compiler<'v, '_> {
                 self.warn(&key, "status.podIP", "the pod is to be enrolled and has no address yet");
             }
             local.captured = local.annotated.captured(word(node, &local.uid.text()));
-            let tunnel = if local.captured { Tunnel::Hbone } else { Tunnel::None };
+            let tunnel = if local.captured || waypoint { Tunnel::Hbone } else { Tunnel::None };
             let workload = self.workload(&key, pod, &local, tunnel);
             self.add(workload, &pod.template.labels);
             match &pod.node {
@@ -169,7 +171,8 @@ impl<'v> Compiler<'v, '_> {
             workload_name,
             workload_kind,
             tunnel,
-            waypoint: self.waypoint(key, &[&pod.template.labels]),
+            native_tunnel: local.waypoint,
+            waypoint: if local.waypoint { None } else { self.waypoint_of_pod(key, pod) },
             healthy: pod.ready(),
             locality: self.locality(pod.node.as_deref()),
             ..Workload::named(uid, key.namespace.clone(), key.name.clone())
@@ -185,21 +188,6 @@ impl<'v> Compiler<'v, '_> {
             zone: label("topology.kubernetes.io/zone"),
             subzone: label("topology.istio.io/subzone"),
         }
-    }
-
-    /// The waypoint that the first of `from` names which names one, or `none`. There are no waypoints
-    /// yet: traffic that must pass one is refused rather than led around it.
-    pub(super) fn waypoint(&mut self, key: &ObjectKey, from: &[&Labels]) -> Option<GatewayAddress> {
-        let labels = from.iter().find(|labels| labels.get("istio.io/use-waypoint").is_some())?;
-        let name = labels.get("istio.io/use-waypoint").filter(|name| *name != "none")?;
-        let namespace = labels.get("istio.io/use-waypoint-namespace").unwrap_or(&key.namespace);
-        let reason = format!(
-            "waypoint {namespace}/{name} does not exist: calls to this are refused, not led around it"
-        );
-        self.warn(key, "metadata.labels", reason);
-        let hostname = format!("{name}.{namespace}.svc.{}", self.options.cluster_domain);
-        let service = ServiceKey { namespace: namespace.into(), hostname: hostname.into() };
-        Some(GatewayAddress::Host { service, hbone_port: 15008 })
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::held::Name;
 use crate::{
-    compile::{EXPORT_TO, MIRROR},
+    compile::{EXPORT_TO, MIRROR, WAYPOINT_EXCEPT},
     manifest::{ANNOTATIONS, Kind},
 };
 use apiserver::{Api, ApiError};
@@ -52,11 +52,13 @@ struct Resource {
 /// The versions of Istio's kinds that say the same in the fields that are read.
 const SECURITY: &[&str] = &["v1", "v1beta1"];
 const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
+const GATEWAY: &[&str] = &["v1", "v1beta1"];
 
 fn resource(kind: Kind) -> Resource {
     let core = |plural| Resource { group: "", plural, versions: &["v1"] };
     let security = |plural| Resource { group: "security.istio.io", plural, versions: SECURITY };
     let networking = |plural| Resource { group: "networking.istio.io", plural, versions: NETWORKING };
+    let gateway = |plural| Resource { group: "gateway.networking.k8s.io", plural, versions: GATEWAY };
     match kind {
         Kind::Namespace => core("namespaces"),
         Kind::Node => core("nodes"),
@@ -69,6 +71,8 @@ fn resource(kind: Kind) -> Resource {
         Kind::WorkloadEntry => networking("workloadentries"),
         Kind::AuthorizationPolicy => security("authorizationpolicies"),
         Kind::PeerAuthentication => security("peerauthentications"),
+        Kind::Gateway => gateway("gateways"),
+        Kind::HTTPRoute => gateway("httproutes"),
     }
 }
 
@@ -147,21 +151,25 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
         | Kind::EndpointSlice
         | Kind::WorkloadEntry
         | Kind::AuthorizationPolicy
-        | Kind::PeerAuthentication => remove(object, "status"),
+        | Kind::PeerAuthentication
+        | Kind::Gateway
+        | Kind::HTTPRoute => remove(object, "status"),
     }
 }
 
 fn strip_metadata(kind: Kind, metadata: &mut Value) {
     remove(metadata, "managedFields");
-    // Of two policies the older holds, of two hosts the older keeps its automatic address, and of two images of a
-    // static pod the older is believed.
+    // Of two policies, and of two routes, the older holds, of two hosts the older keeps its automatic address, and of
+    // two images of a static pod the older is believed.
     let is_image = !metadata["annotations"][MIRROR].is_null();
-    if !matches!(kind, Kind::PeerAuthentication | Kind::ServiceEntry) && !is_image {
+    let by_age = matches!(kind, Kind::PeerAuthentication | Kind::ServiceEntry | Kind::HTTPRoute);
+    if !by_age && !is_image {
         remove(metadata, "creationTimestamp");
     }
     let read: &[&str] = match kind {
         Kind::Pod => &ANNOTATIONS,
-        Kind::Service => &[EXPORT_TO],
+        Kind::Namespace => &[WAYPOINT_EXCEPT],
+        Kind::Service => &[EXPORT_TO, WAYPOINT_EXCEPT],
         Kind::AuthorizationPolicy => &["istio.io/dry-run"],
         _ => &[],
     };

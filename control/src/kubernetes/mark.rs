@@ -182,6 +182,7 @@ mod tests {
                 answer_dns: None,
                 annotated: Annotated::default(),
                 captured: false,
+                waypoint: false,
                 special: Some(Box::new(Special { image: Some(image(uid)), ..Special::default() })),
             })
         };

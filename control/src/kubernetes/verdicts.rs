@@ -46,7 +46,13 @@ pub fn is_judged(kind: Kind) -> bool {
         Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ServiceEntry | Kind::WorkloadEntry => {
             true
         }
-        Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
+        Kind::Namespace
+        | Kind::Node
+        | Kind::Pod
+        | Kind::Service
+        | Kind::EndpointSlice
+        | Kind::Gateway
+        | Kind::HTTPRoute => false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 /// The kinds of the groups that the mesh reads from, with their versions and those other kinds which belong there
 /// and are passed over. (Kubernetes' own groups have too many kinds to know: there only what is close counts.)
-const GROUPS: [Group; 4] = [
+const GROUPS: [Group; 5] = [
     Group { name: "", versions: &["v1"], ours: &["Namespace", "Node", "Pod", "Service"], others: None },
     Group { name: "discovery.k8s.io", versions: &["v1", "v1beta1"], ours: &["EndpointSlice"], others: None },
     Group {
@@ -24,6 +24,21 @@ const GROUPS: [Group; 4] = [
         versions: &["v1", "v1beta1"],
         ours: &["AuthorizationPolicy", "PeerAuthentication"],
         others: Some(&["RequestAuthentication"]),
+    },
+    Group {
+        name: "gateway.networking.k8s.io",
+        versions: &["v1", "v1beta1"],
+        ours: &["Gateway", "HTTPRoute"],
+        others: Some(&[
+            "BackendTLSPolicy",
+            "GRPCRoute",
+            "GatewayClass",
+            "ListenerSet",
+            "ReferenceGrant",
+            "TCPRoute",
+            "TLSRoute",
+            "UDPRoute",
+        ]),
     },
 ];
 
@@ -109,6 +124,10 @@ mod tests {
             ("policy.linkerd.io/v1alpha1", "AuthorizationPolicy"),
             ("discovery.k8s.io/v1", "Other"),
             ("security.istio.io/v1", "AuthorizationPolicy"),
+            ("gateway.networking.k8s.io/v1", "GatewayClass"),
+            ("gateway.networking.k8s.io/v1", "GRPCRoute"),
+            ("gateway.networking.k8s.io/v1alpha2", "TCPRoute"),
+            ("gateway.networking.k8s.io/v1beta1", "ReferenceGrant"),
             ("v1", "Pod"),
         ] {
             assert_eq!(mistaken(api_version, kind), None, "{api_version} {kind}");

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod authorization;
+mod gateway;
 mod istio;
 mod kube;
 mod labels;
@@ -13,6 +14,7 @@ mod locate;
 mod mistaken;
 mod pod;
 mod problem;
+mod route;
 mod service;
 mod shared;
 mod uid;
@@ -23,6 +25,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 pub use addresses::Addresses;
 pub use authorization::Authorization;
+pub use gateway::{Gateway, WaypointFor};
 pub use istio::{
     Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec, Resolution, ServiceEntry, ServiceEntrySpec,
     WorkloadEntry, WorkloadEntrySpec,
@@ -32,11 +35,13 @@ pub use labels::Labels;
 pub(crate) use pod::ANNOTATIONS;
 pub use pod::Pod;
 pub use problem::{Problem, Severity};
+pub use route::{Backend, Filter, HttpRoute, Reference, Rule};
 pub use service::{Addressed, Endpoint, EndpointSlice, Service, ServicePort, Target};
 pub use shared::Shared;
 pub use uid::Uid;
 
 use self::service::{ServiceManifest, SliceManifest};
+use crate::compile::WAYPOINT_EXCEPT;
 
 /// Documents beyond this number in one file are refused: a bound on what a file may cost.
 const MAX_DOCUMENTS: usize = 100_000;
@@ -74,11 +79,13 @@ pub enum Kind {
     WorkloadEntry,
     AuthorizationPolicy,
     PeerAuthentication,
+    Gateway,
+    HTTPRoute,
 }
 
 impl Kind {
     /// Every kind, in the order in which objects sort.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -88,6 +95,8 @@ impl Kind {
         Self::WorkloadEntry,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::Gateway,
+        Self::HTTPRoute,
     ];
 
     fn of(api_version: &str, kind: &str) -> Option<Self> {
@@ -102,6 +111,8 @@ impl Kind {
             ("networking.istio.io", "WorkloadEntry") => Some(Self::WorkloadEntry),
             ("security.istio.io", "AuthorizationPolicy") => Some(Self::AuthorizationPolicy),
             ("security.istio.io", "PeerAuthentication") => Some(Self::PeerAuthentication),
+            ("gateway.networking.k8s.io", "Gateway") => Some(Self::Gateway),
+            ("gateway.networking.k8s.io", "HTTPRoute") => Some(Self::HTTPRoute),
             _ => None,
         }
     }
@@ -123,6 +134,8 @@ pub enum Object {
     WorkloadEntry(Box<WorkloadEntry>),
     AuthorizationPolicy(Box<Authorization>),
     PeerAuthentication(Box<PeerAuthentication>),
+    Gateway(Box<Gateway>),
+    HTTPRoute(Box<HttpRoute>),
 }
 
 impl Object {
@@ -132,8 +145,11 @@ impl Object {
             Self::Pod(pod) => pod.share(shared),
             Self::EndpointSlice(slice) => slice.share(shared),
             Self::Service(service) => service.share(shared),
-            Self::Namespace(object) => object.metadata.share(&[], shared),
+            Self::Namespace(object) => object.metadata.share(&[WAYPOINT_EXCEPT], shared),
             Self::Node(object) => object.metadata.share(&[], shared),
+            Self::Gateway(object) => object.metadata.share(&[], shared),
+            // Its age counts.
+            Self::HTTPRoute(object) => object.metadata.labels.share(shared),
             Self::ServiceEntry(_)
             | Self::WorkloadEntry(_)
             | Self::AuthorizationPolicy(_)
@@ -353,6 +369,14 @@ impl Reader<'_, '_> {
             Kind::WorkloadEntry => Object::WorkloadEntry(Box::new(self.checked(item, WorkloadEntry::check)?)),
             Kind::PeerAuthentication => {
                 Object::PeerAuthentication(Box::new(self.checked(item, PeerAuthentication::check)?))
+            }
+            Kind::Gateway => Object::Gateway(Box::new(self.checked(item, Gateway::check)?)),
+            Kind::HTTPRoute => {
+                let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
+                let raw: route::Manifest = self.typed_or(item)?;
+                let route = HttpRoute::from_manifest(raw)
+                    .map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
+                Object::HTTPRoute(Box::new(route))
             }
             Kind::AuthorizationPolicy => {
                 let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));

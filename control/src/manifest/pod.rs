@@ -12,10 +12,11 @@ use super::{
     shared::Shared,
     uid::Uid,
 };
-use crate::compile::{DNS_CAPTURE, MARK, MIRROR, NETNS, REDIRECTION, SIDECAR};
+use crate::compile::{DNS_CAPTURE, MARK, MIRROR, NETNS, REDIRECTION, SIDECAR, WAYPOINT_EXCEPT};
 
 /// The annotations that are read.
-pub(crate) const ANNOTATIONS: [&str; 6] = [NETNS, REDIRECTION, MARK, MIRROR, SIDECAR, DNS_CAPTURE];
+pub(crate) const ANNOTATIONS: [&str; 7] =
+    [NETNS, REDIRECTION, MARK, MIRROR, SIDECAR, DNS_CAPTURE, WAYPOINT_EXCEPT];
 
 /// A port by its name.
 type NamedPort = (Arc<str>, u16);

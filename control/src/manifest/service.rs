@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use mesh::Families;
+use mesh::{Families, route::Protocol};
 use serde::Deserialize;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     labels::Labels,
     shared::Shared,
 };
-use crate::compile::EXPORT_TO;
+use crate::compile::{EXPORT_TO, WAYPOINT_EXCEPT};
 
 type Checked = Result<(), (String, String)>;
 
@@ -37,6 +37,8 @@ pub struct ServicePort {
     pub name: Arc<str>,
     pub port: u16,
     pub target: Target,
+    /// What it speaks, where that was said.
+    pub protocol: Protocol,
 }
 
 /// The port of the pods behind a service's.
@@ -81,6 +83,8 @@ struct Port {
     target_port: Option<IntOrName>,
     #[serde(default)]
     protocol: Option<String>,
+    #[serde(default)]
+    app_protocol: Option<String>,
 }
 
 /// A port by number or by the name of a container port.
@@ -141,6 +145,7 @@ impl From<ServiceManifest> for Service {
         let ServiceManifest { metadata, spec } = manifest;
         let ports = spec.ports.into_iter().flatten().filter(|port| is_tcp(port.protocol.as_deref()));
         let ports = ports.map(|port| ServicePort {
+            protocol: protocol_of(port.app_protocol.as_deref(), port.name.as_deref()),
             name: port.name.unwrap_or_default(),
             port: port.port,
             target: match port.target_port {
@@ -165,7 +170,7 @@ impl From<ServiceManifest> for Service {
 impl Service {
     /// Its own texts become those that all share.
     pub(crate) fn share(&mut self, shared: &mut Shared) {
-        self.metadata.share(&[EXPORT_TO], shared);
+        self.metadata.share(&[EXPORT_TO, WAYPOINT_EXCEPT], shared);
         self.selector.share(shared);
         for port in &mut self.ports {
             shared.replace(&mut port.name);
@@ -321,4 +326,19 @@ impl EndpointSlice {
 /// What says nothing is TCP.
 fn is_tcp(protocol: Option<&str>) -> bool {
     protocol.is_none_or(|protocol| protocol == "TCP")
+}
+
+/// What a port of a service speaks, by `appProtocol` or by the beginning of its name, as Istio has it.
+fn protocol_of(app_protocol: Option<&str>, name: Option<&str>) -> Protocol {
+    let word = app_protocol.map(str::to_ascii_lowercase);
+    let word = word.or_else(|| Some(name?.split('-').next()?.to_ascii_lowercase()));
+    match word.as_deref() {
+        Some("http" | "http1" | "kubernetes.io/ws") => Protocol::Http1,
+        Some("http2" | "h2c" | "kubernetes.io/h2c" | "grpc") => Protocol::Http2,
+        Some(
+            "tcp" | "tls" | "https" | "kubernetes.io/wss" | "mongo" | "mysql" | "redis" | "postgres"
+            | "postgresql" | "kafka" | "amqp",
+        ) => Protocol::Tcp,
+        _ => Protocol::Unknown,
+    }
 }

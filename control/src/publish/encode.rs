@@ -8,7 +8,7 @@ use aws_lc_rs::digest;
 use bytes::{BufMut, Bytes, BytesMut};
 use mesh::{
     Action, Families, GatewayAddress, Match, NetworkAddress, Policy, PortMapping, Scope, Service,
-    StringMatch, Tunnel, Workload, WorkloadKind,
+    ServiceRoutes, StringMatch, Tunnel, Workload, WorkloadKind,
 };
 use prost::{
     Message,
@@ -285,6 +285,12 @@ pub(crate) fn service(from: &Service) -> Resource {
     Resource::new(&from.key.to_string(), Type::Address, message.encode_to_vec(), None, aliases)
 }
 
+/// Encodes the routes of a service; they are named `namespace/hostname`.
+pub(crate) fn routes(from: &ServiceRoutes) -> Resource {
+    let message = super::routes::message(from);
+    Resource::new(&from.service.to_string(), Type::Routes, message.encode_to_vec(), None, Vec::new())
+}
+
 /// Encodes a policy; it is named `namespace/name`.
 pub(crate) fn policy(from: &Policy) -> Resource {
     let name = from.key.to_string();
@@ -335,8 +341,25 @@ fn workload_message(from: &Workload) -> wire::Workload {
         status: status.into(),
         cluster_id: from.cluster_id.to_string(),
         locality,
+        extensions: behind_waypoint(from).into_iter().collect(),
         ..Default::default()
     }
+}
+
+/// What Istio's type has no field for.
+fn behind_waypoint(from: &Workload) -> Option<wire::Extension> {
+    if from.waypoint_required.is_none() && from.routed_from.is_empty() {
+        return None;
+    }
+    let except = from.waypoint_required.iter().flat_map(|required| &required.except_ports);
+    let said = proto::waypoint::WorkloadWaypoint {
+        required: from.waypoint_required.is_some(),
+        except_ports: except.copied().map(u32::from).collect(),
+        routed_from: from.routed_from.iter().map(ToString::to_string).collect(),
+    };
+    let config =
+        Any { type_url: proto::WORKLOAD_WAYPOINT_TYPE.to_owned(), value: said.encode_to_vec().into() };
+    Some(wire::Extension { name: proto::WORKLOAD_WAYPOINT.to_owned(), config: Some(config) })
 }
 
 fn service_message(from: &Service) -> wire::Service {

@@ -7,6 +7,7 @@
 mod answer;
 mod clients;
 pub(crate) mod encode;
+mod routes;
 mod server;
 mod stream;
 mod subscription;
@@ -72,6 +73,8 @@ pub struct State {
     pub generation: u64,
     pub addresses: Resources,
     pub policies: Resources,
+    /// Of services behind waypoints.
+    pub routes: Resources,
     index: Arc<OnceLock<Index>>,
 }
 
@@ -89,6 +92,7 @@ struct Index {
 pub enum Type {
     Address,
     Authorization,
+    Routes,
 }
 
 impl Type {
@@ -97,6 +101,7 @@ impl Type {
         match url {
             proto::ADDRESS_TYPE => Some(Self::Address),
             proto::AUTHORIZATION_TYPE => Some(Self::Authorization),
+            proto::ROUTES_TYPE => Some(Self::Routes),
             _ => None,
         }
     }
@@ -105,6 +110,7 @@ impl Type {
         match self {
             Self::Address => proto::ADDRESS_TYPE,
             Self::Authorization => proto::AUTHORIZATION_TYPE,
+            Self::Routes => proto::ROUTES_TYPE,
         }
     }
 
@@ -113,6 +119,7 @@ impl Type {
         match self {
             Self::Address => "address",
             Self::Authorization => "authorization",
+            Self::Routes => "routes",
         }
     }
 }
@@ -123,14 +130,15 @@ impl State {
         match r#type {
             Type::Address => &self.addresses,
             Type::Authorization => &self.policies,
+            Type::Routes => &self.routes,
         }
     }
 
     /// What one asked-for name stands for: the resource of that name, or of that `network/IP`; with a
     /// service come its endpoints, without which it is of no use.
     pub fn resolve(&self, r#type: Type, asked: &str) -> Vec<&Arc<Resource>> {
-        if r#type == Type::Authorization {
-            return self.policies.get(asked).into_iter().collect();
+        if r#type != Type::Address {
+            return self.resources(r#type).get(asked).into_iter().collect();
         }
         let index = self.index.get_or_init(|| Index::of(&self.addresses));
         let name = index.aliases.get(asked).map_or(asked, |name| name);
@@ -173,9 +181,11 @@ pub struct Edit {
     /// New, or in a new version.
     pub addresses: Vec<Arc<Resource>>,
     pub policies: Vec<Arc<Resource>>,
+    pub routes: Vec<Arc<Resource>>,
     /// Names of what is gone; one that is among the new ones is not.
     pub gone_addresses: Vec<Arc<str>>,
     pub gone_policies: Vec<Arc<str>>,
+    pub gone_routes: Vec<Arc<str>>,
 }
 
 impl Edit {
@@ -204,12 +214,20 @@ impl Store {
         let (mut addresses, mut policies) = (before.addresses.clone(), before.policies.clone());
         let mut changed = Edit::apply(&mut addresses, edit.gone_addresses, edit.addresses);
         changed |= Edit::apply(&mut policies, edit.gone_policies, edit.policies);
+        let mut routes = before.routes.clone();
+        changed |= Edit::apply(&mut routes, edit.gone_routes, edit.routes);
         // The first state is one even if it is empty: an empty mesh is an answer.
         if !changed && before.generation > 0 {
             return before.generation;
         }
         let generation = before.generation + 1;
-        self.state.send_replace(Arc::new(State { generation, addresses, policies, index: Arc::default() }));
+        self.state.send_replace(Arc::new(State {
+            generation,
+            addresses,
+            policies,
+            routes,
+            index: Arc::default(),
+        }));
         generation
     }
 
@@ -227,7 +245,7 @@ impl Store {
         let (addresses, gone_addresses) = difference(&before.addresses, workloads.chain(services));
         let policies = policies.into_iter().map(|policy| encode::policy(&policy));
         let (policies, gone_policies) = difference(&before.policies, policies);
-        self.update(Edit { addresses, policies, gone_addresses, gone_policies })
+        self.update(Edit { addresses, policies, gone_addresses, gone_policies, ..Edit::default() })
     }
 }
 

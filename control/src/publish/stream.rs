@@ -28,6 +28,8 @@ pub(super) struct Session {
     metrics: Arc<Metrics>,
     addresses: Subscription,
     policies: Subscription,
+    /// Asked for by waypoints only.
+    routes: Subscription,
     patient: bool,
 }
 
@@ -39,6 +41,7 @@ impl Session {
             metrics,
             addresses: Subscription::new(Type::Address),
             policies: Subscription::new(Type::Authorization),
+            routes: Subscription::new(Type::Routes),
             patient: true,
         }
     }
@@ -102,6 +105,10 @@ impl Session {
         if answer.is_none() && !addresses_due && self.addresses.is_sent(state) {
             answer = self.policies.next(state, Part::Whole);
         }
+        // Routes come when what they lead to is known.
+        if answer.is_none() && !addresses_due && self.addresses.is_sent(state) {
+            answer = self.routes.next(state, Part::Whole);
+        }
         let answer = answer?;
         self.metrics.pushed(answer.r#type);
         Some(answer)
@@ -118,6 +125,7 @@ impl Session {
         let subscription = match r#type {
             Type::Address => &mut self.addresses,
             Type::Authorization => &mut self.policies,
+            Type::Routes => &mut self.routes,
         };
         match subscription.receive(request, state) {
             Ok(Received::Request | Received::Acknowledged) => {}

@@ -137,6 +137,7 @@ mod tests {
                     answer_dns: None,
                     annotated: Default::default(),
                     captured: false,
+                    waypoint: false,
                     special: None,
                 })
             };

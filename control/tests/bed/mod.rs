@@ -161,6 +161,7 @@ impl Bed {
             },
             cluster: "Kubernetes".into(),
             trust_domain: "cluster.local".into(),
+            routes: false,
         };
         let task = tokio::spawn({
             let mesh = mesh.clone();

@@ -53,6 +53,8 @@ pub struct Connect {
     pub baggage: Option<String>,
     /// `traceparent`, passed on as it is.
     pub traceparent: Option<String>,
+    /// Who calls, signed by the caller's key, for who stands behind a waypoint ([`identity::assertion`]).
+    pub assertion: Option<Arc<str>>,
 }
 
 /// What is known of the other end of an opened stream.

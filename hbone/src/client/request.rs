@@ -37,6 +37,7 @@ pub(super) fn head(connect: &Connect, peer: SocketAddr) -> Result<Request<()>, O
         ("forwarded", Some(forwarded.to_string())),
         ("baggage", connect.baggage.clone().filter(|baggage| !baggage.is_empty())),
         ("traceparent", connect.traceparent.clone()),
+        (identity::assertion::HEADER, connect.assertion.as_deref().map(str::to_owned)),
     ];
     for (name, value) in headers {
         if let Some(value) = value {

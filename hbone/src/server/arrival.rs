@@ -21,6 +21,9 @@ pub struct Arrival {
     pub baggage: Option<Baggage>,
     /// Of the form that W3C Trace Context gives it, or `None`.
     pub traceparent: Option<String>,
+    /// What the caller says of who calls, to be verified ([`identity::assertion`]); what is no text is there, too,
+    /// and empty, so that it is not taken for nothing said.
+    pub assertion: Option<Box<str>>,
     /// The tunnel's TCP socket, for statistics.
     pub socket: Socket,
     reply: Reply,
@@ -91,6 +94,10 @@ impl Arrival {
             traceparent: text(&head.headers, "traceparent")
                 .filter(|text| is_traceparent(text))
                 .map(str::to_owned),
+            assertion: head
+                .headers
+                .get(identity::assertion::HEADER)
+                .map(|value| value.to_str().unwrap_or_default().into()),
             socket: origin.socket.clone(),
             reply: Reply { respond: Some(respond), body: Some(body), origin: origin.clone() },
         })

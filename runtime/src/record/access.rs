@@ -30,6 +30,10 @@ pub(super) fn fields(connection: &Connection, line: &mut Line<'_>) {
         line.text("src.identity", &identity.to_string());
     }
 
+    if let Some(waypoint) = &connection.through {
+        line.text("src.waypoint", &waypoint.to_string());
+    }
+
     line.shown("dst.addr", connection.destination);
     connection.tunnel.iter().for_each(|peer| line.shown("dst.hbone_addr", peer));
     facts.service.iter().for_each(|service| line.text("dst.service", &service.key.hostname));
@@ -84,6 +88,7 @@ pub(super) fn json(connection: &Connection) -> Value {
             "workload": source_name,
             "namespace": source_namespace,
             "identity": facts.source_identity.as_ref().map(ToString::to_string),
+            "waypoint": connection.through.as_ref().map(ToString::to_string),
         },
         "dst": {
             "addr": connection.destination.to_string(),
@@ -108,7 +113,7 @@ fn sent_received(connection: &Connection) -> (u64, u64) {
     let bytes = connection.bytes;
     match connection.facts.direction {
         Direction::Outbound => (bytes.forth, bytes.back),
-        Direction::Inbound => (bytes.back, bytes.forth),
+        Direction::Inbound | Direction::Waypoint => (bytes.back, bytes.forth),
     }
 }
 
@@ -117,7 +122,7 @@ fn list(policies: &[PolicyKey]) -> String {
 }
 
 /// A duration in milliseconds with microseconds after the point: `12.345ms`.
-struct Millis(Duration);
+pub(super) struct Millis(pub(super) Duration);
 
 impl std::fmt::Display for Millis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -14,6 +14,8 @@ pub enum Direction {
     Outbound,
     /// It carries a connection to its own pod: `reporter="destination"`.
     Inbound,
+    /// It stands between them: `reporter="waypoint"`.
+    Waypoint,
 }
 
 /// How a connection is protected.
@@ -55,6 +57,7 @@ impl Direction {
         match self {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
+            Self::Waypoint => "waypoint",
         }
     }
 }
@@ -146,6 +149,7 @@ impl Labels {
                 Value::Fixed(match facts.direction {
                     Direction::Outbound => "source",
                     Direction::Inbound => "destination",
+                    Direction::Waypoint => "waypoint",
                 }),
                 from(|w| &w.workload_name, |d| &d.workload),
                 from(|w| &w.canonical_name, |d| &d.app),
@@ -183,6 +187,20 @@ impl Labels {
     /// The labels that stand for all others once there are too many.
     pub(super) fn overflow() -> Self {
         Self { values: [const { Value::Fixed("unknown") }; NAMES.len()] }
+    }
+}
+
+impl Labels {
+    /// Encodes all labels but those named.
+    pub(super) fn encode_but(
+        &self,
+        others: &[&str],
+        encoder: &mut LabelSetEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        for (name, value) in NAMES.iter().zip(&self.values).filter(|(name, _)| !others.contains(name)) {
+            (*name, value.as_str()).encode(encoder.encode_label())?;
+        }
+        Ok(())
     }
 }
 

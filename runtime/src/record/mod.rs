@@ -13,6 +13,7 @@
 
 mod access;
 mod labels;
+mod request;
 mod series;
 
 use std::{
@@ -24,10 +25,13 @@ use std::{
 
 use mesh::{Identity, PolicyKey, Service, Workload};
 
-pub use self::labels::{Derived, Direction, Security};
 use self::{
     labels::Facts,
     series::{Series, SeriesMap},
+};
+pub use self::{
+    labels::{Derived, Direction, Security},
+    request::{Flag, Request, Requests},
 };
 use crate::{logging::AccessLog, metrics::Metrics};
 
@@ -64,6 +68,7 @@ pub struct Connection {
     source: SocketAddr,
     destination: SocketAddr,
     tunnel: Option<SocketAddr>,
+    through: Option<Identity>,
     started: Instant,
     policy: Option<PolicyKey>,
     dry_run: Vec<PolicyKey>,
@@ -134,6 +139,7 @@ impl Records {
             source,
             destination,
             tunnel: None,
+            through: None,
             started: Instant::now(),
             policy: None,
             dry_run: Vec::new(),
@@ -185,6 +191,16 @@ impl Connection {
     /// The tunnel's other end (`dst.hbone_addr`).
     pub fn tunnel(&mut self, peer: SocketAddr) {
         self.tunnel = Some(peer);
+    }
+
+    /// The waypoint that brought the connection in the name of the source.
+    pub fn through(&mut self, waypoint: &Identity) {
+        self.through = Some(waypoint.clone());
+    }
+
+    /// The source's own address, where another brought the connection.
+    pub fn source_address(&mut self, source: SocketAddr) {
+        self.source = source;
     }
 
     /// The destination's real address, where it is another than the one that was dialled.

@@ -23,6 +23,7 @@ pub mod report;
 pub mod sniff;
 pub mod teardown;
 pub mod wait;
+pub mod waypoint;
 pub mod world;
 
 pub use job::{Finished, Job};

@@ -136,7 +136,12 @@ impl World {
 
     /// The node's token, as control wrote it.
     pub fn token(&self, node: &Node) -> PathBuf {
-        self.control_state().join("tokens").join(node.name())
+        self.tokens().join(node.name())
+    }
+
+    /// Where control writes tokens.
+    pub(crate) fn tokens(&self) -> PathBuf {
+        self.control_state().join("tokens")
     }
 
     /// Where control listens, as its clients name it.

@@ -54,6 +54,7 @@ fuzz_target!(|bytes: &[u8]| {
                 destination: &destination,
                 destination_ip: addresses[0],
                 destination_port,
+                through: None,
             };
             assert_eq!(snapshot.admit(&attempt), naive.admit(&attempt), "{attempt:?}");
         }

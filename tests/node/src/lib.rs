@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dns;
+pub mod web;
 
 use std::{
     net::SocketAddr,

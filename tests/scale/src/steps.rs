@@ -235,6 +235,7 @@ fn join(door: &Door, token: PathBuf) -> Result<(Duration, usize)> {
         proxy,
         cluster: "Kubernetes".to_owned(),
         trust_domain: "cluster.local".to_owned(),
+        routes: false,
     };
     let node = thread::spawn(move || -> Result<(Duration, usize)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

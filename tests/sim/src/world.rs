@@ -162,6 +162,7 @@ impl World {
             service_host: Some("called.default.svc.cluster.local".to_owned()),
             baggage: Some("k8s.namespace.name=default".to_owned()),
             traceparent: None,
+            assertion: None,
         }
     }
 
@@ -262,6 +263,14 @@ impl World {
     }
 
     /// A connection from end to end.
+    /// A stream as the client has it, and the other end.
+    pub async fn stream(self: &Rc<Self>, pool: &Pool) -> (hbone::Stream, Accepted) {
+        let world = self.clone();
+        let dial = async move || io::Result::Ok(world.dial());
+        let (tunnel, _) = pool.open(&self.key(), dial, &self.connect()).await.expect("a connection");
+        (tunnel.into_stream(), self.accepted().await)
+    }
+
     pub async fn pair(self: &Rc<Self>, pool: &Pool) -> (Caller, Accepted) {
         let caller = self.open(pool).await.expect("a connection");
         (caller, self.accepted().await)

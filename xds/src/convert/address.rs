@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mesh::{
     Families, GatewayAddress, Identity, Locality, NetworkAddress, PolicyKey, PortMapping, Service,
-    ServiceKey, Tunnel, Workload, WorkloadKind,
+    ServiceKey, Tunnel, WaypointRequired, Workload, WorkloadKind,
 };
 use prost::Message;
 use proto::workload as wire;
@@ -43,6 +43,7 @@ impl Converter {
             authorization_policies.push(self.policy_key("authorization_policies", name)?);
         }
         let trust_domain = self.trust_domain.clone();
+        let (waypoint_required, routed_from) = self.behind_waypoint(&from.extensions)?;
         Ok(Workload {
             uid: required("uid", &from.uid)?.into(),
             name: self.share(&from.name),
@@ -61,6 +62,8 @@ impl Converter {
             tunnel: tunnel(from.tunnel_protocol)?,
             native_tunnel: from.native_tunnel,
             waypoint: self.gateway("waypoint", from.waypoint.as_ref())?,
+            waypoint_required,
+            routed_from,
             network_gateway: self.gateway("network_gateway", from.network_gateway.as_ref())?,
             services,
             authorization_policies,
@@ -68,6 +71,29 @@ impl Converter {
             healthy: from.status == wire::WorkloadStatus::Healthy as i32,
             locality: self.locality(from.locality.as_ref()),
         })
+    }
+
+    /// What our own extension says of waypoints; those of others are theirs.
+    fn behind_waypoint(
+        &mut self,
+        from: &[wire::Extension],
+    ) -> Result<(Option<WaypointRequired>, Vec<ServiceKey>), Invalid> {
+        let Some(config) = from
+            .iter()
+            .find(|extension| extension.name == proto::WORKLOAD_WAYPOINT)
+            .and_then(|extension| extension.config.as_ref())
+        else {
+            return Ok((None, Vec::new()));
+        };
+        if config.type_url != proto::WORKLOAD_WAYPOINT_TYPE {
+            return Err(Invalid::Type(config.type_url.clone()));
+        }
+        let said = proto::waypoint::WorkloadWaypoint::decode(&*config.value)
+            .map_err(|error| Invalid::Encoding(error.to_string()))?;
+        let except_ports = said.except_ports.iter().map(|&number| port("extensions", number));
+        let required = WaypointRequired { except_ports: except_ports.collect::<Result<_, _>>()? };
+        let routed_from = said.routed_from.iter().map(|name| self.service_key("extensions", name));
+        Ok((said.required.then_some(required), routed_from.collect::<Result<_, _>>()?))
     }
 
     /// Converts a service.
@@ -152,7 +178,7 @@ impl Converter {
         })
     }
 
-    fn service_key(&mut self, field: &'static str, name: &str) -> Result<ServiceKey, Invalid> {
+    pub(super) fn service_key(&mut self, field: &'static str, name: &str) -> Result<ServiceKey, Invalid> {
         let (namespace, hostname) = pair(field, name)?;
         Ok(ServiceKey { namespace: self.share(namespace), hostname: self.share(hostname) })
     }

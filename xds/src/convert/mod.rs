@@ -5,6 +5,7 @@
 
 mod address;
 mod policy;
+mod routes;
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -77,6 +77,7 @@ fn verdict(session: &Session, port: u16) -> Verdict {
         destination: &destination,
         destination_ip: destination.addresses[0],
         destination_port: port,
+        through: None,
     };
     session.snapshot.admit(&attempt).verdict
 }
@@ -253,4 +254,53 @@ proptest! {
         let outcome = session.receive(answer(type_url, resources.collect(), &removed));
         prop_assert_eq!(outcome.reply.error_detail.is_some(), !outcome.refused.is_empty());
     }
+}
+
+fn routes_answer(resources: Vec<Resource>) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        type_url: ROUTES_TYPE.into(),
+        resources,
+        nonce: "n".into(),
+        ..Default::default()
+    }
+}
+
+fn routes_resource(value: Vec<u8>) -> Resource {
+    let any = Any { type_url: ROUTES_TYPE.into(), value: value.into() };
+    Resource { name: "shop/web".into(), version: "1".into(), resource: Some(any), ..Default::default() }
+}
+
+#[test]
+fn routes_are_asked_for_by_waypoints_and_what_cannot_be_read_closes_the_service() {
+    use mesh::route::To;
+    let asked = |session: Session| {
+        session.open(&Node::default()).into_iter().map(|request| request.type_url).collect::<Vec<_>>()
+    };
+    assert!(!asked(Session::new("td", "c")).contains(&ROUTES_TYPE.to_owned()));
+    let mut session = Session::new("td", "c").with_routes(true);
+    assert!(session.open(&Node::default()).iter().any(|request| request.type_url == ROUTES_TYPE));
+    let key = mesh::ServiceKey { namespace: "shop".into(), hostname: "web".into() };
+
+    let outcome = session.receive(routes_answer(vec![routes_resource(vec![0xff])]));
+    assert!(outcome.reply.error_detail.is_some() && session.snapshot.has_routes());
+    let closed = session.snapshot.routes(&key).expect("nothing is let through").clone();
+    assert!(matches!(closed.routes()[0].rules[0].backends[0].to, To::Nowhere(_)));
+
+    let good = proto::waypoint::ServiceRoutes {
+        namespace: "shop".into(),
+        hostname: "web".into(),
+        ports: vec![proto::waypoint::PortProtocol { port: 80, protocol: 1 }],
+        ..Default::default()
+    };
+    let outcome = session.receive(routes_answer(vec![routes_resource(good.encode_to_vec())]));
+    assert!(outcome.reply.error_detail.is_none());
+    let held = session.snapshot.routes(&key).expect("the routes").clone();
+    assert_eq!((held.protocol(80), held.routes().len()), (mesh::route::Protocol::Http1, 0));
+
+    session.receive(routes_answer(vec![routes_resource(vec![0xff])]));
+    assert_eq!(session.snapshot.routes(&key), Some(&held), "the last good version stays");
+    let gone =
+        DeltaDiscoveryResponse { removed_resources: vec!["shop/web".into()], ..routes_answer(Vec::new()) };
+    session.receive(gone);
+    assert_eq!(session.snapshot.routes(&key), None);
 }

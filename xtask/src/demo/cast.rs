@@ -145,7 +145,7 @@ impl Cast {
 }
 
 /// nginx with one page, in the foreground, everything of it in the world's folder.
-fn nginx(world: &World, pod: &Pod) -> Result<Process> {
+pub(crate) fn nginx(world: &World, pod: &Pod) -> Result<Process> {
     let folder = world.folder().join(format!("nginx-{}", pod.spec().name));
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let folder_text = folder.display();

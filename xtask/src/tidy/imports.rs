@@ -22,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Programs: libraries, never each other.
     ("agent", AGENT),
     ("ztunnel", PROGRAM),
+    ("waypoint", PROGRAM),
     ("control", CONTROL),
     // The bed runs programs as processes and links none of them.
     ("app", &[]),

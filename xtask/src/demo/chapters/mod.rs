@@ -8,6 +8,7 @@ mod crash;
 mod enroll;
 mod leave;
 mod policy;
+mod waypoint;
 mod wire;
 
 /// Plays every chapter in order.
@@ -19,6 +20,7 @@ pub(crate) fn all(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
     policy::refused(stage, cast)?;
     policy::edited_live(stage, cast)?;
     policy::same_node(stage, cast)?;
+    waypoint::routed(stage, cast)?;
     leave::leave_and_return(stage, cast)?;
     crash::kill(stage, cast)
 }

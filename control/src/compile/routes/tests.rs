@@ -1,0 +1,182 @@
+//! Waypoints and routes, from manifests to what is published of them.
+
+use mesh::{
+    GatewayAddress, Tunnel, Workload,
+    route::{PathMatch, Protocol, To},
+};
+
+use crate::{
+    compile::{Compiled, tests::compiled},
+    manifest::Severity,
+};
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+spec: {nodeName: a, serviceAccountName: web}
+status: {podIP: 10.1.0.2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-2, namespace: shop, labels: {app: web-v2}}
+spec: {nodeName: a, serviceAccountName: web}
+status: {podIP: 10.1.0.3}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: wp-1, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: wp}}
+spec: {nodeName: a, serviceAccountName: wp}
+status: {podIP: 10.1.0.9}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80}, {name: x, port: 81, appProtocol: grpc}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web-v2, namespace: shop}
+spec: {clusterIP: 10.96.0.2, selector: {app: web-v2}, ports: [{name: http2-web, port: 80}]}
+";
+
+const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop}
+spec: {gatewayClassName: culvert-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+";
+
+fn route(spec: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web, namespace: shop}}\n\
+         spec: {{parentRefs: [{{group: '', kind: Service, name: web}}], rules: [{spec}]}}\n"
+    )
+}
+
+fn workload<'c>(compiled: &'c Compiled, name: &str) -> &'c Workload {
+    compiled.workloads.values().find(|workload| *workload.name == *name).unwrap()
+}
+
+/// The waypoint of a service, and of a workload that is called by its address.
+fn waypoints(compiled: &Compiled) -> (bool, bool) {
+    let service = compiled.services.values().find(|service| *service.name == *"web").unwrap();
+    (service.waypoint.is_some(), workload(compiled, "web-1").waypoint.is_some())
+}
+
+fn problems(compiled: &Compiled) -> Vec<String> {
+    compiled.problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_gateway_makes_its_pods_a_waypoint_that_is_found_by_its_name() {
+    let compiled = compiled(&[SHOP, GATEWAY]);
+    assert_eq!(problems(&compiled), Vec::<String>::new());
+    let wp = workload(&compiled, "wp-1");
+    assert!(wp.native_tunnel && wp.tunnel == Tunnel::Hbone && wp.waypoint.is_none());
+    let service = compiled.services.values().find(|service| *service.name == *"wp").expect("made by control");
+    assert!(wp.services.contains_key(&service.key) && service.addresses.is_empty());
+    let local = compiled.nodes["a"].iter().find(|pod| *pod.name == *"wp-1").unwrap();
+    assert!(local.waypoint && !local.enroll, "it has its certificate, and is not captured");
+    let web = compiled.services.values().find(|service| *service.name == *"web").unwrap();
+    let address = GatewayAddress::Host { service: service.key.clone(), hbone_port: 15008 };
+    assert_eq!(web.waypoint.as_ref(), Some(&address));
+    // A pod that bears the label of no Gateway is a pod.
+    let without = super::super::tests::compiled(&[SHOP]);
+    assert!(!workload(&without, "wp-1").native_tunnel);
+    assert!(problems(&without)[0].contains("waypoint shop/wp does not exist"), "{:?}", problems(&without));
+    assert_eq!(waypoints(&without), (true, false), "refused, and not led around");
+}
+
+#[test]
+fn a_waypoint_is_for_what_its_label_says() {
+    let labelled = |of: &str| {
+        let gateway = GATEWAY
+            .replace("namespace: shop", &format!("namespace: shop, labels: {{istio.io/waypoint-for: {of}}}"));
+        // The namespace names it, so that it is for services and pods alike.
+        let shop =
+            SHOP.replace("dataplane-mode: ambient", "dataplane-mode: ambient, istio.io/use-waypoint: wp");
+        waypoints(&compiled(&[&shop, &gateway]))
+    };
+    assert_eq!(labelled("service"), (true, false));
+    assert_eq!(labelled("workload"), (false, true));
+    assert_eq!(labelled("all"), (true, true));
+    assert_eq!(labelled("none"), (false, false));
+}
+
+#[test]
+fn a_route_is_told_with_its_backends_found() {
+    let route = route("{matches: [{path: {value: /a}}], backendRefs: [{name: web-v2, port: 80, weight: 3}]}");
+    let compiled = compiled(&[SHOP, GATEWAY, &route]);
+    assert_eq!(problems(&compiled), Vec::<String>::new());
+    let of = |name: &str| {
+        compiled.routes.values().find(|routes| routes.service.hostname.starts_with(name)).unwrap()
+    };
+    let web = of("web.");
+    assert_eq!((web.protocol(80), web.protocol(81)), (Protocol::Http1, Protocol::Http2));
+    let rule = &web.routes()[0].rules[0];
+    assert_eq!(rule.matches[0].path, PathMatch::Prefix("/a".into()));
+    let To::Service { service, port } = &rule.backends[0].to else { panic!("{rule:?}") };
+    assert_eq!((&*service.hostname, *port), ("web-v2.shop.svc.cluster.local", 80));
+    assert_eq!(of("web-v2.").protocol(80), Protocol::Http2, "of a backend it matters what it speaks");
+    assert_eq!(workload(&compiled, "web-2").routed_from, std::slice::from_ref(&web.service));
+    assert!(workload(&compiled, "web-1").routed_from.is_empty());
+}
+
+#[test]
+fn what_a_route_refers_to_in_vain_is_told_and_costs_its_share_only() {
+    for (backend, says) in [
+        ("{name: nobody, port: 80}", "backendRefs[0].name: there is no service shop/nobody"),
+        ("{name: web-v2, port: 99}", "backendRefs[0].port: service shop/web-v2 has no port 99"),
+        ("{name: web-v2}", "backendRefs[0].port: a Service as backend needs a port"),
+        ("{name: web-v2, port: 80, namespace: other}", "backendRefs[0].namespace: nobody permits"),
+        ("{kind: Bucket, group: x, name: b}", "backendRefs[0].kind: a backend is a Service"),
+    ] {
+        let route = route(&format!("{{backendRefs: [{backend}, {{name: web, port: 80}}]}}"));
+        let compiled = compiled(&[SHOP, GATEWAY, &route]);
+        let told = problems(&compiled);
+        assert!(told.len() == 1 && told[0].contains(says), "{backend}: {told:?}");
+        assert_eq!(compiled.problems[0].severity, Severity::Warning);
+        let routes = compiled.routes.values().next().unwrap();
+        let backends = &routes.routes()[0].rules[0].backends;
+        assert!(matches!(backends[0].to, To::Nowhere(_)) && matches!(backends[1].to, To::Service { .. }));
+    }
+}
+
+#[test]
+fn a_filter_that_is_somebody_elses_leaves_no_way_through_its_rule() {
+    let filter = "{type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}";
+    let route = route(&format!("{{filters: [{filter}], backendRefs: [{{name: web, port: 80}}]}}"));
+    let compiled = compiled(&[SHOP, GATEWAY, &route]);
+    let rule = &compiled.routes.values().next().unwrap().routes()[0].rules[0];
+    assert!(rule.backends.len() == 1 && matches!(rule.backends[0].to, To::Nowhere(_)));
+}
+
+#[test]
+fn who_requires_a_waypoint_excepts_what_all_of_them_except() {
+    let required = |ports: &str| {
+        format!(
+            "labels: {{culvert.dev/waypoint: required}}, annotations: {{culvert.dev/waypoint-except-ports: '{ports}'}}"
+        )
+    };
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, ";
+    let of = |namespace: String| {
+        let shop = SHOP.replace("labels: {istio.io/use-waypoint: wp}", &required("9090, 15020"));
+        let shop = shop.replace("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}", &namespace);
+        compiled(&[&shop, GATEWAY])
+    };
+    let by_service = of(format!("{namespace}labels: {{}}}}"));
+    let ports = |compiled: &Compiled, name: &str| {
+        workload(compiled, name).waypoint_required.as_ref().map(|required| required.except_ports.clone())
+    };
+    assert_eq!(ports(&by_service, "web-1"), Some(vec![9090, 15020]));
+    assert_eq!(ports(&by_service, "web-2"), None);
+    let by_both = of(format!("{namespace}{}}}", required("15020")));
+    assert_eq!(ports(&by_both, "web-1"), Some(vec![15020]));
+    assert_eq!(ports(&by_both, "web-2"), Some(vec![15020]));
+    assert_eq!(ports(&by_both, "wp-1"), None, "the waypoint itself is called directly");
+}

@@ -1,0 +1,108 @@
+//! Routes as people write them, right and wrong.
+
+use std::path::Path;
+
+use super::*;
+use crate::manifest::{Object, parse};
+
+/// What is made of a route whose spec is this, in YAML.
+fn read(spec: &str) -> Result<HttpRoute, String> {
+    let head =
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\n";
+    let mut parsed = parse(Path::new("r.yaml"), &format!("{head}spec: {spec}\n"));
+    if let Some(problem) = parsed.problems.first() {
+        return Err(format!("{}: {}", problem.field, problem.reason));
+    }
+    match parsed.objects.remove(0).1 {
+        Object::HTTPRoute(route) => Ok(*route),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_route_is_read_with_everything_it_says() {
+    let route = read(
+        "{parentRefs: [{group: '', kind: Service, name: web, port: 80}], rules: [{name: beta, matches: [\
+         {path: {type: Exact, value: /a}, method: GET, headers: [{name: X-Beta, value: '1'}, {name: x-beta, value: '2'}],\
+         queryParams: [{type: RegularExpression, name: q, value: '[0-9]+'}]}],\
+         filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: X-A, value: b}], remove: [X-C]}},\
+         {type: RequestMirror, requestMirror: {backendRef: {name: copy, port: 80}, percent: 10}}],\
+         backendRefs: [{name: web-v2, port: 80, weight: 9}, {name: web-v1, port: 80}],\
+         timeouts: {request: 10s, backendRequest: 1s500ms}, retry: {codes: [503], attempts: 2, backoff: 100ms}}]}",
+    )
+    .unwrap();
+    assert_eq!(route.parents[0].port, Some(80));
+    let rule = &route.rules[0];
+    assert_eq!(rule.name.as_deref(), Some("beta"));
+    let of = &rule.matches[0];
+    assert_eq!((&of.path, of.method.as_deref()), (&PathMatch::Exact("/a".into()), Some("GET")));
+    assert_eq!(of.headers, [FieldMatch { name: "x-beta".into(), value: TextMatch::Exact("1".into()) }]);
+    assert_eq!(of.query[0].value, TextMatch::Regex("[0-9]+".into()));
+    let Filter::RequestHeaders(change) = &rule.filters[0] else { panic!("{:?}", rule.filters) };
+    assert_eq!((&*change.set[0].0, &*change.set[0].1, &*change.remove[0]), ("x-a", "b", "x-c"));
+    assert!(matches!(rule.filters[1], Filter::Mirror { of: 100, copied: 10, .. }));
+    assert_eq!(rule.backends.iter().map(|backend| backend.weight).collect::<Vec<_>>(), [9, 1]);
+    assert_eq!(rule.timeouts.backend_request, Some(Duration::from_millis(1500)));
+    assert_eq!(rule.retry.as_ref().map(|retry| (retry.codes.clone(), retry.attempts)), Some((vec![503], 2)));
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_field() {
+    for (spec, says) in [
+        ("{rules: [{matches: [{path: {value: a}}]}]}", "spec.rules[0].matches[0].path.value: "),
+        ("{rules: [{matches: [{path: {value: /a//b}}]}]}", "spec.rules[0].matches[0].path.value: "),
+        ("{rules: [{matches: [{path: {type: Glob, value: /a}}]}]}", "spec.rules[0].matches[0].path.type: "),
+        (
+            "{rules: [{matches: [{path: {type: RegularExpression, value: '('}}]}]}",
+            "spec.rules[0].matches[0].path.value: ",
+        ),
+        ("{rules: [{filters: [{type: Magic}]}]}", "spec.rules[0].filters[0].type: "),
+        ("{rules: [{filters: [{type: URLRewrite}]}]}", "spec.rules[0].filters[0].urlRewrite: "),
+        (
+            "{rules: [{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]}]}",
+            "spec.rules[0].filters[0].requestRedirect.statusCode: ",
+        ),
+        (
+            "{rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: c}]}}]}]}",
+            "spec.rules[0].filters[0].requestHeaderModifier.set[0].name: ",
+        ),
+        (
+            "{rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [Content-Length]}}]}]}",
+            "spec.rules[0].filters[0].requestHeaderModifier.remove[0]: content-length ",
+        ),
+        (
+            "{rules: [{filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: Transfer-Encoding, \
+             value: chunked}]}}]}]}",
+            "spec.rules[0].filters[0].responseHeaderModifier.add[0].name: transfer-encoding ",
+        ),
+        ("{rules: [{timeouts: {request: 10}}]}", "spec.rules[0].timeouts.request"),
+        (
+            "{rules: [{timeouts: {request: 1s, backendRequest: 2s}}]}",
+            "spec.rules[0].timeouts.backendRequest: ",
+        ),
+        ("{rules: [{retry: {codes: [200]}}]}", "spec.rules[0].retry.codes: "),
+        ("{rules: [{backendRef: []}]}", "spec.rules[0]"),
+    ] {
+        let said = read(spec).unwrap_err();
+        assert!(said.starts_with(says), "{spec}: {said}");
+    }
+}
+
+#[test]
+fn durations_are_those_of_the_gateway_api() {
+    for (text, millis) in
+        [("1h", 3_600_000), ("1m30s", 90_000), ("10ms", 10), ("0s", 0), ("1h1m1s1ms", 3_661_001)]
+    {
+        assert_eq!(read_time(text), Some(Duration::from_millis(millis)), "{text}");
+    }
+    for text in ["", "1", "s", "1.5s", "-1s", "100000s", "1s1s1s1s1s", "1 s", "1us"] {
+        assert_eq!(read_time(text), None, "{text}");
+    }
+    assert_eq!(time_of(Some("0s".into()), "f"), Ok(None), "no limit");
+}
+
+#[test]
+fn a_route_without_rules_has_one_that_leads_nowhere() {
+    let route = read("{parentRefs: [{kind: Service, name: web}]}").unwrap();
+    assert!(route.rules.len() == 1 && route.rules[0].backends.is_empty());
+}

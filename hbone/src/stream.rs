@@ -1,0 +1,152 @@
+//! A tunnel's stream as bytes that are read and written, for who speaks HTTP within it.
+//!
+//! Ends and resets are carried as by the copy loops: an end of one direction is END_STREAM, and what is dropped
+//! before both have ended is reset. Window is given back when the bytes were taken, so that who reads slowly is sent
+//! slowly.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use h2::Reason;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    Tunnel,
+    buffer::{Buffer, Class},
+    chunk::Chunk,
+};
+
+/// The most that is written at a time, in bytes: 64 KiB, as the copy loops have it.
+const MOST: Class = Class::Medium;
+/// Up to here a copy of its own is made in place of a borrowed buffer.
+const SMALL: usize = 1024;
+
+/// One CONNECT stream, read and written as a socket is.
+pub struct Stream {
+    tunnel: Tunnel,
+    /// Received, and not yet taken.
+    frame: Bytes,
+    heard_all: bool,
+    said_all: bool,
+}
+
+impl Tunnel {
+    /// The same stream, to be read and written.
+    pub fn into_stream(self) -> Stream {
+        Stream { tunnel: self, frame: Bytes::new(), heard_all: false, said_all: false }
+    }
+}
+
+impl Stream {
+    fn take(&mut self, out: &mut ReadBuf<'_>) -> io::Result<()> {
+        let count = self.frame.len().min(out.remaining());
+        out.put_slice(&self.frame[..count]);
+        self.frame.advance(count);
+        if self.frame.is_empty() {
+            // An idle stream holds no buffer.
+            self.frame = Bytes::new();
+        }
+        self.tunnel.recv.flow_control().release_capacity(count).map_err(broken)?;
+        if let Some(seat) = &self.tunnel.seat {
+            seat.moved(count as u64);
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while this.frame.is_empty() && !this.heard_all {
+            match ready!(this.tunnel.recv.poll_data(cx)) {
+                Some(Ok(frame)) => this.frame = frame,
+                Some(Err(error)) if !is_enough(&error) => return Poll::Ready(Err(broken(error))),
+                Some(Err(_)) | None => this.heard_all = true,
+            }
+        }
+        Poll::Ready(this.take(out))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.said_all {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let send = &mut this.tunnel.send;
+        let wanted = bytes.len().min(MOST.size());
+        send.reserve_capacity(wanted);
+        let room = loop {
+            match send.capacity() {
+                0 => {}
+                room => break room.min(wanted),
+            }
+            match ready!(send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) if is_enough(&error) => {
+                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+                }
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        };
+        let chunk = if room <= SMALL {
+            Chunk::owned(bytes[..room].into())
+        } else {
+            let class = if room <= Class::Small.size() { Class::Small } else { MOST };
+            let mut buffer = Buffer::take(class);
+            buffer[..room].copy_from_slice(&bytes[..room]);
+            Chunk::new(buffer, room)
+        };
+        send.send_data(chunk, false).map_err(broken)?;
+        // What this stream does not use now is for the others of the tunnel.
+        send.reserve_capacity(0);
+        if let Some(seat) = &this.tunnel.seat {
+            seat.moved(room as u64);
+        }
+        Poll::Ready(Ok(room))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.said_all {
+            this.said_all = true;
+            this.tunnel.send.send_data(Chunk::empty(), true).map_err(broken)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What has not ended both ways is reset, and not left to look like an end.
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !(self.heard_all && self.said_all) {
+            self.tunnel.send.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+/// The peer has said all and needs to hear no more, which is no failure (RFC 9113, section 8.1).
+fn is_enough(error: &h2::Error) -> bool {
+    error.is_reset() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR)
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    if error.is_reset() && error.is_remote() {
+        io::Error::new(io::ErrorKind::ConnectionReset, "the other end reset the connection")
+    } else {
+        io::Error::other(format!("the tunnel broke: {error}"))
+    }
+}

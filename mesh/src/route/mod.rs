@@ -1,0 +1,309 @@
+//! Routes of the Gateway API as a waypoint knows them: what a request is compared with, and what is then done with
+//! it. The shape is that of HTTPRoute and GRPCRoute, whose fields are one here: a call of gRPC is a request whose
+//! path is `/SERVICE/METHOD`.
+//!
+//! Which rule is for a request is decided in [`table`]; what a rule says is carried out by the waypoint.
+
+mod table;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+pub use table::{Found, Matched, Request};
+
+use crate::ServiceKey;
+use table::Table;
+
+/// The kinds of routes, in the order in which they sort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RouteKind {
+    Http,
+    Grpc,
+}
+
+/// A route's name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteKey {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub kind: RouteKind,
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What a port of a service speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Protocol {
+    /// Nobody has said.
+    #[default]
+    Unknown,
+    Http1,
+    /// HTTP/2 with prior knowledge, gRPC among it.
+    Http2,
+    /// Bytes that are nobody's business.
+    Tcp,
+}
+
+/// How a service behind a waypoint is routed.
+#[derive(Debug, Clone)]
+pub struct ServiceRoutes {
+    pub service: ServiceKey,
+    /// What its ports speak, where that was said.
+    pub ports: Vec<(u16, Protocol)>,
+    routes: Vec<Route>,
+    table: Table,
+}
+
+/// One route, as far as it is for this service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    pub key: RouteKey,
+    /// `metadata.creationTimestamp`, RFC 3339; empty sorts first. Of routes that say the same the older holds.
+    pub created: Arc<str>,
+    /// Only requests of this port of the service; `None` for all of them.
+    pub port: Option<u16>,
+    pub rules: Vec<Rule>,
+}
+
+/// One rule of a route.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rule {
+    pub name: Option<Arc<str>>,
+    /// Any of them; none match everything.
+    pub matches: Vec<Match>,
+    /// In this order.
+    pub filters: Vec<Filter>,
+    pub backends: Vec<Backend>,
+    pub timeouts: Timeouts,
+    pub retry: Option<Retry>,
+}
+
+/// What a request must be, in every respect.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Match {
+    pub path: PathMatch,
+    pub method: Option<Arc<str>>,
+    pub headers: Vec<FieldMatch>,
+    pub query: Vec<FieldMatch>,
+}
+
+/// What its path must be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PathMatch {
+    Exact(Arc<str>),
+    /// By whole elements: `/a/b` is no prefix of `/a/bc`. A trailing slash says nothing.
+    Prefix(Arc<str>),
+    Regex(Arc<str>),
+    /// A call of gRPC; what is not said may be anything.
+    Rpc {
+        service: Option<TextMatch>,
+        method: Option<TextMatch>,
+    },
+}
+
+impl Default for PathMatch {
+    fn default() -> Self {
+        Self::Prefix("/".into())
+    }
+}
+
+/// What a text must be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TextMatch {
+    Exact(Arc<str>),
+    /// As a whole.
+    Regex(Arc<str>),
+}
+
+/// A header (its name in lower case) or a parameter of the query, and what it must be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FieldMatch {
+    pub name: Arc<str>,
+    pub value: TextMatch,
+}
+
+/// What is done with a request or its answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Filter {
+    RequestHeaders(HeaderChange),
+    ResponseHeaders(HeaderChange),
+    Redirect(Redirect),
+    Rewrite(Rewrite),
+    Mirror(Mirror),
+    Cors(Cors),
+}
+
+/// A change of headers: first what is removed, then what is set, then what is added. Names in lower case.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HeaderChange {
+    pub set: Vec<(Arc<str>, Arc<str>)>,
+    pub add: Vec<(Arc<str>, Arc<str>)>,
+    pub remove: Vec<Arc<str>>,
+}
+
+/// An answer that sends the caller elsewhere; what is not said stays as it is in the request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Redirect {
+    pub scheme: Option<Arc<str>>,
+    pub hostname: Option<Arc<str>>,
+    pub path: Option<PathChange>,
+    pub port: Option<u16>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// Another path.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PathChange {
+    Full(Arc<str>),
+    /// In place of the prefix by which the rule matched.
+    Prefix(Arc<str>),
+}
+
+/// Another host or path, towards the backend.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rewrite {
+    pub hostname: Option<Arc<str>>,
+    pub path: Option<PathChange>,
+}
+
+/// A copy of the request, whose answer is thrown away.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mirror {
+    pub to: To,
+    /// Of so many requests ...
+    pub of: u32,
+    /// ... so many are copied.
+    pub copied: u32,
+}
+
+/// Cross-origin requests, answered in the place of the service.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Cors {
+    /// `*`, an origin, or one with `*` in its host.
+    pub allow_origins: Vec<Arc<str>>,
+    pub allow_credentials: bool,
+    pub allow_methods: Vec<Arc<str>>,
+    pub allow_headers: Vec<Arc<str>>,
+    pub expose_headers: Vec<Arc<str>>,
+    /// Seconds.
+    pub max_age: u32,
+}
+
+/// Where a share of the requests goes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backend {
+    pub to: To,
+    /// Its share, relative to those of the others; 0 gets none.
+    pub weight: u32,
+    pub filters: Vec<Filter>,
+}
+
+/// A backend.
+#[derive(Debug, Clone, PartialEq)]
+pub enum To {
+    Service {
+        service: ServiceKey,
+        port: u16,
+    },
+    /// There is no such thing, or it may not be referred to: its share is answered 500. The reason is for people.
+    Nowhere(Arc<str>),
+}
+
+/// How long things may take; `None`: as long as they like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the request's head to the end of its answer, tries included.
+    pub request: Option<Duration>,
+    /// The same of one try.
+    pub backend_request: Option<Duration>,
+}
+
+/// When a request is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// Statuses after which it is.
+    pub codes: Vec<u16>,
+    /// So often at most.
+    pub attempts: u32,
+    /// The least pause before a further try.
+    pub backoff: Option<Duration>,
+}
+
+impl Rule {
+    /// Everything that a request or a copy of it may be sent to.
+    pub fn leads_to(&self) -> impl Iterator<Item = &To> {
+        let of_backends = self.backends.iter().flat_map(|backend| &backend.filters);
+        let mirrors = self.filters.iter().chain(of_backends).filter_map(|filter| match filter {
+            Filter::Mirror(mirror) => Some(&mirror.to),
+            _ => None,
+        });
+        self.backends.iter().map(|backend| &backend.to).chain(mirrors)
+    }
+}
+
+/// A pattern that does not compile.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{pattern:?} is no regular expression that can be used: {reason}")]
+pub struct BadPattern {
+    pub pattern: String,
+    pub reason: String,
+}
+
+/// Whether a pattern can be used.
+///
+/// # Errors
+/// With what is wrong with it: its syntax, or that it is too large.
+pub fn check_pattern(pattern: &str) -> Result<(), BadPattern> {
+    table::compile(pattern).map(drop)
+}
+
+impl ServiceRoutes {
+    /// Orders the routes by the specification's precedence.
+    ///
+    /// # Errors
+    /// If a pattern does not compile.
+    pub fn new(
+        service: ServiceKey,
+        ports: Vec<(u16, Protocol)>,
+        routes: Vec<Route>,
+    ) -> Result<Self, BadPattern> {
+        let table = Table::new(&routes)?;
+        Ok(Self { service, ports, routes, table })
+    }
+
+    /// What a port speaks.
+    pub fn protocol(&self, port: u16) -> Protocol {
+        self.ports.iter().find(|(of, _)| *of == port).map_or(Protocol::Unknown, |(_, protocol)| *protocol)
+    }
+
+    /// Whether routes are for requests of that port.
+    pub fn has_routes_of(&self, port: u16) -> bool {
+        self.routes.iter().any(|route| route.port.is_none_or(|of| of == port))
+    }
+
+    /// Whether a route is for that port by name, and not for all ports of the service.
+    pub fn is_named_by_routes(&self, port: u16) -> bool {
+        self.routes.iter().any(|route| route.port == Some(port))
+    }
+
+    /// Its routes.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The rule for a request to `port` of the service.
+    pub fn find(&self, port: u16, request: &impl Request) -> Found<'_> {
+        self.table.find(&self.routes, port, request)
+    }
+}
+
+/// Equal if they say the same; the order that was made of it follows from it.
+impl PartialEq for ServiceRoutes {
+    fn eq(&self, other: &Self) -> bool {
+        self.service == other.service && self.ports == other.ports && self.routes == other.routes
+    }
+}

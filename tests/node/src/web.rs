@@ -1,0 +1,143 @@
+//! Real web servers and clients for what is routed by its content.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bed::{Pod, Process};
+use serde_json::Value;
+
+/// Where [`serve`] serves.
+pub const PORT: u16 = 8080;
+
+/// A server that says who it is, and what it has seen of the request.
+const SERVER: &str = r#"
+import http.server, json, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    # Head and body are two writes: the second would wait 40 ms for the first one's acknowledgement.
+    disable_nagle_algorithm = True
+    def answer(self):
+        if self.headers.get("upgrade") == "echo":
+            return self.speak_on()
+        length = int(self.headers.get("content-length") or 0)
+        chunked = self.headers.get("transfer-encoding") == "chunked"
+        body = b""
+        while chunked:
+            size = int(self.rfile.readline(), 16)
+            body += self.rfile.read(size)
+            self.rfile.readline()
+            if size == 0: break
+        body += self.rfile.read(length)
+        seen = {"name": sys.argv[1], "peer": self.client_address[0], "method": self.command, "path": self.path,
+                "host": self.headers.get("host"), "body": len(body),
+                "headers": {key.lower(): value for key, value in self.headers.items()}}
+        if self.path.startswith("/status/"):
+            status = int(self.path.split("/")[2])
+        else:
+            status = 200
+        said = (json.dumps(seen) + "\n").encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(said)))
+        self.send_header("x-server", sys.argv[1])
+        self.end_headers()
+        self.wfile.write(said)
+    def speak_on(self):
+        self.send_response(101)
+        self.send_header("connection", "Upgrade")
+        self.send_header("upgrade", "echo")
+        self.end_headers()
+        self.close_connection = True
+        while True:
+            said = self.rfile.read1(65536)
+            if not said: return
+            self.wfile.write(said)
+    do_GET = do_POST = do_PUT = do_DELETE = answer
+    def log_message(self, *arguments): pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 256
+Server(("0.0.0.0", int(sys.argv[2])), Handler).serve_forever()
+"#;
+
+/// A client that asks for another protocol, and then says things that come back.
+const UPGRADE: &str = r#"
+import socket, sys
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+connection.sendall(b"GET /echo HTTP/1.1\r\nhost: echo\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n")
+heard = b""
+while b"\r\n\r\n" not in heard:
+    part = connection.recv(4096)
+    assert part, heard
+    heard += part
+assert heard.startswith(b"HTTP/1.1 101"), heard
+for number in range(100):
+    said = b"%d " % number * 200
+    connection.sendall(said)
+    heard = b""
+    while len(heard) < len(said):
+        part = connection.recv(4096)
+        assert part, "it ended early"
+        heard += part
+    assert heard == said
+connection.shutdown(socket.SHUT_WR)
+assert connection.recv(1) == b"", "no end"
+"#;
+
+/// Asks `to` in a pod to speak something else than HTTP, and speaks it.
+pub fn upgrade(pod: &Pod, to: &str, port: u16) -> Result<()> {
+    pod.job("python3").args(["-c", UPGRADE, to, &port.to_string()]).check().map(drop)
+}
+
+/// Says a text, and prints all that is heard until the other end closes.
+const SAY: &str = r#"
+import socket, sys
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+connection.sendall(sys.argv[3].encode())
+heard = b""
+while part := connection.recv(65536):
+    heard += part
+sys.stdout.write(heard.decode())
+"#;
+
+/// Says `text` to `to` from a pod, whatever HTTP thinks of it, and returns the answer; it must end with the connection.
+pub fn say(pod: &Pod, to: &str, port: u16, text: &str) -> Result<String> {
+    Ok(pod.job("python3").args(["-c", SAY, to, &port.to_string(), text]).check()?.stdout)
+}
+
+/// Starts a web server in a pod, and waits until it listens.
+pub fn serve(pod: &Pod) -> Result<Process> {
+    let name = &pod.spec().name;
+    let job = pod.job("python3").args(["-u", "-c", SERVER, name, &PORT.to_string()]);
+    let mut server = job.spawn(&format!("web-{name}"))?;
+    let listens = || pod.netns().connect(pod.at(PORT), Duration::from_millis(200)).ok();
+    server.wait_until(crate::PATIENCE, "its port to listen", listens)?;
+    Ok(server)
+}
+
+/// What one or more requests came to.
+#[derive(Debug, Clone)]
+pub struct Answers {
+    /// Of the last request; 0 where there was no answer.
+    pub status: u16,
+    /// What the servers have seen, one by one.
+    pub seen: Vec<Value>,
+    /// What curl said of its failure.
+    pub error: String,
+}
+
+impl Answers {
+    /// The server that has answered the last request.
+    pub fn server(&self) -> Option<&str> {
+        self.seen.last()?["name"].as_str()
+    }
+}
+
+/// Runs curl in a pod: `arguments` are its own, URLs among them (`[1-100]` in one makes many of it).
+pub fn curl(pod: &Pod, arguments: &[&str]) -> Result<Answers> {
+    let job = pod.job("curl").args(["-s", "-S", "--max-time", "20", "-w", "%{stderr}status=%{http_code}\n"]);
+    let finished = job.args(arguments).limit(Duration::from_secs(60)).run()?;
+    let status = finished.stderr.lines().rev().find_map(|line| line.strip_prefix("status="));
+    let status = status.with_context(|| format!("curl said no status: {}", finished.stderr))?.parse()?;
+    let seen = finished.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let error = finished.stderr.lines().filter(|line| !line.starts_with("status="));
+    Ok(Answers { status, seen, error: error.collect::<Vec<_>>().join(" ") })
+}

@@ -1,0 +1,190 @@
+//! Bodies and streams as hyper wants them.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use ::http::HeaderMap;
+use bytes::{Buf, Bytes};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use runtime::record::{Flag, Request as Record};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A record that both bodies of a request fill; it is written when the last of them is gone.
+pub(crate) type SharedRecord = Rc<RefCell<Record>>;
+
+/// The body of a request or an answer.
+pub(crate) enum Body {
+    Empty,
+    /// Of our own making.
+    Full(Option<Bytes>),
+    /// Another's request, on its way to a backend.
+    Request {
+        inner: Incoming,
+        record: SharedRecord,
+    },
+    /// A backend's answer, on its way to the caller.
+    Answer(Box<Answer>),
+}
+
+/// A backend's answer.
+pub(crate) struct Answer {
+    pub(crate) inner: Incoming,
+    pub(crate) record: SharedRecord,
+    /// What is to be kept as long as the answer lasts.
+    pub(crate) _busy: Busy,
+    pub(crate) ended: bool,
+}
+
+/// A backend counts as busy while one lives.
+pub(crate) struct Busy(Rc<Cell<u32>>);
+
+impl Busy {
+    pub(crate) fn with(count: &Rc<Cell<u32>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Body {
+    pub(crate) fn text(text: impl Into<Bytes>) -> Self {
+        Self::Full(Some(text.into()))
+    }
+}
+
+impl Answer {
+    fn note(&mut self, trailers: &HeaderMap) {
+        if let Some(status) = grpc_status(trailers) {
+            self.record.borrow_mut().grpc_status(status);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.ended && !self.inner.is_end_stream() {
+            self.record.borrow_mut().flag(Flag::CallerReset, "the caller left before the answer had ended");
+        }
+    }
+}
+
+/// The status of a call of gRPC.
+pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Request { inner, record } => {
+                let polled = Pin::new(inner).poll_frame(cx);
+                if let Poll::Ready(Some(Ok(frame))) = &polled
+                    && let Some(data) = frame.data_ref()
+                {
+                    record.borrow_mut().received(data.len() as u64);
+                }
+                polled
+            }
+            Self::Answer(answer) => {
+                let polled = Pin::new(&mut answer.inner).poll_frame(cx);
+                match &polled {
+                    Poll::Ready(Some(Ok(frame))) => {
+                        if let Some(data) = frame.data_ref() {
+                            answer.record.borrow_mut().sent(data.len() as u64);
+                        } else if let Some(trailers) = frame.trailers_ref() {
+                            let trailers = trailers.clone();
+                            answer.note(&trailers);
+                        }
+                    }
+                    Poll::Ready(Some(Err(error))) => {
+                        answer.ended = true;
+                        let reason = format!("the backend ended in the middle of its answer: {error}");
+                        answer.record.borrow_mut().flag(Flag::BackendReset, reason);
+                    }
+                    Poll::Ready(None) => answer.ended = true,
+                    Poll::Pending => {}
+                }
+                polled
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Request { inner, .. } => inner.is_end_stream(),
+            Self::Answer(answer) => answer.inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Request { inner, .. } => inner.size_hint(),
+            Self::Answer(answer) => answer.inner.size_hint(),
+        }
+    }
+}
+
+/// A stream of which some bytes were read already.
+pub(crate) struct Rewind<S> {
+    said: Bytes,
+    inner: S,
+}
+
+impl<S> Rewind<S> {
+    pub(crate) fn new(said: Bytes, inner: S) -> Self {
+        Self { said, inner }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Rewind<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.said.is_empty() {
+            return Pin::new(&mut this.inner).poll_read(cx, out);
+        }
+        let count = this.said.len().min(out.remaining());
+        out.put_slice(&this.said[..count]);
+        this.said.advance(count);
+        if this.said.is_empty() {
+            this.said = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewind<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}

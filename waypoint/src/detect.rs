@@ -1,0 +1,128 @@
+//! What is spoken, where nobody has said it: by the first bytes, without holding up whoever waits for the server to
+//! speak first.
+//!
+//! A caller that speaks at once (its first bytes come with its CONNECT) is told by them. One that is silent for a
+//! moment may be waiting: a backend is dialled, and whoever speaks first says what it is. A backend that speaks first
+//! speaks no HTTP.
+
+mod sniff;
+
+use std::{io, rc::Rc, time::Duration};
+
+use bytes::BytesMut;
+use hbone::Stream;
+use tokio::{
+    io::AsyncReadExt,
+    time::{sleep, timeout},
+};
+
+use self::sniff::{PREFACE, Sniff, sniff};
+use crate::{
+    arrival::{Call, Failure},
+    body::Rewind,
+    tcp::{self, Backend},
+    worker::Worker,
+};
+
+/// A caller that has said nothing for so long may be waiting for the server.
+const SILENCE: Duration = Duration::from_millis(15);
+/// What has begun like HTTP and does not go on for so long is none.
+const HESITATION: Duration = Duration::from_secs(1);
+/// What was found.
+pub(crate) enum Spoken {
+    Http1,
+    Http2,
+    /// Neither; with a backend, where one is dialled already.
+    Tcp(Option<Result<Backend, Failure>>),
+}
+
+/// Whether HTTP/2 is spoken on a port that speaks HTTP: there the caller speaks first.
+pub(crate) async fn version(mut stream: Stream) -> io::Result<(bool, Rewind<Stream>)> {
+    let mut said = BytesMut::new();
+    loop {
+        if stream.read_buf(&mut said).await? == 0 {
+            return Ok((false, Rewind::new(said.freeze(), stream)));
+        }
+        let common = said.len().min(PREFACE.len());
+        if said[..common] != PREFACE[..common] {
+            return Ok((false, Rewind::new(said.freeze(), stream)));
+        }
+        if common == PREFACE.len() {
+            return Ok((true, Rewind::new(said.freeze(), stream)));
+        }
+    }
+}
+
+/// What is spoken; `is_routed` if routes are for the port.
+pub(crate) async fn first_words(
+    worker: &Rc<Worker>,
+    call: &Rc<Call>,
+    mut stream: Stream,
+    has_bytes: bool,
+    is_routed: bool,
+) -> io::Result<(Spoken, Rewind<Stream>)> {
+    let mut said = BytesMut::new();
+    let patience = if has_bytes { HESITATION } else { SILENCE };
+    if let Ok(sniff) = timeout(patience, listen(&mut stream, &mut said)).await {
+        return Ok(found(sniff?, None, said, stream));
+    }
+    // It waits, perhaps for the server to speak.
+    let dial = tcp::dial(worker, call);
+    tokio::pin!(dial);
+    let mut backend = None;
+    let hesitation = sleep(HESITATION);
+    tokio::pin!(hesitation);
+    loop {
+        tokio::select! {
+            biased;
+            sniff = listen(&mut stream, &mut said) => return Ok(found(sniff?, backend, said, stream)),
+            dialled = &mut dial, if backend.is_none() => backend = Some(dialled),
+            spoke = speaks(&mut backend), if backend.as_ref().is_some_and(Result::is_ok) => {
+                spoke?;
+                return Ok((Spoken::Tcp(backend), Rewind::new(said.freeze(), stream)));
+            }
+            () = &mut hesitation, if !said.is_empty() => {
+                // Nobody gets round routes by saying slowly what they are for.
+                let spoken = if is_routed { Spoken::Http1 } else { Spoken::Tcp(backend) };
+                return Ok((spoken, Rewind::new(said.freeze(), stream)));
+            }
+        }
+    }
+}
+
+/// Waits until the backend has said something, or ended.
+async fn speaks(backend: &mut Option<Result<Backend, Failure>>) -> io::Result<()> {
+    match backend {
+        Some(Ok(backend)) => backend.listen().await,
+        Some(Err(_)) | None => std::future::pending().await,
+    }
+}
+
+fn found(
+    sniff: Sniff,
+    backend: Option<Result<Backend, Failure>>,
+    said: BytesMut,
+    stream: Stream,
+) -> (Spoken, Rewind<Stream>) {
+    let spoken = match sniff {
+        Sniff::Http1 => Spoken::Http1,
+        Sniff::Http2 => Spoken::Http2,
+        Sniff::Other | Sniff::More => Spoken::Tcp(backend),
+    };
+    (spoken, Rewind::new(said.freeze(), stream))
+}
+
+/// Reads until it is clear what is spoken. What was read is in `said`, also when this is given up.
+async fn listen(stream: &mut Stream, said: &mut BytesMut) -> io::Result<Sniff> {
+    loop {
+        if !said.is_empty() {
+            match sniff(said) {
+                Sniff::More => {}
+                clear => return Ok(clear),
+            }
+        }
+        if stream.read_buf(said).await? == 0 {
+            return if said.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Sniff::Other) };
+        }
+    }
+}

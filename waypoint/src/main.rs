@@ -1,0 +1,199 @@
+//! The waypoint: what is called through it is routed by its HTTP content (Gateway API), and carried on in the
+//! caller's name.
+//!
+//! ```text
+//! ztunnel ──HBONE──▶ door ─▶ arrival ─▶ detect ─┬─▶ http ─▶ request: match, authorize, filter, pick, send, retry
+//!                                               └─▶ tcp                                         │
+//!                                          destination's ztunnel ◀──HBONE, the assertion──  upstream
+//! ```
+//! Two kinds of threads, as in ztunnel: the main thread follows control, renews the certificate and answers the admin
+//! server; the workers carry connections, and wait for nobody but their sockets.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod arrival;
+mod body;
+mod config;
+mod detect;
+mod door;
+mod http;
+mod metrics;
+mod request;
+mod shared;
+mod tcp;
+mod upstream;
+mod vault;
+mod worker;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use identity::{Identity, Store, StoreOptions};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use runtime::{
+    admin::{Handlers, Servers},
+    drain,
+    logging::{self, Logging},
+    readiness::Readiness,
+    record::{Records, Requests},
+};
+
+use crate::{
+    config::{AccessLog, Args},
+    shared::Shared,
+    worker::Workers,
+};
+
+/// What the certificate is asked for; the authority may give less.
+const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
+
+fn main() -> ExitCode {
+    let args: Args = runtime::config::resolve_checked(Args::check);
+    let logging = match logging::init(args.common.log_format, &args.common.log_level) {
+        Ok(logging) => logging,
+        Err(error) => return fail(&error),
+    };
+    raise_descriptor_limit();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    let outcome = runtime.block_on(run(args, &logging));
+    logging.flush();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&*error),
+    }
+}
+
+fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("waypoint: {error}");
+    ExitCode::FAILURE
+}
+
+/// Each tunnel takes a descriptor; the default limit of 1,024 is soon reached.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files cannot be raised; connections may fail for want of descriptors");
+    }
+}
+
+async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
+    let metrics = runtime::metrics::Metrics::new("waypoint");
+    logging.register(&metrics);
+    let readiness = Readiness::new();
+    let state =
+        readiness.task("mesh", "the first complete state of workloads, policies and routes from control");
+    let certificate = readiness.task("certificate", "this waypoint's certificate");
+    let handlers = Handlers::new();
+    let servers = Servers::bind(
+        "waypoint",
+        args.common.addresses(),
+        metrics.clone(),
+        readiness.clone(),
+        logging.levels(),
+        handlers.clone(),
+    )
+    .await?;
+    let (ending, ending_watch) = drain::channel();
+    servers.spawn(ending_watch);
+
+    let (drain, drain_watch) = drain::channel();
+    let shared = shared(&args, logging, &metrics, drain_watch);
+    let listener = worker::listen(args.listen)?;
+    let workers = Workers::start(args.worker_count(), &shared)?;
+    admin::register(&handlers, &shared, &workers);
+    tracing::info!(
+        version = runtime::VERSION, identity = %shared.settings.identity, control = %args.control,
+        listen = %args.listen, workers = workers.count(), "waypoint begins"
+    );
+    tokio::spawn(xds::run(xds_options(&args), shared.mesh.clone()));
+    tokio::spawn(follow_mesh(shared.clone(), state));
+    tokio::spawn(first_certificate(shared.clone(), certificate));
+    tokio::spawn(worker::accept(listener, workers.clone(), shared.clone()));
+
+    let signal = drain::termination().await?;
+    tracing::info!(signal, "told to end");
+    // Not ready from here on: nobody new is sent here. Who is here is told to go elsewhere, and served to the end.
+    ending.start();
+    drain.start();
+    if tokio::time::timeout(args.drain_deadline, drain.finished()).await.is_err() {
+        tracing::warn!(connections = drain.holds(), "the time to end is over; what is left is cut");
+    }
+    Ok(())
+}
+
+fn shared(
+    args: &Args,
+    logging: &Logging,
+    metrics: &Arc<runtime::metrics::Metrics>,
+    drain: drain::Watch,
+) -> Arc<Shared> {
+    let access_log = || match args.access_log {
+        Some(AccessLog::None) => logging::AccessLog::none(),
+        Some(AccessLog::As(format)) => logging.access_log(Some(format)),
+        None => logging.access_log(None),
+    };
+    let options = StoreOptions {
+        trust_domains: args.trust_domains(),
+        patience: args.patience,
+        ..StoreOptions::default()
+    };
+    let issuer = xds::CaClient::new(control(args), CERTIFICATE_VALIDITY);
+    let store = Store::new(Arc::new(issuer), options);
+    let settings = args.settings();
+    store.hold(&settings.identity);
+    Arc::new(Shared {
+        settings,
+        mesh: xds::Mesh::new(),
+        store,
+        vault: vault::Vault::default(),
+        metrics: metrics::Metrics::new(metrics),
+        records: Records::new(metrics, access_log(), runtime::record::Options::default()),
+        requests: Requests::new(metrics, access_log(), runtime::record::Options::default()),
+        drain,
+    })
+}
+
+fn control(args: &Args) -> xds::Control {
+    xds::Control {
+        uri: args.control.clone(),
+        ca: args.control_ca.clone(),
+        token: args.token_file.clone(),
+        server_name: args.control_name.clone(),
+    }
+}
+
+fn xds_options(args: &Args) -> xds::Options {
+    xds::Options {
+        control: control(args),
+        proxy: xds::Proxy {
+            node: args.node.clone(),
+            name: args.name.clone(),
+            namespace: args.namespace.clone(),
+            address: args.listen.ip(),
+        },
+        cluster: args.cluster.clone(),
+        trust_domain: args.trust_domain.clone(),
+        routes: true,
+    }
+}
+
+/// Tells readiness of the mesh.
+async fn follow_mesh(shared: Arc<Shared>, state: runtime::readiness::Task) {
+    let mut changes = shared.mesh.subscribe();
+    // The sender lives as long as `shared`.
+    if changes.wait_for(|snapshot| snapshot.is_complete() && snapshot.has_routes()).await.is_ok() {
+        state.ready();
+    }
+}
+
+/// Without a certificate nobody can be answered.
+async fn first_certificate(shared: Arc<Shared>, ready: runtime::readiness::Task) {
+    let identity: &Identity = &shared.settings.identity;
+    while let Err(error) = shared.store.certified(identity).await {
+        tracing::warn!(%error, "no certificate yet; trying again");
+    }
+    ready.ready();
+}

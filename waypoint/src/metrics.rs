@@ -1,0 +1,51 @@
+//! What this waypoint counts of itself; requests and connections are counted by their records (`istio_…`).
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+};
+use runtime::metrics::Metrics as Registry;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// The metrics under `culvert_waypoint_`.
+pub(crate) struct Metrics {
+    pub(crate) tunnels: Gauge,
+    pub(crate) handshake_failures: Counter,
+    pub(crate) backends_dialled: Counter,
+    pub(crate) retries: Counter,
+    refused: Family<Reason, Counter>,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Arc<Registry>) -> Self {
+        let metrics = Self {
+            tunnels: Gauge::default(),
+            handshake_failures: Counter::default(),
+            backends_dialled: Counter::default(),
+            retries: Counter::default(),
+            refused: Family::default(),
+        };
+        registry.under("culvert_waypoint", |registry| {
+            registry.register("tunnels", "HBONE tunnels of callers now", metrics.tunnels.clone());
+            let help = "Callers that got no tunnel";
+            registry.register("handshake_failures", help, metrics.handshake_failures.clone());
+            let help = "Connections opened to backends";
+            registry.register("backends_dialled", help, metrics.backends_dialled.clone());
+            registry.register("retries", "Requests tried again", metrics.retries.clone());
+            let help = "Connections that were not taken, by reason";
+            registry.register("refused", help, metrics.refused.clone());
+        });
+        metrics
+    }
+
+    /// Counts a connection that was not taken.
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Reason { reason }).inc();
+    }
+}

@@ -1,0 +1,141 @@
+//! A request, phase by phase, over one context:
+//!
+//! ```text
+//! begin ─▶ match ─▶ authorize ─▶ filter ─▶ pick ─▶ send ─▶ answer
+//!                                            ▲       │
+//!                                            └─retry─┘
+//! ```
+//! Each phase either goes on or settles the answer. All of them read the one snapshot that the request began with.
+
+mod answer;
+mod filter;
+mod host;
+mod matching;
+mod pick;
+mod send;
+
+use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc};
+
+use ::http::{Request, Response, StatusCode, request::Parts};
+use hyper::body::{Body as _, Incoming};
+use mesh::{Snapshot, route::Found};
+use runtime::record::Flag;
+
+use crate::{
+    arrival::{Call, Called},
+    body::{Body, SharedRecord},
+    http::Handover,
+    worker::Worker,
+};
+
+/// The version of HTTP that a caller speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Version {
+    One,
+    Two,
+}
+
+/// What all phases of a request share.
+pub(crate) struct Context {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) call: Rc<Call>,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) version: Version,
+    pub(crate) is_grpc: bool,
+    pub(crate) record: SharedRecord,
+}
+
+/// An answer that is settled before a backend has given one.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) status: StatusCode,
+    pub(crate) flag: Flag,
+    pub(crate) reason: String,
+    /// Where a redirect leads.
+    pub(crate) location: Option<::http::HeaderValue>,
+}
+
+impl Settled {
+    pub(crate) fn new(status: StatusCode, flag: Flag, reason: impl Into<String>) -> Self {
+        Self { status, flag, reason: reason.into(), location: None }
+    }
+}
+
+/// Answers a request of `call`.
+pub(crate) async fn answer(
+    worker: Rc<Worker>,
+    call: Rc<Call>,
+    version: Version,
+    handover: Option<Handover>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let (head, body) = request.into_parts();
+    let context = begin(worker, call, version, &head);
+    // On the heap: a connection that waits for its next request is to cost little.
+    let answered = Box::pin(phases(&context, head, body, handover)).await;
+    Ok(answered.unwrap_or_else(|settled| answer::settled(&context, settled)))
+}
+
+fn begin(worker: Rc<Worker>, call: Rc<Call>, version: Version, head: &Parts) -> Context {
+    let protocol = match version {
+        Version::One => "HTTP/1.1",
+        Version::Two => "HTTP/2",
+    };
+    let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+    let mut record = worker.shared.requests.begin(call.source, protocol, head.method.as_str(), path);
+    record.source(&call.claims.caller, call.workload.as_ref());
+    record.authority(filter::authority(head).unwrap_or_default());
+    if let Called::Service(service) = &call.called {
+        record.service(service);
+    }
+    let is_grpc = head
+        .headers
+        .get(::http::header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        record.grpc();
+    }
+    let snapshot = worker.shared.mesh.current();
+    Context { worker, call, snapshot, version, is_grpc, record: Rc::new(RefCell::new(record)) }
+}
+
+async fn phases(
+    context: &Context,
+    mut head: Parts,
+    body: Incoming,
+    handover: Option<Handover>,
+) -> Result<Response<Body>, Settled> {
+    if head.method == ::http::Method::CONNECT {
+        let reason = "a tunnel within a request is not carried";
+        return Err(Settled::new(StatusCode::NOT_IMPLEMENTED, Flag::Malformed, reason));
+    }
+    host::settle(&mut head)?;
+    let routes = matching::routes(context);
+    let found = routes.as_ref().map_or(Found::NoRoute, |routes| matching::find(context, routes, &head));
+    let matched = match found {
+        Found::Rule(matched) => Some(matched),
+        Found::NoRoute => None,
+        Found::NoMatch => {
+            let reason = "no rule of its service's routes is for the request";
+            return Err(Settled::new(StatusCode::NOT_FOUND, Flag::NoRoute, reason));
+        }
+    };
+    if let Some(matched) = &matched {
+        let (route, rule) = (matched.route, matched.rule);
+        context.record.borrow_mut().route(&route.key, matched.index, rule.name.as_ref());
+    }
+    // Authorization of requests has its place here, before anything is changed.
+    let upgrade = filter::hop_by_hop(&mut head.headers, handover.is_some());
+    let mut changes = filter::Changes::default();
+    if let Some(matched) = &matched {
+        filter::apply(&matched.rule.filters, matched.prefix, &mut head, &mut changes)?;
+    }
+    let sending = send::Sending {
+        context,
+        rule: matched.as_ref().map(|matched| matched.rule),
+        prefix: matched.as_ref().and_then(|matched| matched.prefix),
+        can_repeat: body.is_end_stream(),
+        handover: handover.filter(|_| upgrade),
+    };
+    sending.run(head, body, changes).await
+}

@@ -1,0 +1,302 @@
+//! Connections to endpoints that are kept for the next request of the same caller: of HTTP/1 the idle ones, of HTTP/2
+//! one for all.
+
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, time::Duration};
+
+use ::http::{Request, Response, StatusCode};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use identity::assertion::Claims;
+use mesh::Target;
+use tokio::{
+    io::AsyncWriteExt,
+    sync::oneshot,
+    time::{Instant, timeout},
+};
+
+use super::{SendError, Unsent, Upstream, connect::Io};
+use crate::{
+    arrival::Call,
+    body::{Body, Rewind},
+    http::{Handover, LocalExecutor},
+    request::Version,
+};
+
+/// Idle connections of HTTP/1 kept of one caller to one endpoint.
+const IDLE_EACH: usize = 64;
+/// Callers and endpoints with something kept; beyond it nothing more is.
+const MOST_KEYS: usize = 8192;
+/// Windows of HTTP/2 towards a backend: of a stream, of a connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// The longest head of an answer, in bytes.
+const MOST_HEAD: usize = 64 << 10;
+/// How long a backend may take to close its side once we have closed ours.
+const LINGER: Duration = Duration::from_secs(1);
+/// How often a backend of HTTP/2 is asked whether it is still there, and how long it may take to say so.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What connections are shared by: the caller, what it called, and the endpoint.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    claims: Claims,
+    /// The endpoint was told who calls.
+    asserted: bool,
+    endpoint: SocketAddr,
+}
+
+/// All that is kept by one worker.
+pub(super) struct Pools {
+    kept: RefCell<HashMap<Key, Kept>>,
+    idle: Duration,
+}
+
+#[derive(Default)]
+struct Kept {
+    ones: Vec<One>,
+    two: Option<Two>,
+}
+
+/// A connection that speaks HTTP/1.
+struct One {
+    sender: http1::SendRequest<Body>,
+    since: Instant,
+    /// The connection itself, if it is to speak something else.
+    parts: Option<oneshot::Receiver<Rewind<Io>>>,
+}
+
+/// A connection that speaks HTTP/2.
+struct Two {
+    sender: http2::SendRequest<Body>,
+    used: Instant,
+}
+
+impl Pools {
+    pub(super) fn new(idle: Duration) -> Self {
+        Self { kept: RefCell::default(), idle }
+    }
+
+    fn take_one(&self, key: &Key) -> Option<One> {
+        let mut kept = self.kept.borrow_mut();
+        let ones = &mut kept.get_mut(key)?.ones;
+        // The newest first: the others may grow old and go.
+        while let Some(one) = ones.pop() {
+            if one.sender.is_ready() && one.since.elapsed() < self.idle {
+                return Some(one);
+            }
+        }
+        None
+    }
+
+    fn put_one(&self, key: Key, one: One) {
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() >= MOST_KEYS && !kept.contains_key(&key) {
+            return;
+        }
+        let ones = &mut kept.entry(key).or_default().ones;
+        if ones.len() < IDLE_EACH {
+            ones.push(one);
+        }
+    }
+
+    fn take_two(&self, key: &Key) -> Option<http2::SendRequest<Body>> {
+        let mut kept = self.kept.borrow_mut();
+        let two = kept.get_mut(key)?.two.as_mut().filter(|two| !two.sender.is_closed())?;
+        two.used = Instant::now();
+        Some(two.sender.clone())
+    }
+
+    fn put_two(&self, key: Key, sender: http2::SendRequest<Body>) {
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() < MOST_KEYS || kept.contains_key(&key) {
+            kept.entry(key).or_default().two = Some(Two { sender, used: Instant::now() });
+        }
+    }
+
+    /// Lets go of what was idle for too long. A connection of HTTP/2 serves what runs on it to the end.
+    pub(super) fn sweep(&self) {
+        let fresh = |since: Instant| since.elapsed() < self.idle;
+        self.kept.borrow_mut().retain(|_, kept| {
+            kept.ones.retain(|one| fresh(one.since) && !one.sender.is_closed());
+            kept.two.take_if(|two| two.sender.is_closed() || !fresh(two.used));
+            !kept.ones.is_empty() || kept.two.is_some()
+        });
+    }
+}
+
+/// Sends a request by a connection that was kept, or a new one.
+pub(super) async fn send(
+    upstream: &Upstream,
+    call: &Rc<Call>,
+    target: &Target,
+    version: Version,
+    request: Request<Body>,
+    handover: Option<&Handover>,
+) -> Result<Response<Incoming>, Unsent> {
+    let key =
+        Key { claims: call.claims.clone(), asserted: call.assertion.is_some(), endpoint: target.address };
+    match version {
+        Version::One => one(upstream, key, call, target, request, handover).await,
+        Version::Two => two(upstream, key, call, target, request).await,
+    }
+}
+
+async fn one(
+    upstream: &Upstream,
+    key: Key,
+    call: &Rc<Call>,
+    target: &Target,
+    mut request: Request<Body>,
+    handover: Option<&Handover>,
+) -> Result<Response<Incoming>, Unsent> {
+    loop {
+        let held = upstream.pools.take_one(&key);
+        let reused = held.is_some();
+        let mut connection = match held {
+            Some(held) => held,
+            None => match dial_one(upstream, call, target).await {
+                Ok(dialled) => dialled,
+                Err(reason) => return Err(Unsent { body: Some(request.into_body()), reason }),
+            },
+        };
+        match connection.sender.try_send_request(request).await {
+            Ok(response) => {
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    take_over(connection, handover).await;
+                } else {
+                    keep(upstream, key, connection);
+                }
+                return Ok(response);
+            }
+            Err(mut failed) => match failed.take_message() {
+                // The connection had ended before it was used.
+                Some(unsent) if reused => request = unsent,
+                unsent => return Err(failure(unsent, &failed)),
+            },
+        }
+    }
+}
+
+fn failure(unsent: Option<Request<Body>>, failed: &TrySendError<Request<Body>>) -> Unsent {
+    let reason = SendError::Http(causes(failed.error()));
+    Unsent { body: unsent.map(Request::into_body), reason }
+}
+
+/// An error and its causes on one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}
+
+/// Keeps a connection once its answer has been read.
+fn keep(upstream: &Upstream, key: Key, mut connection: One) {
+    let pools = upstream.pools.clone();
+    tokio::task::spawn_local(async move {
+        if connection.sender.ready().await.is_ok() {
+            connection.since = Instant::now();
+            pools.put_one(key, connection);
+        }
+    });
+}
+
+/// Leaves the connection to whoever has asked for another protocol.
+async fn take_over(connection: One, handover: Option<&Handover>) {
+    let One { sender, parts, .. } = connection;
+    drop(sender);
+    if let (Some(handover), Some(parts)) = (handover, parts)
+        && let Ok(parts) = parts.await
+    {
+        *handover.borrow_mut() = Some(parts);
+    }
+}
+
+async fn dial_one(upstream: &Upstream, call: &Call, target: &Target) -> Result<One, SendError> {
+    let io = upstream.open(call, target).await?;
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(MOST_HEAD)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| SendError::Http(causes(&error)))?;
+    let (leave, parts) = oneshot::channel();
+    tokio::task::spawn_local(async move {
+        // What breaks it is told to who waits for an answer.
+        let Ok(parts) = connection.without_shutdown().await else { return };
+        let left = Rewind::new(parts.read_buf, parts.io.into_inner());
+        if let Err(unwanted) = leave.send(left) {
+            close(unwanted).await;
+        }
+    });
+    Ok(One { sender, since: Instant::now(), parts: Some(parts) })
+}
+
+/// Closes a connection that nobody needs in order: one that is dropped before the other end has closed is reset.
+async fn close(mut unwanted: Rewind<Io>) {
+    let closing = async {
+        unwanted.shutdown().await?;
+        tokio::io::copy(&mut unwanted, &mut tokio::io::sink()).await
+    };
+    let _ = timeout(LINGER, closing).await;
+}
+
+async fn two(
+    upstream: &Upstream,
+    key: Key,
+    call: &Rc<Call>,
+    target: &Target,
+    mut request: Request<Body>,
+) -> Result<Response<Incoming>, Unsent> {
+    loop {
+        let held = upstream.pools.take_two(&key);
+        let reused = held.is_some();
+        let mut sender = match held {
+            Some(held) => held,
+            None => match dial_two(upstream, call, target).await {
+                Ok(sender) => {
+                    upstream.pools.put_two(key.clone(), sender.clone());
+                    sender
+                }
+                Err(reason) => return Err(Unsent { body: Some(request.into_body()), reason }),
+            },
+        };
+        match sender.try_send_request(request).await {
+            Ok(response) => return Ok(response),
+            Err(mut failed) => match failed.take_message() {
+                Some(unsent) if reused => request = unsent,
+                unsent => return Err(failure(unsent, &failed)),
+            },
+        }
+    }
+}
+
+async fn dial_two(
+    upstream: &Upstream,
+    call: &Call,
+    target: &Target,
+) -> Result<http2::SendRequest<Body>, SendError> {
+    let io = upstream.open(call, target).await?;
+    let (sender, connection) = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MOST_HEAD as u32)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| SendError::Http(causes(&error)))?;
+    tokio::task::spawn_local(async move {
+        // What breaks it is told to who waits for an answer.
+        let _ = connection.await;
+    });
+    Ok(sender)
+}
