@@ -140,7 +140,7 @@ fn shared(
         patience: args.patience,
         ..StoreOptions::default()
     };
-    let issuer = xds::CaClient::new(control(args), CERTIFICATE_VALIDITY);
+    let issuer = xds::CaClient::new(control(args), &*args.cluster, CERTIFICATE_VALIDITY);
     let store = Store::new(Arc::new(issuer), options);
     let settings = args.settings();
     store.hold(&settings.identity);

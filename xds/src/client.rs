@@ -161,7 +161,8 @@ mod tests {
             address: IpAddr::from([10, 0, 0, 1]),
         };
         let cluster = "Kubernetes".to_owned();
-        let node = node(&Options { control, proxy, cluster, trust_domain: "cluster.local".into() });
+        let trust_domain = "cluster.local".into();
+        let node = node(&Options { control, proxy, cluster, trust_domain, routes: false });
         // istiod compares both with the namespace of the token.
         assert_eq!(node.id, "ztunnel~10.0.0.1~ztunnel-x.istio-system~istio-system.svc.cluster.local");
         let namespace = Some(Kind::StringValue("istio-system".into()));
