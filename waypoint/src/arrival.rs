@@ -265,3 +265,37 @@ impl Called {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh::Identity;
+
+    use super::*;
+
+    #[test]
+    fn nobody_says_that_another_pods_address_is_his_be_it_of_the_same_account() {
+        let who = |name: &str| Identity::new("cluster.local", "shop", name);
+        let pod = |name: &str, account: &str, addresses: &[&str]| {
+            let mut pod = Workload::named(format!("c//Pod/shop/{name}"), "shop", name);
+            pod.service_account = account.into();
+            pod.addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            pod
+        };
+        let mut editor = Snapshot::default().edit();
+        editor.put_workload(pod("a", "client", &["10.0.0.1", "fd00::1"]));
+        editor.put_workload(pod("b", "client", &["10.0.0.2"]));
+        editor.put_workload(pod("c", "intern", &["10.0.0.3", "fd00::3"]));
+        let snapshot = editor.finish();
+        let may = |says: &str, remote: &str| {
+            let address = says.parse().unwrap();
+            let behind = Behind::Workload("w".into());
+            let said = Claims { caller: who("client"), address, waypoint: who("wp"), behind };
+            may_have(&snapshot, "", &said, remote.parse().unwrap())
+        };
+        assert!(may("10.0.0.1", "10.0.0.1") && may("10.0.0.9", "10.0.0.9"), "the tunnel's own");
+        assert!(may("fd00::1", "10.0.0.1"), "the same pod's other one");
+        assert!(!may("10.0.0.2", "10.0.0.1"), "another pod's of the account");
+        assert!(!may("10.0.0.3", "10.0.0.1") && !may("fd00::3", "10.0.0.3"), "another account's");
+        assert!(!may("10.0.0.7", "10.0.0.1"), "nobody's");
+    }
+}

@@ -16,7 +16,7 @@ use std::{rc::Rc, sync::Arc};
 use ::http::{Request, Response};
 use hbone::client::{OpenError, Pool as Tunnels};
 use hyper::body::Incoming;
-use mesh::{Attempt, Passage, Refusal, Target, Tunnel, Verdict};
+use mesh::{Attempt, Identity, Passage, Refusal, Snapshot, Target, Tunnel, Verdict};
 
 pub(crate) use balance::{choose, endpoint, endpoint_in};
 pub(crate) use connect::Io;
@@ -90,26 +90,8 @@ impl Upstream {
         connect::open(self, call, target).await
     }
 
-    /// Whether a caller of whom the destination will not be told may call it.
     fn judge(&self, call: &Call, target: &Target) -> Result<(), Refusal> {
-        // What has no ztunnel is judged by nobody, whoever calls it.
-        if call.assertion.is_some() || target.workload.tunnel == Tunnel::None {
-            return Ok(());
-        }
-        let settings = &self.shared.settings;
-        let passage = Passage { waypoint: settings.identity.clone(), behind: call.claims.behind.clone() };
-        let decision = self.shared.mesh.current().admit(&Attempt {
-            source: Some(&call.claims.caller),
-            source_ip: call.claims.address,
-            destination: &target.workload,
-            destination_ip: target.address.ip(),
-            destination_port: target.address.port(),
-            through: Some(&passage),
-        });
-        match decision.verdict {
-            Verdict::Allow(_) => Ok(()),
-            Verdict::Refuse(refusal) => Err(refusal),
-        }
+        judge(&self.shared.mesh.current(), &self.shared.settings.identity, call, target)
     }
 
     /// Sends a request to an endpoint, by a connection that was kept or a new one.
@@ -135,5 +117,104 @@ impl Upstream {
     pub(crate) fn sweep(&self) {
         self.pools.sweep();
         self.loads.sweep();
+    }
+}
+
+/// Whether a caller of whom the destination will not be told may call it.
+fn judge(snapshot: &Snapshot, waypoint: &Identity, call: &Call, target: &Target) -> Result<(), Refusal> {
+    // What has no ztunnel is judged by nobody, whoever calls it.
+    if call.assertion.is_some() || target.workload.tunnel == Tunnel::None {
+        return Ok(());
+    }
+    let passage = Passage { waypoint: waypoint.clone(), behind: call.claims.behind.clone() };
+    let decision = snapshot.admit(&Attempt {
+        source: Some(&call.claims.caller),
+        source_ip: call.claims.address,
+        destination: &target.workload,
+        destination_ip: target.address.ip(),
+        destination_port: target.address.port(),
+        through: Some(&passage),
+    });
+    match decision.verdict {
+        Verdict::Allow(_) => Ok(()),
+        Verdict::Refuse(refusal) => Err(refusal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::assertion::Claims;
+    use mesh::{
+        Action, Behind, Clause, GatewayAddress, Match, Policy, PolicyKey, Rule, Scope, ServiceKey,
+        StringMatch, Workload,
+    };
+
+    use super::*;
+    use crate::{arrival::Called, vault::Vault};
+
+    fn who(name: &str) -> Identity {
+        Identity::new("cluster.local", "shop", name)
+    }
+
+    fn pod(name: &str, address: [u8; 4]) -> Workload {
+        let mut pod = Workload::named(format!("c//Pod/shop/{name}"), "shop", name);
+        pod.service_account = name.into();
+        pod.addresses = vec![address.into()];
+        pod.tunnel = Tunnel::Hbone;
+        pod
+    }
+
+    /// The pod `web`, which is called by its address through the waypoint `wp`, and denied to the intern.
+    fn mesh() -> (Snapshot, Target) {
+        let front = ServiceKey { namespace: "shop".into(), hostname: "wp".into() };
+        let mut wp = pod("wp", [10, 0, 0, 5]);
+        wp.services.insert(front.clone(), Vec::new());
+        let mut web = pod("web", [10, 0, 0, 1]);
+        web.waypoint = Some(GatewayAddress::Host { service: front, hbone_port: 15008 });
+        let intern = StringMatch::Exact("cluster.local/ns/shop/sa/intern".into());
+        let of = Match { principals: vec![intern], ..Match::default() };
+        let mut editor = Snapshot::default().edit();
+        editor.mark_addresses_complete();
+        editor.mark_policies_complete();
+        editor.put_workload(wp);
+        editor.put_workload(web.clone());
+        editor.put_policy(Policy {
+            key: PolicyKey { namespace: "shop".into(), name: "no-intern".into() },
+            scope: Scope::Namespace,
+            action: Action::Deny,
+            dry_run: false,
+            rules: vec![Rule { clauses: vec![Clause { matches: vec![of] }] }],
+        });
+        let address = ([10, 0, 0, 1], 8080).into();
+        (editor.finish(), Target { workload: Arc::new(web), address, service: None })
+    }
+
+    fn call(caller: &str, target: &Target) -> Call {
+        let claims = Claims {
+            caller: who(caller),
+            address: [10, 0, 0, 9].into(),
+            waypoint: who("wp"),
+            behind: Behind::Workload(target.workload.uid.clone()),
+        };
+        let called = Called::Workload(target.workload.clone());
+        Call {
+            source: ([10, 0, 0, 9], 0).into(),
+            workload: None,
+            called,
+            port: 8080,
+            assertion: None,
+            claims,
+        }
+    }
+
+    #[test]
+    fn who_asserts_nothing_is_judged_as_the_caller_and_not_as_the_waypoint() {
+        let (snapshot, target) = mesh();
+        let judged = |call: &Call| judge(&snapshot, &who("wp"), call, &target);
+        assert_eq!(judged(&call("client", &target)), Ok(()));
+        assert!(matches!(judged(&call("intern", &target)), Err(Refusal::Denied(_))));
+        let mut asserted = call("intern", &target);
+        asserted.assertion = Some(Vault::default().put(&asserted.claims, "x", std::time::SystemTime::now()));
+        assert_eq!(judged(&asserted), Ok(()), "the destination is told, and judges");
     }
 }
