@@ -137,7 +137,7 @@ pub(super) fn policies(facts: &Facts) -> Vec<Finding> {
                 "policies",
                 about,
                 format!("refused: {seen}"),
-                "mend that field; meanwhile the last version that was good holds, if control has seen one",
+                "mend that field; what holds meanwhile is said behind the reason",
             )
         }));
         // Labels are judged above, where control is not needed for it.

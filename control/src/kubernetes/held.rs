@@ -1,7 +1,7 @@
 //! What is held of the cluster: every object in the store that folders use too, and of which kinds everything was seen.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,10 +11,11 @@ use tokio::{sync::watch, time};
 
 use super::{
     kinds::{Place, strip},
+    refused::{Instead, strictest},
     verdicts::{Said, is_judged},
 };
 use crate::{
-    manifest::{Kind, Object, ObjectKey, Pod, parse_json},
+    manifest::{Kind, Object, ObjectKey, Parsed, Pod, parse_json},
     objects::Objects,
 };
 
@@ -40,6 +41,8 @@ pub struct Held {
     changes: watch::Sender<u64>,
     /// What people's manifests say of themselves.
     said: Mutex<BTreeMap<ObjectKey, Said>>,
+    /// Policies that are refused, and in whose place the strictest holds.
+    closed: Mutex<BTreeSet<ObjectKey>>,
 }
 
 /// An object's name.
@@ -72,6 +75,7 @@ impl Default for Held {
             looks: watch::Sender::new(looks.into_iter().collect()),
             changes: watch::Sender::new(0),
             said: Mutex::default(),
+            closed: Mutex::default(),
         }
     }
 }
@@ -81,24 +85,62 @@ impl Held {
         self.objects.clone()
     }
 
-    /// Takes a version of an object in. One that is wrong leaves the last good one.
+    /// Takes a version of an object in. What holds instead of one that is wrong: see [`Instead`].
     pub fn put(&self, kind: Kind, place: &Place, mut object: Value) {
         let Some(name) = Name::of(&object) else { return };
+        let key = name.key(kind);
+        let mut was_accepted = false;
         if is_judged(kind) {
             let said = Said::of(place, &name, &object);
-            self.lock_said().insert(name.key(kind), said);
+            was_accepted = said.was_accepted();
+            self.lock_said().insert(key.clone(), said);
         }
         strip(kind, place, &mut object);
-        let parsed = parse_json(&object);
-        if self.lock().put(&name.key(kind), parsed) {
+        let mut parsed = parse_json(&object);
+        let mut objects = self.lock();
+        if is_judged(kind) {
+            self.replace(&mut objects, &key, &object, was_accepted, &mut parsed);
+        }
+        let changed = objects.put(&key, parsed);
+        drop(objects);
+        if changed {
             self.changed();
         }
+    }
+
+    /// Puts in the place of what is refused what holds instead, and says so.
+    fn replace(
+        &self,
+        objects: &mut Objects,
+        key: &ObjectKey,
+        object: &Value,
+        was_accepted: bool,
+        parsed: &mut Parsed,
+    ) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_closed = closed.remove(key);
+        let Some(refusal) = parsed.problems.last_mut().filter(|_| !parsed.refused.is_empty()) else { return };
+        let strict = strictest(key.kind, object).filter(|_| was_accepted || was_closed);
+        let instead = match (objects.get(key), strict) {
+            (Some(_), _) if !was_closed => Instead::Last,
+            (_, Some(strict)) => {
+                parsed.objects = parse_json(&strict).objects;
+                closed.insert(key.clone());
+                Instead::Strictest
+            }
+            _ => {
+                objects.forget(key);
+                Instead::Nothing
+            }
+        };
+        refusal.reason.push_str(instead.words());
     }
 
     /// The object is gone.
     pub fn remove(&self, kind: Kind, name: &Name) {
         let key = name.key(kind);
         self.lock_said().remove(&key);
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         if self.lock().forget(&key) {
             self.changed();
         }
@@ -210,6 +252,10 @@ impl Held {
     }
 
     fn retain(&self, kind: Kind, keep: impl Fn(&ObjectKey) -> bool) {
+        self.closed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|key| key.kind != kind || keep(key));
         let mut objects = self.lock();
         let gone: Vec<ObjectKey> = objects.of_kind(kind).filter(|key| !keep(key)).collect();
         for key in &gone {

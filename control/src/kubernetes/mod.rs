@@ -19,6 +19,7 @@ mod judge;
 mod kinds;
 mod lease;
 mod mark;
+mod refused;
 mod review;
 mod rotation;
 mod verdicts;

@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use super::{
     held::{Held, Name},
     kinds::Place,
+    refused::Instead,
 };
 use crate::{
     manifest::{Kind, ObjectKey, Problem, Severity},
@@ -29,6 +30,8 @@ use apiserver::{Api, ApiError};
 
 /// The type of our condition.
 pub const ACCEPTED: &str = "culvert.dev/Accepted";
+/// The reason of a refusal of what was accepted in an earlier version.
+const AFTER_ACCEPTED: &str = "RefusedAfterAccepted";
 /// After a change, until what was compiled is of that change: several changes are told as one.
 const SETTLED: Duration = Duration::from_secs(1);
 /// At most one write in this time.
@@ -92,15 +95,23 @@ impl Said {
             about: ours.and_then(|condition| condition["observedGeneration"].as_i64()).unwrap_or_default(),
         }
     }
+
+    /// Whether some version of the object was accepted.
+    pub(super) fn was_accepted(&self) -> bool {
+        self.verdict.as_ref().is_some_and(|verdict| verdict.accepted || verdict.reason == AFTER_ACCEPTED)
+    }
 }
 
 impl Verdict {
     /// From all that is to be said of one object.
     fn of(problems: &[&Problem]) -> Self {
         let accepted = problems.iter().all(|problem| problem.severity != Severity::Refused);
+        let instead = problems.iter().find_map(|problem| Instead::told_in(&problem.reason));
         let reason = match (accepted, problems.is_empty()) {
             (true, true) => "Accepted",
             (true, false) => "AcceptedWithWarnings",
+            // Whoever starts anew knows by it that something is to hold in its place.
+            (false, _) if instead.is_some_and(Instead::is_after_accepted) => AFTER_ACCEPTED,
             (false, _) => "Refused",
         };
         let mut words = String::new();
@@ -108,9 +119,6 @@ impl Verdict {
             let gap = if words.is_empty() { "" } else { "; " };
             let colon = if problem.field.is_empty() { "" } else { ": " };
             _ = write!(words, "{gap}{}{colon}{}", problem.field, problem.reason);
-        }
-        if !accepted {
-            words.push_str("; the last version that was accepted holds, if there was one");
         }
         if words.len() > MOST_WORDS {
             let cut = words.floor_char_boundary(MOST_WORDS);
@@ -273,7 +281,7 @@ mod tests {
             .collect();
         let path =
             |name: &str| format!("/apis/security.istio.io/v1/namespaces/shop/authorizationpolicies/{name}");
-        let why = "spec.action: no such action; the last version that was accepted holds, if there was one";
+        let why = "spec.action: no such action";
         assert_eq!(
             due,
             [

@@ -1,0 +1,140 @@
+//! What holds in the place of a policy that is refused.
+//!
+//! The last version that was accepted, as long as control remembers it. A control that starts anew does not: it knows by
+//! the object's condition that there was one, and puts the strictest policy for the same workloads in its place, since a
+//! restart must not let in whom that version kept out. A policy of which no version was ever accepted restricts nobody, and
+//! says so: it may be for workloads that are called right now.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::manifest::{Kind, LabelSelector};
+
+/// What holds instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Instead {
+    /// The last version that was accepted.
+    Last,
+    /// [`strictest`].
+    Strictest,
+    Nothing,
+}
+
+impl Instead {
+    const ALL: [Self; 3] = [Self::Last, Self::Strictest, Self::Nothing];
+
+    /// As it is told behind the reason of the refusal.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Last => "; the last version that was accepted holds while this control runs",
+            Self::Strictest => {
+                "; the last version that was accepted was lost when control began anew: until this is mended, \
+                 whatever it may forbid is forbidden"
+            }
+            Self::Nothing => "; NOTHING of it holds",
+        }
+    }
+
+    /// By the words of a refusal.
+    pub(super) fn told_in(reason: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|instead| reason.ends_with(instead.words()))
+    }
+
+    /// Whether a version of the object was accepted once.
+    pub(super) fn is_after_accepted(self) -> bool {
+        self != Self::Nothing
+    }
+}
+
+/// The strictest that a policy may have meant that cannot be read: an ALLOW that lets nobody in, a DENY for everybody,
+/// mutual TLS that is STRICT; for those that it selects, or for all of its scope if its selector cannot be read.
+///
+/// `None` for what forbids nothing (AUDIT, a dry run) and for what is not ours to judge at layer 4 (`targetRefs`).
+pub(super) fn strictest(kind: Kind, object: &Value) -> Option<Value> {
+    let spec = &object["spec"];
+    let rest = match kind {
+        Kind::AuthorizationPolicy => {
+            let dry = object["metadata"]["annotations"]["istio.io/dry-run"] == "true";
+            let elsewhere = !spec["targetRef"].is_null() || !spec["targetRefs"].is_null();
+            match spec["action"].as_str() {
+                _ if dry || elsewhere => return None,
+                Some("AUDIT") => return None,
+                None | Some("ALLOW") => json!({"action": "ALLOW"}),
+                Some(_) => json!({"action": "DENY", "rules": [{}]}),
+            }
+        }
+        Kind::PeerAuthentication => json!({"mtls": {"mode": "STRICT"}}),
+        _ => return None,
+    };
+    let metadata = &object["metadata"];
+    let mut strict = json!({
+        "apiVersion": object["apiVersion"], "kind": object["kind"], "spec": rest,
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"],
+            "creationTimestamp": metadata["creationTimestamp"]},
+    });
+    if LabelSelector::deserialize(&spec["selector"]).is_ok() {
+        strict["spec"]["selector"] = spec["selector"].clone();
+    }
+    Some(strict)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{Object, parse_json};
+
+    fn read(kind: Kind, spec: Value) -> Option<Object> {
+        let name = format!("{kind:?}");
+        let object = json!({
+            "apiVersion": "security.istio.io/v1", "kind": name, "metadata": {"name": "p", "namespace": "shop"},
+            "spec": spec,
+        });
+        let mut parsed = parse_json(&strictest(kind, &object)?);
+        assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
+        parsed.objects.pop().map(|(_, object)| object)
+    }
+
+    fn authorization(spec: Value) -> Option<(bool, usize, bool)> {
+        match read(Kind::AuthorizationPolicy, spec)? {
+            Object::AuthorizationPolicy(policy) => {
+                Some((policy.action == mesh::Action::Deny, policy.rules.len(), policy.selector.is_some()))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_forbids_all_that_it_may_forbid() {
+        let selector = json!({"matchLabels": {"app": "web"}});
+        let (allow, deny) = (Some((false, 0, true)), Some((true, 1, true)));
+        assert_eq!(authorization(json!({"selector": selector, "rules": [{"form": []}]})), allow);
+        assert_eq!(authorization(json!({"selector": selector, "action": "ALLOW", "rules": 7})), allow);
+        assert_eq!(authorization(json!({"selector": selector, "action": "DENY", "rules": 7})), deny);
+        assert_eq!(authorization(json!({"selector": selector, "action": "DENNY"})), deny);
+        assert_eq!(
+            authorization(json!({"selector": {"matchLabel": {}}})),
+            Some((false, 0, false)),
+            "its scope"
+        );
+        assert_eq!(authorization(Value::Null), Some((false, 0, false)), "a misspelt spec");
+        assert_eq!(authorization(json!({"action": "AUDIT", "rules": 7})), None);
+        assert_eq!(authorization(json!({"targetRefs": [{}], "rules": 7})), None);
+        let Some(Object::PeerAuthentication(strict)) =
+            read(Kind::PeerAuthentication, json!({"selector": selector, "mtsl": {}}))
+        else {
+            panic!("it is none")
+        };
+        assert!(strict.selector().is_some());
+        assert_eq!(strict.spec.mtls.map(|mtls| mtls.mode), Some(crate::manifest::MtlsMode::Strict));
+        assert_eq!(read(Kind::ServiceEntry, Value::Null), None);
+    }
+
+    #[test]
+    fn what_holds_is_known_by_its_words() {
+        for instead in Instead::ALL {
+            let reason = format!("no such field{}", instead.words());
+            assert_eq!(Instead::told_in(&reason), Some(instead));
+        }
+        assert_eq!(Instead::told_in("no such field"), None);
+    }
+}
