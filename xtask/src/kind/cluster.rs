@@ -73,6 +73,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// kind's name for it; `None` if it is somebody else's.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// The nodes that take pods of anybody.
     pub(crate) fn workers(&self) -> impl Iterator<Item = &str> {
         self.nodes.iter().map(String::as_str).filter(|node| !node.ends_with("control-plane"))
