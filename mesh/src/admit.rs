@@ -54,7 +54,7 @@ pub enum Verdict {
 pub enum Refusal {
     #[error("the mesh state is not complete yet")]
     Incomplete,
-    #[error("denied by policy {0}")]
+    #[error("{}", denied(.0))]
     Denied(PolicyKey),
     /// ALLOW policies are there and none matches; the first of them is named.
     #[error("no ALLOW policy matches (policy {0} among them)")]
@@ -65,6 +65,13 @@ pub enum Refusal {
     NotItsWaypoint(Identity),
     #[error("this workload is to be called through its waypoint only (culvert.dev/waypoint: required)")]
     WaypointRequired,
+}
+
+fn denied(policy: &PolicyKey) -> String {
+    if policy.is_peer_authentication() {
+        return "the caller has no identity (plaintext), and a PeerAuthentication is STRICT".to_owned();
+    }
+    format!("denied by policy {policy}")
 }
 
 impl Snapshot {

@@ -27,7 +27,10 @@ pub use admit::{Attempt, Decision, Refusal, Verdict};
 pub use identity::{Identity, InvalidIdentity};
 pub use names::{Asker, Family, Named, is_automatic};
 pub use plan::{Choice, Chosen, HBONE_PORT, Outbound, Plan, PlanError, Target};
-pub use policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch};
+pub use policy::{
+    Action, Clause, Match, PEER_AUTHENTICATION, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch,
+    StringMatch,
+};
 pub use route::{RouteKey, ServiceRoutes};
 pub use service::{Families, PortMapping, Service, ServiceKey};
 pub use snapshot::{Editor, Snapshot};

@@ -11,6 +11,18 @@ pub struct PolicyKey {
     pub name: Arc<str>,
 }
 
+/// How the names of those policies begin that control makes of PeerAuthentications, and istiod's one; no object of a user
+/// has such a name: Kubernetes allows no underscore in one.
+pub const PEER_AUTHENTICATION: &str = "culvert_peer_authentication_";
+const OF_ISTIOD: &str = "istio_converted_static_strict";
+
+impl PolicyKey {
+    /// Whether it is no object of a user's, but made of PeerAuthentications: what it refuses is plaintext.
+    pub fn is_peer_authentication(&self) -> bool {
+        self.name.starts_with(PEER_AUTHENTICATION) || &*self.name == OF_ISTIOD
+    }
+}
+
 impl fmt::Display for PolicyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

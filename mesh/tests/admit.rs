@@ -572,6 +572,10 @@ fn the_names_of_the_policies_for_a_workload() {
 fn a_refusal_reads_well() {
     let texts = [
         (Refusal::Denied(key("p")), "denied by policy app/p"),
+        (
+            Refusal::Denied(key("culvert_peer_authentication_strict")),
+            "the caller has no identity (plaintext), and a PeerAuthentication is STRICT",
+        ),
         (Refusal::NotAllowed(key("p")), "no ALLOW policy matches (policy app/p among them)"),
         (
             Refusal::PolicyMissing(key("p")),

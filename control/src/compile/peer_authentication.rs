@@ -6,14 +6,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mesh::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch};
+use mesh::{Action, Clause, Match, PEER_AUTHENTICATION, Policy, PolicyKey, Rule, Scope, StringMatch};
 
 use super::Compiler;
 use crate::manifest::{MtlsMode, ObjectKey, PeerAuthentication};
 
-/// In the root namespace: every port refuses plaintext. No object of a user has such a name: Kubernetes
-/// allows no underscore in one.
-const STRICT: &str = "culvert_peer_authentication_strict";
+/// In the root namespace, behind [`PEER_AUTHENTICATION`]: every port refuses plaintext.
+const STRICT: &str = "strict";
 
 /// One in effect: strict or not, and the ports that differ.
 #[derive(Default, Clone)]
@@ -95,15 +94,16 @@ fn deny(effective: &Effective, own: Option<&ObjectKey>, root: &Arc<str>) -> Opti
     let ports: Vec<u16> = effective.ports.keys().copied().collect();
     let (name, port_clause) = match (own, effective.strict, ports.is_empty()) {
         (_, false, true) => return None,
-        (_, true, true) | (None, true, false) => {
-            (PolicyKey { namespace: root.clone(), name: STRICT.into() }, None)
-        }
+        (_, true, true) | (None, true, false) => (
+            PolicyKey { namespace: root.clone(), name: format!("{PEER_AUTHENTICATION}{STRICT}").into() },
+            None,
+        ),
         // Ports come from a selector's own policy only.
         (None, false, false) => return None,
         (Some(key), strict, false) => {
             // A mode that was inherited is part of the name: two workloads may inherit differently.
             let mode = if strict { "strict" } else { "permissive" };
-            let name = format!("culvert_peer_authentication_{}_{mode}", key.name);
+            let name = format!("{PEER_AUTHENTICATION}{}_{mode}", key.name);
             let fields = if strict {
                 Match { not_destination_ports: ports, ..Match::default() }
             } else {
