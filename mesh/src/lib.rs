@@ -35,4 +35,4 @@ pub use route::{RouteKey, ServiceRoutes};
 pub use service::{Families, PortMapping, Service, ServiceKey};
 pub use snapshot::{Editor, Snapshot};
 pub use waypoint::{Behind, Passage, WaypointRequired};
-pub use workload::{GatewayAddress, Locality, NetworkAddress, Tunnel, Workload, WorkloadKind};
+pub use workload::{GatewayAddress, Locality, NetworkAddress, Tunnel, Workload, WorkloadKind, is_sandbox};

@@ -4,6 +4,13 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use crate::{Identity, PolicyKey, PortMapping, ServiceKey, WaypointRequired};
 
+/// Whether pods of that RuntimeClass have a kernel of their own, by its name: Kata Containers, gVisor and what is built on
+/// them. Their connections are made where no program of the node's kernel sees them.
+pub fn is_sandbox(runtime_class: &str) -> bool {
+    let name = runtime_class.to_ascii_lowercase();
+    ["kata", "gvisor", "runsc", "firecracker"].iter().any(|known| name.contains(known))
+}
+
 /// An address within a named network (two clusters may use the same addresses).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetworkAddress {

@@ -133,6 +133,20 @@ fn a_pod_with_a_sidecar_is_not_taken_in_and_it_is_said() {
 }
 
 #[test]
+fn a_pod_with_a_kernel_of_its_own_is_not_taken_in_and_it_is_said() {
+    for (class, taken) in [("kata-qemu", false), ("gvisor", false), ("nvidia", true)] {
+        let with_class = format!("  serviceAccountName: web\n  runtimeClassName: {class}\n");
+        let sandboxed = SHOP.replace("  serviceAccountName: web\n", &with_class);
+        assert_ne!(sandboxed, SHOP);
+        let compiled = compiled(&[&sandboxed]);
+        let enrolled: Vec<bool> = compiled.nodes["a"].iter().map(|pod| pod.enroll).collect();
+        assert_eq!(enrolled, [true, taken], "{class}");
+        let said = compiled.problems.iter().any(|problem| problem.field == "spec.runtimeClassName");
+        assert_eq!(said, !taken, "{class}");
+    }
+}
+
+#[test]
 fn a_label_that_means_nothing_is_told() {
     let compiled = compiled(&[&SHOP.replace("dataplane-mode: ambient", "dataplane-mode: ambiant")]);
     assert!(compiled.nodes["a"].iter().all(|pod| !pod.enroll));

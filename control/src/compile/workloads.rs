@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh::{Locality, Tunnel, Workload, WorkloadKind};
 
 use super::{Annotated, Compiler, Image, LocalPod, Special, Word};
-use crate::manifest::{Kind, Labels, Metadata, Object, ObjectKey, Pod, Uid};
+use crate::manifest::{Kind, Labels, Metadata, Object, ObjectKey, Pod, Template, Uid};
 
 /// The label that brings a namespace or a pod into the mesh.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -49,6 +49,15 @@ impl<'v> Compiler<'v, '_> {
                     SIDECAR,
                     "the pod has a sidecar of Istio's, and is not taken in: restart it without",
                 );
+            }
+            if let Some(class) = &pod.template.sandbox
+                && self.mode(&key, pod) == Some(AMBIENT)
+            {
+                let reason = format!(
+                    "pods of RuntimeClass {class} have a kernel of their own, in which nothing can be captured: the \
+                     pod is not taken in, and speaks plaintext"
+                );
+                self.warn(&key, "spec.runtimeClassName", reason);
             }
             let node = pod.node.as_deref().unwrap_or_default();
             let by_hand = || format!("{}.{}", key.namespace, key.name).as_str().into();
@@ -95,9 +104,10 @@ impl<'v> Compiler<'v, '_> {
         }
     }
 
-    /// Host-network pods and those with a sidecar are never enrolled.
+    /// Host-network pods, those with a sidecar and those with a kernel of their own are never enrolled.
     fn enrolled(&self, key: &ObjectKey, pod: &Pod) -> bool {
-        let able = !pod.template.host_network && pod.annotation(SIDECAR).is_none();
+        let Template { host_network, sandbox, .. } = &*pod.template;
+        let able = !host_network && sandbox.is_none() && pod.annotation(SIDECAR).is_none();
         able && self.mode(key, pod) == Some(AMBIENT)
     }
 

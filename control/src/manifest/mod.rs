@@ -33,7 +33,7 @@ pub use istio::{
 pub use kube::{LabelSelector, Metadata, Namespace, Node};
 pub use labels::Labels;
 pub(crate) use pod::ANNOTATIONS;
-pub use pod::Pod;
+pub use pod::{Pod, Template};
 pub use problem::{Problem, Severity};
 pub use route::{Backend, Filter, HttpRoute, Reference, Rule};
 pub use service::{Addressed, Endpoint, EndpointSlice, Service, ServicePort, Target};

@@ -50,6 +50,8 @@ pub struct Template {
     /// Its TCP ports with a name.
     ports: Box<[NamedPort]>,
     pub host_network: bool,
+    /// `spec.runtimeClassName`, if it is one whose pods have a network stack of their own ([`mesh::is_sandbox`]).
+    pub sandbox: Option<Arc<str>>,
 }
 
 /// A pod as it is written.
@@ -79,6 +81,7 @@ struct PodSpec {
     node_name: Option<Arc<str>>,
     service_account_name: Option<Arc<str>>,
     host_network: bool,
+    runtime_class_name: Option<Arc<str>>,
     containers: Option<Vec<Container>>,
 }
 
@@ -177,6 +180,7 @@ impl From<Manifest> for Pod {
             service_account: spec.service_account_name,
             ports,
             host_network: spec.host_network,
+            sandbox: spec.runtime_class_name.filter(|class| mesh::is_sandbox(class)),
         };
         let (uid, node) = (metadata.uid, spec.node_name);
         Self { uid, template: Arc::new(template), node, addresses, ready, ended }
@@ -222,6 +226,10 @@ impl Template {
         }
         let owner = self.owner.iter_mut().flat_map(|owner| [&mut owner.kind, &mut owner.name]);
         let ports = self.ports.iter_mut().map(|(name, _)| name);
-        owner.chain(ports).chain(&mut self.service_account).for_each(|text| shared.replace(text));
+        owner
+            .chain(ports)
+            .chain(&mut self.service_account)
+            .chain(&mut self.sandbox)
+            .for_each(|text| shared.replace(text));
     }
 }
