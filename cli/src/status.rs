@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     api::{self, Reach},
     check::{self, Output},
+    enrolled::{Adrift, COME_BACK},
     object, policies,
     programs::{self, Program},
     rollout,
@@ -69,9 +70,7 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
     };
     let seen = Seen::gather(&api, namespace, within).await?;
     if args.output == Output::Table && seen.workloads.iter().all(|workload| workload["status"].is_null()) {
-        println!(
-            "Culvert is not in the namespace {namespace}. `culvert install` puts it there; --namespace names another."
-        );
+        println!("{}", nowhere(&api, namespace).await);
         return Ok(ExitCode::FAILURE);
     }
     let named = |row: &Row| pod.is_none_or(|pod| row.pod == pod);
@@ -87,6 +86,18 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
         Output::Table => print!("{}", seen.text(&rows, within.is_none(), &Paint::of_stdout())),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What there is to say where no program is. Pods that are in the mesh still have nobody else to say so.
+async fn nowhere(api: &Api, namespace: &str) -> String {
+    match Adrift::look(api).await {
+        Some(adrift) => {
+            format!("Culvert is not in the namespace {namespace}: {}.\n\n{COME_BACK}.", adrift.text())
+        }
+        None => format!(
+            "Culvert is not in the namespace {namespace}. `culvert install` puts it there; --namespace names another."
+        ),
+    }
 }
 
 impl Seen {

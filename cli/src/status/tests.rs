@@ -142,6 +142,24 @@ async fn policies_of_the_older_version_count_and_those_unseen_are_not_guessed() 
     assert!(seen.text(&rows, false, &Paint::plain()).contains("not known"));
 }
 
+#[tokio::test]
+async fn where_no_mesh_is_those_it_has_left_behind_are_named() {
+    let cluster = crate::cluster::Cluster::new();
+    let said = async || nowhere(&cluster.api(), "mesh").await;
+    assert!(said().await.contains("`culvert install` puts it there"));
+    let marks = json!({"ambient.istio.io/redirection": "enabled"});
+    cluster.put(
+        "/api/v1/namespaces/shop/pods/web",
+        json!({"metadata": {"name": "web", "namespace": "shop", "annotations": marks}, "status": {"phase": "Running"}}),
+    );
+    let said = said().await;
+    for word in
+        ["1 pod is marked as captured (shop/web)", "cut off", "new pods may not start", "--release-all"]
+    {
+        assert!(said.contains(word), "{said}");
+    }
+}
+
 #[test]
 fn certificates_are_counted_with_the_first_that_ends() {
     assert_eq!(certificates(&[], 0), "none");
