@@ -20,6 +20,9 @@ mod pods;
 
 use pods::{Row, State};
 
+/// How much of a program's standing a table has room for, in characters: its version, and why it is not ready.
+const ROOM: usize = 44;
+
 /// Whom to show.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -211,10 +214,14 @@ impl Seen {
             return text;
         }
         text.push('\n');
-        let cells: Vec<Vec<String>> = self
-            .node_rows()
-            .into_iter()
-            .map(|node| vec![node.name, node.agent, node.ztunnel, node.held.to_string(), node.certificates])
+        let cut = |stands: &str| rollout::shortened(stands, ROOM);
+        let nodes = self.node_rows();
+        let cells: Vec<Vec<String>> = nodes
+            .iter()
+            .map(|node| {
+                let (agent, ztunnel) = (cut(&node.agent), cut(&node.ztunnel));
+                vec![node.name.clone(), agent, ztunnel, node.held.to_string(), node.certificates.clone()]
+            })
             .collect();
         text.push_str(&table::columns(
             &["NODE", "AGENT", "ZTUNNEL", "HELD", "CERTIFICATES"],
@@ -226,6 +233,9 @@ impl Seen {
             },
         ));
         text.push_str(&format!("\n{}\n", self.control()));
+        if self.programs.iter().any(|one| !one.standing.ready) {
+            text.push_str("\nWhat is not ready, and how to mend it: culvert check\n");
+        }
         text
     }
 
@@ -235,7 +245,7 @@ impl Seen {
             .programs
             .iter()
             .filter(|one| one.is("control"))
-            .map(|one| format!("{} on {}", stands(one), one.standing.node))
+            .map(|one| format!("{} on {}", rollout::shortened(&stands(one), ROOM), one.standing.node))
             .collect();
         if replicas.is_empty() {
             return "control  missing: nodes keep what they have; culvert check says more".to_owned();

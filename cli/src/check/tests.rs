@@ -278,8 +278,12 @@ fn nodes_without_programs_and_programs_of_other_versions_are_named() {
     let mut facts = none;
     facts.programs = vec![program("agent", "n1", "/checks", json!({"version": "9.9"}))];
     facts.programs[0].standing.ready = false;
-    facts.programs[0].standing.why = "ImagePullBackOff".to_owned();
-    one(&nodes::programs(&facts), Level::Problem, "ImagePullBackOff");
+    facts.programs[0].standing.why = "agent: CrashLoopBackOff: x".to_owned();
+    one(&nodes::programs(&facts), Level::Problem, "logs agent-n1");
+    facts.programs[0].standing.why = "agent: ImagePullBackOff: x".to_owned();
+    let findings = nodes::programs(&facts);
+    one(&findings, Level::Problem, "kind load docker-image");
+    assert!(!findings.iter().any(|one| one.mend.contains("logs")), "{findings:#?}");
 }
 
 #[test]
