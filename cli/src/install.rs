@@ -84,6 +84,13 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
 async fn install(api: &Api, kubernetes: (u32, u32), namespace: &str, args: &Args) -> anyhow::Result<()> {
     let installed = chosen(api, namespace).await?;
     let (choices, kept) = args.flags.over(&installed.clone().unwrap_or_default());
+    // One that is kept was once taken without a look, and control would not start with it.
+    if let Err(why) = mesh::identity::trust_domain(&choices.trust_domain) {
+        bail!(
+            "nothing was changed: --trust-domain {:?}: {why}; say another with --force",
+            choices.trust_domain
+        );
+    }
     let objects = manifests::objects(namespace, &choices, kubernetes)?;
     refuse_helms(api, &objects).await?;
     if let Some(installed) = &installed

@@ -157,6 +157,13 @@ async fn an_upgrade_keeps_what_was_chosen() {
     assert!(refused.contains("prod.example") && refused.contains("--force"), "{refused}");
     assert_eq!(all(), before);
     run(&cluster, &["--trust-domain=prod.example"]).await.unwrap();
+    // With one that was taken before anybody looked, control would not start.
+    let mut odd = cluster.get(CONTROL).unwrap();
+    let odd_args = json!(["--trust-domain=Foo Bar"]);
+    odd["spec"]["template"]["spec"]["containers"][0]["args"] = odd_args;
+    cluster.put(CONTROL, odd);
+    let refused = run(&cluster, &[]).await.unwrap_err();
+    assert!(refused.contains("Foo Bar") && refused.contains("nothing was changed"), "{refused}");
     run(&cluster, &["--trust-domain=cluster.local", "--force"]).await.unwrap();
     assert!(all().1.to_string().contains("--trust-domain=cluster.local"));
 }
