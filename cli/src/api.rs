@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use serde_json::Value;
 use tokio::time::timeout;
@@ -42,20 +42,37 @@ pub(crate) struct Reach {
 /// # Errors
 /// If there is no configuration, or it is not usable.
 pub(crate) async fn connect(reach: &Reach) -> anyhow::Result<Api> {
-    let options = KubeConfigOptions { context: reach.context.clone(), ..KubeConfigOptions::default() };
-    let found = match &reach.kubeconfig {
-        Some(file) => match Kubeconfig::read_from(file) {
-            Ok(kubeconfig) => Config::from_custom_kubeconfig(kubeconfig, &options).await,
-            Err(error) => Err(error),
-        },
-        None => Config::from_kubeconfig(&options).await,
-    };
-    let no_way =
-        |error: String| anyhow::anyhow!("no way to the API server: {error}; name its file with --kubeconfig");
-    let mut config = found.map_err(|error| no_way(chain(&error)))?;
+    let mut config =
+        configuration(reach).await.map_err(|why| anyhow::anyhow!("no way to the API server: {why}"))?;
     config.connect_timeout = Some(Duration::from_secs(10));
-    let client = Client::try_from(config).map_err(|error| no_way(chain(&error)))?;
+    let client = Client::try_from(config)
+        .map_err(|error| anyhow::anyhow!("no way to the API server: {}; see --kubeconfig", chain(&error)))?;
     Ok(Api::new(client))
+}
+
+/// What the file says of the context that is meant. Why it says nothing, and what to do, in a line.
+async fn configuration(reach: &Reach) -> Result<Config, String> {
+    let (named, read) = match &reach.kubeconfig {
+        Some(file) => (file.display().to_string(), Kubeconfig::read_from(file)),
+        None => ("the kubeconfig".to_owned(), Kubeconfig::read()),
+    };
+    let kubeconfig = read.map_err(|error| format!("{}; name its file with --kubeconfig", chain(&error)))?;
+    let known: Vec<&str> = kubeconfig.contexts.iter().map(|one| one.name.as_str()).collect();
+    let known = match known.is_empty() {
+        true => "it has none; name another file with --kubeconfig".to_owned(),
+        false => format!("name one with --context: {}", known.join(", ")),
+    };
+    let options = KubeConfigOptions { context: reach.context.clone(), ..KubeConfigOptions::default() };
+    Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| match error {
+        KubeconfigError::LoadContext(context) => format!("{named} has no context {context:?}; {known}"),
+        KubeconfigError::CurrentContextNotSet => {
+            format!("{named} says no context is the current one; {known}")
+        }
+        error => format!(
+            "{}: {named}; name another file with --kubeconfig, or another context with --context",
+            chain(&error)
+        ),
+    })
 }
 
 /// What [`apply`] would come to, without doing it.
@@ -112,4 +129,39 @@ async fn forwarded(api: &Api, namespace: &str, pod: &str, port: u16, path: &str)
     }
     let value = serde_json::from_slice(&body).map_err(|error| format!("{path} is no JSON: {error}"))?;
     Ok(Said { value, date })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "{apiVersion: v1, kind: Config, current-context: '', \
+        clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: u, user: {}}], \
+        contexts: [{name: here, context: {cluster: c, user: u}}, {name: odd, context: {cluster: gone, user: u}}]}";
+
+    #[tokio::test]
+    async fn what_is_wrong_with_the_way_is_named_the_file_or_the_context() {
+        let file = std::env::temp_dir().join(format!("culvert-kubeconfig-{}", std::process::id()));
+        std::fs::write(&file, FILE).unwrap();
+        let reach = |file: &std::path::Path, context: Option<&str>| Reach {
+            kubeconfig: Some(file.to_owned()),
+            context: context.map(str::to_owned),
+        };
+        assert!(configuration(&reach(&file, Some("here"))).await.is_ok());
+        let absent = file.with_extension("absent");
+        for (reach, says, not) in [
+            (
+                reach(&file, Some("nope")),
+                "no context \"nope\"; name one with --context: here, odd",
+                "--kubeconfig",
+            ),
+            (reach(&file, None), "name one with --context: here", "--kubeconfig"),
+            (reach(&file, Some("odd")), "--context", "no context"),
+            (reach(&absent, Some("here")), "name its file with --kubeconfig", "--context"),
+        ] {
+            let why = configuration(&reach).await.unwrap_err();
+            assert!(why.contains(says) && !why.contains(not), "{why}");
+        }
+        std::fs::remove_file(&file).unwrap();
+    }
 }

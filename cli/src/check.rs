@@ -226,6 +226,10 @@ fn judge(facts: &Facts) -> Report {
             findings.extend(check(facts));
         }
     }
+    // An install is what mends it, and need not be told.
+    if !facts.installed() && facts.asked {
+        findings.extend(before::left_behind(facts));
+    }
     Report { findings, installed: facts.installed() }
 }
 

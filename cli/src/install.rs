@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     api::{self, Reach},
-    check,
+    check::{self, AMBIENT, DATAPLANE_MODE},
     manifests::{self, Choices, Flags, Installed, MANAGED_BY, PART_OF},
     object::{self, MANAGER_LABEL},
     rollout,
@@ -84,6 +84,13 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
 async fn install(api: &Api, kubernetes: (u32, u32), namespace: &str, args: &Args) -> anyhow::Result<()> {
     let installed = chosen(api, namespace).await?;
     let (choices, kept) = args.flags.over(&installed.clone().unwrap_or_default());
+    // One that is kept was once taken without a look, and control would not start with it.
+    if let Err(why) = mesh::identity::trust_domain(&choices.trust_domain) {
+        bail!(
+            "nothing was changed: --trust-domain {:?}: {why}; say another with --force",
+            choices.trust_domain
+        );
+    }
     let objects = manifests::objects(namespace, &choices, kubernetes)?;
     refuse_helms(api, &objects).await?;
     if let Some(installed) = &installed
@@ -120,10 +127,21 @@ async fn install(api: &Api, kubernetes: (u32, u32), namespace: &str, args: &Args
     }
     println!();
     rollout::wait(api, namespace, Duration::from_secs(args.timeout)).await?;
-    println!("\nEvery node has its programs. Take a namespace in, nothing in it is restarted:\n");
-    println!("    kubectl label namespace NAME istio.io/dataplane-mode=ambient");
-    println!("    culvert status NAME");
+    println!("\nEvery node has its programs. {}", next(api).await);
     Ok(())
+}
+
+/// What there is to do after an install: where somebody is in the mesh already, to look.
+async fn next(api: &Api) -> &'static str {
+    let labelled = format!("{DATAPLANE_MODE}={AMBIENT}");
+    for path in ["/api/v1/namespaces", "/api/v1/pods"] {
+        // Who may not list them is told how one begins.
+        if api.list(path, &labelled).await.is_ok_and(|found| !found.is_empty()) {
+            return "See who is in the mesh: culvert status";
+        }
+    }
+    "Take a namespace in, nothing in it is restarted:\n\n    kubectl label namespace NAME \
+     istio.io/dataplane-mode=ambient\n    culvert status NAME"
 }
 
 /// What was chosen for the mesh that this command has installed, if it has.

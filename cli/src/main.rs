@@ -10,6 +10,7 @@ mod api;
 mod check;
 #[cfg(test)]
 mod cluster;
+mod enrolled;
 mod install;
 mod manifests;
 mod object;

@@ -35,11 +35,11 @@ pub(crate) struct Flags {
     pub(crate) pull_policy: Option<String>,
 
     /// Trust domain of every identity [default: what is installed, else cluster.local]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = mesh::identity::trust_domain)]
     pub(crate) trust_domain: Option<String>,
 
     /// Domain of the cluster's names, under which ztunnel answers DNS [default: what is installed, else cluster.local]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = mesh::identity::cluster_domain)]
     pub(crate) cluster_domain: Option<String>,
 
     /// Leave the nodes' CNI configuration alone: a new pod's first connections may leave in plaintext [default: as it

@@ -15,6 +15,8 @@ use crate::{
 use apiserver::{Api, ApiError};
 
 const EVERY: Duration = Duration::from_millis(500);
+/// What is told of a reason beside a node's name, in characters.
+const ROOM: usize = 70;
 /// The programs, with the kind of what makes their pods.
 pub(crate) const PROGRAMS: [(&str, &str); 3] =
     [("control", "Deployment"), ("agent", "DaemonSet"), ("ztunnel", "DaemonSet")];
@@ -45,7 +47,7 @@ pub(crate) async fn wait(api: &Api, namespace: &str, limit: Duration) -> anyhow:
         let standings: Vec<Standing> =
             pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).map(standing).collect();
         for one in &standings {
-            let said = if one.ready { "ready".to_owned() } else { shortened(&one.why) };
+            let said = if one.ready { "ready".to_owned() } else { shortened(&one.why, ROOM) };
             let known = told.insert(one.pod.clone(), said.clone());
             if known.as_ref() != Some(&said) {
                 let seconds = start.elapsed().as_secs();
@@ -62,23 +64,35 @@ pub(crate) async fn wait(api: &Api, namespace: &str, limit: Duration) -> anyhow:
                 let said = last_event(api, namespace, &one.pod).await;
                 text.push_str(&format!("\n  {} on {}: {}{said}", one.pod, one.node, one.why));
             }
+            let more = standings.iter().filter(|one| !one.ready).find_map(|one| image_advice(&one.why));
             bail!(
-                "not every node has its programs after {} s:\n  {text}\n  `culvert check` says more",
-                limit.as_secs()
+                "not every node has its programs after {} s:\n  {text}\n  {}",
+                limit.as_secs(),
+                more.unwrap_or("`culvert check` says more")
             );
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-/// What fits beside a node's name; in full it is told if it stays so.
-fn shortened(why: &str) -> String {
-    const ROOM: usize = 70;
+/// What has room on a line; in full it is told if it stays so.
+pub(crate) fn shortened(why: &str, room: usize) -> String {
     let first = why.lines().next().unwrap_or_default();
-    match first.char_indices().nth(ROOM) {
+    match first.char_indices().nth(room) {
         Some((end, _)) => format!("{}…", &first[..end]),
         None => first.to_owned(),
     }
+}
+
+/// What to do where a node has no image to run; its container never ran, and has no log.
+pub(crate) fn image_advice(why: &str) -> Option<&'static str> {
+    // As `why` of a pod begins: the container, then the reason.
+    let reason = why.split(": ").nth(1)?;
+    ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"].contains(&reason).then_some(
+        "push the image to where the nodes pull from, or load it into them (kind load docker-image), or say where it \
+         is: culvert install --registry, --tag (helm: image.registry, image.tag); docs/kubernetes.md, \"Where the \
+         images come from\"",
+    )
 }
 
 /// The Deployment and the DaemonSets, as they are; one that is missing is only named.
@@ -224,6 +238,17 @@ mod tests {
         }
         let pod = json!({"metadata": {"name": "p"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
         assert!(standing(&pod).ready);
+    }
+
+    #[test]
+    fn an_image_that_is_nowhere_is_told_from_a_program_that_fails() {
+        assert!(
+            image_advice("agent: ImagePullBackOff: Back-off").is_some_and(|said| said.contains("kind load"))
+        );
+        assert!(image_advice("mount-bpffs: ErrImageNeverPull: x").is_some());
+        assert_eq!(image_advice("agent: CrashLoopBackOff: ErrImagePull: back-off"), None);
+        assert_eq!(image_advice("ContainerCreating"), None);
+        assert_eq!((shortened("abc\nd", 3).as_str(), shortened("äbcd", 3).as_str()), ("abc", "äbc…"));
     }
 
     #[test]

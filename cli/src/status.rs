@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     api::{self, Reach},
     check::{self, Output},
+    enrolled::{Adrift, COME_BACK},
     object, policies,
     programs::{self, Program},
     rollout,
@@ -18,6 +19,9 @@ use apiserver::Api;
 mod pods;
 
 use pods::{Row, State};
+
+/// How much of a program's standing a table has room for, in characters: its version, and why it is not ready.
+const ROOM: usize = 44;
 
 /// Whom to show.
 #[derive(Debug, clap::Args)]
@@ -69,9 +73,7 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
     };
     let seen = Seen::gather(&api, namespace, within).await?;
     if args.output == Output::Table && seen.workloads.iter().all(|workload| workload["status"].is_null()) {
-        println!(
-            "Culvert is not in the namespace {namespace}. `culvert install` puts it there; --namespace names another."
-        );
+        println!("{}", nowhere(&api, namespace).await);
         return Ok(ExitCode::FAILURE);
     }
     let named = |row: &Row| pod.is_none_or(|pod| row.pod == pod);
@@ -87,6 +89,18 @@ pub(crate) async fn run(reach: &Reach, namespace: &str, args: &Args) -> anyhow::
         Output::Table => print!("{}", seen.text(&rows, within.is_none(), &Paint::of_stdout())),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What there is to say where no program is. Pods that are in the mesh still have nobody else to say so.
+async fn nowhere(api: &Api, namespace: &str) -> String {
+    match Adrift::look(api).await {
+        Some(adrift) => {
+            format!("Culvert is not in the namespace {namespace}: {}.\n\n{COME_BACK}.", adrift.text())
+        }
+        None => format!(
+            "Culvert is not in the namespace {namespace}. `culvert install` puts it there; --namespace names another."
+        ),
+    }
 }
 
 impl Seen {
@@ -200,10 +214,14 @@ impl Seen {
             return text;
         }
         text.push('\n');
-        let cells: Vec<Vec<String>> = self
-            .node_rows()
-            .into_iter()
-            .map(|node| vec![node.name, node.agent, node.ztunnel, node.held.to_string(), node.certificates])
+        let cut = |stands: &str| rollout::shortened(stands, ROOM);
+        let nodes = self.node_rows();
+        let cells: Vec<Vec<String>> = nodes
+            .iter()
+            .map(|node| {
+                let (agent, ztunnel) = (cut(&node.agent), cut(&node.ztunnel));
+                vec![node.name.clone(), agent, ztunnel, node.held.to_string(), node.certificates.clone()]
+            })
             .collect();
         text.push_str(&table::columns(
             &["NODE", "AGENT", "ZTUNNEL", "HELD", "CERTIFICATES"],
@@ -215,6 +233,9 @@ impl Seen {
             },
         ));
         text.push_str(&format!("\n{}\n", self.control()));
+        if self.programs.iter().any(|one| !one.standing.ready) {
+            text.push_str("\nWhat is not ready, and how to mend it: culvert check\n");
+        }
         text
     }
 
@@ -224,7 +245,7 @@ impl Seen {
             .programs
             .iter()
             .filter(|one| one.is("control"))
-            .map(|one| format!("{} on {}", stands(one), one.standing.node))
+            .map(|one| format!("{} on {}", rollout::shortened(&stands(one), ROOM), one.standing.node))
             .collect();
         if replicas.is_empty() {
             return "control  missing: nodes keep what they have; culvert check says more".to_owned();

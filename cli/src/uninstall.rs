@@ -12,10 +12,9 @@ use tokio::time::Instant;
 
 use crate::{
     api::{self, Reach},
-    check::{AMBIENT, DATAPLANE_MODE},
-    install,
-    object::{self, text},
-    rollout,
+    check::DATAPLANE_MODE,
+    enrolled::{Adrift, COME_BACK, Enrolled, MARK, some},
+    install, object, rollout,
 };
 use apiserver::Api;
 
@@ -28,11 +27,6 @@ const EVERY: Duration = Duration::from_millis(500);
 /// Nobody is captured only if that is seen twice, this far apart: marks and words of agents come late, and what an
 /// agent knows of namespaces cannot be asked.
 const SETTLED: Duration = Duration::from_secs(5);
-/// Written by control: for everybody, and for its replicas.
-pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
-pub(crate) const MARK: &str = "culvert.dev/redirection";
-/// More names than these are counted.
-const NAMED: usize = 10;
 
 /// How to leave.
 #[derive(Debug, clap::Args)]
@@ -60,77 +54,6 @@ pub(crate) struct Args {
     timeout: u64,
 }
 
-/// Who would be left behind.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Enrolled {
-    /// Namespaces with the label.
-    namespaces: Vec<String>,
-    /// Pods with a label of their own, as namespace and name.
-    labelled: Vec<(String, String)>,
-    /// Pods that are captured, or on their way out.
-    captured: Vec<String>,
-}
-
-impl Enrolled {
-    fn of(namespaces: &[Value], pods: &[Value]) -> Self {
-        let ambient = |object: &&Value| object::label(object, DATAPLANE_MODE) == Some(AMBIENT);
-        let living = |pod: &&Value| !matches!(text(&pod["status"]["phase"]), "Succeeded" | "Failed");
-        let place = |pod: &Value| (object::namespace(pod).to_owned(), object::name(pod).to_owned());
-        Self {
-            namespaces: namespaces.iter().filter(ambient).map(|one| object::name(one).to_owned()).collect(),
-            labelled: pods.iter().filter(ambient).map(place).collect(),
-            captured: pods
-                .iter()
-                .filter(living)
-                .filter(|pod| is_captured(pod))
-                .map(|pod| format!("{}/{}", object::namespace(pod), object::name(pod)))
-                .collect(),
-        }
-    }
-
-    async fn look(api: &Api) -> anyhow::Result<Self> {
-        let namespaces = api.list("/api/v1/namespaces", "").await?;
-        Ok(Self::of(&namespaces, &api.list("/api/v1/pods", "").await?))
-    }
-
-    fn is_nobody(&self) -> bool {
-        *self == Self::default()
-    }
-
-    fn text(&self) -> String {
-        let labelled: Vec<String> =
-            self.labelled.iter().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
-        let mut lines = Vec::new();
-        for (what, names) in [
-            ("namespaces in the mesh", &self.namespaces),
-            ("pods with a label of their own", &labelled),
-            ("pods captured", &self.captured),
-        ] {
-            if !names.is_empty() {
-                lines.push(format!("  {what} ({}): {}", names.len(), some(names)));
-            }
-        }
-        lines.join("\n")
-    }
-}
-
-/// Whether a node holds the pod captured, as control has written on it.
-fn is_captured(pod: &Value) -> bool {
-    match object::annotation(pod, MARK) {
-        Some("none") => false,
-        Some(_) => true,
-        None => object::annotation(pod, REDIRECTION) == Some("enabled"),
-    }
-}
-
-fn some(names: &[String]) -> String {
-    let mut text = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-    if names.len() > NAMED {
-        text.push_str(&format!(" and {} more", names.len() - NAMED));
-    }
-    text
-}
-
 /// Uninstalls.
 ///
 /// # Errors
@@ -143,20 +66,32 @@ async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<Ex
     let limit = Duration::from_secs(args.timeout);
     let found = install::installed(api, namespace).await?;
     let elsewhere = left::elsewhere(api, namespace).await?;
+    let enrolled = Enrolled::look(api).await?;
+    let lack = lack(api, namespace, &found, &enrolled).await?;
     if found.is_empty() {
         refuse_nothing(api, namespace, &elsewhere).await?;
+        if args.release_all
+            && elsewhere.is_empty()
+            && let Some(lack) = lack
+        {
+            bail!(refusal(namespace, lack));
+        }
         finish(api, namespace, &elsewhere, args).await?;
         // Of those who left by --force before; another mesh has its own.
         let behind = match elsewhere.is_empty() {
-            true => left_behind(&Enrolled::look(api).await?, true),
+            true => left_behind(&Enrolled::look(api).await?, None),
             false => Vec::new(),
         };
         return Ok(told_at_last(&behind));
     }
-    let enrolled = Enrolled::look(api).await?;
     if !enrolled.is_nobody() {
         println!("In the mesh now:\n{}\n", enrolled.text());
-        if !args.release_all && !args.force {
+    }
+    if !args.force {
+        if let Some(lack) = lack {
+            bail!(refusal(namespace, lack));
+        }
+        if !enrolled.is_nobody() && !args.release_all {
             bail!(
                 "nothing was uninstalled: a captured pod without the mesh's programs is cut off. Let all go first with \
                  `culvert uninstall --release-all` (connections that are open go on), or take labels off yourself: \
@@ -164,17 +99,8 @@ async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<Ex
             );
         }
     }
-    let agents = found.iter().any(|object| object["kind"] == "DaemonSet" && object::name(object) == "agent");
-    let told = !agents || nodes::control_serves(api, namespace).await?;
     let mut nodes = Nodes::default();
     if !args.force {
-        if !told {
-            bail!(
-                "nothing was uninstalled: no control is available in the namespace {namespace}, and agents that hear \
-                 nothing of labels keep their pods and the CNI plugin, without which new pods do not start. See \
-                 `culvert check` for what it lacks, or leave all the same with --force"
-            );
-        }
         if args.release_all {
             if !elsewhere.is_empty() {
                 println!("  another    mesh is there, and its pods are let go, too: {}", some(&elsewhere));
@@ -186,7 +112,7 @@ async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<Ex
     remove(api, namespace, &found, limit).await?;
     finish(api, namespace, &elsewhere, args).await?;
     let behind = match args.force {
-        true => left_behind(&Enrolled::look(api).await?, told),
+        true => left_behind(&Enrolled::look(api).await?, lack),
         false => nodes.unkempt.iter().map(|one| format!("no agent was there to clear {one}")).collect(),
     };
     if !nodes.silent.is_empty() {
@@ -197,6 +123,32 @@ async fn uninstall(api: &Api, namespace: &str, args: &Args) -> anyhow::Result<Ex
         );
     }
     Ok(told_at_last(&behind))
+}
+
+/// Who is missing of those who let pods go, and clear the nodes: agents do, told by control.
+async fn lack(
+    api: &Api,
+    namespace: &str,
+    found: &[Value],
+    enrolled: &Enrolled,
+) -> anyhow::Result<Option<&'static str>> {
+    let agents = found.iter().any(|object| object["kind"] == "DaemonSet" && object::name(object) == "agent");
+    if !agents && enrolled.is_nobody() {
+        return Ok(None);
+    }
+    Ok(match nodes::control_serves(api, namespace).await? {
+        false => Some("no control is available"),
+        true if !agents => Some("no agent is there"),
+        true => None,
+    })
+}
+
+fn refusal(namespace: &str, lack: &str) -> String {
+    format!(
+        "nothing was changed: {lack} in the namespace {namespace}: nobody would let the pods go, and take the CNI plugin \
+         away, without which new pods do not start. `culvert install` first (`culvert check` says what is missing), or \
+         leave all the same with --force"
+    )
 }
 
 fn told_at_last(behind: &[String]) -> ExitCode {
@@ -210,8 +162,8 @@ fn told_at_last(behind: &[String]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// What stays behind where nobody was let go. `told`: control was there to tell the agents.
-fn left_behind(now: &Enrolled, told: bool) -> Vec<String> {
+/// What stays behind where nobody was let go. `lack`: who was missing for that.
+fn left_behind(now: &Enrolled, lack: Option<&str>) -> Vec<String> {
     let mut behind = Vec::new();
     if !now.captured.is_empty() {
         behind.push(format!(
@@ -230,12 +182,11 @@ fn left_behind(now: &Enrolled, told: bool) -> Vec<String> {
     if !now.labelled.is_empty() {
         behind.push(format!("{} pods have a label of their own left", now.labelled.len()));
     }
-    if !told {
-        behind.push(
-            "no control was available: a node that last heard of a namespace in the mesh keeps the CNI plugin, and \
-             new pods there do not start"
-                .to_owned(),
-        );
+    if let Some(lack) = lack {
+        behind.push(format!(
+            "{lack}: a node that last heard of a namespace in the mesh keeps the CNI plugin, and new pods there do not \
+             start"
+        ));
     }
     behind
 }
@@ -287,7 +238,10 @@ async fn refuse_nothing(api: &Api, namespace: &str, elsewhere: &[String]) -> any
     }
     if left::in_namespace(api, namespace).await?.is_empty() {
         let where_it_is = if elsewhere.is_empty() {
-            "no mesh of ours is in this cluster; see --context for another one".to_owned()
+            let adrift = Adrift::look(api).await;
+            let adrift = adrift.map(|one| format!(".\n  {}. {COME_BACK}", one.text()));
+            let adrift = adrift.unwrap_or_default();
+            format!("no mesh of ours is in this cluster; see --context for another one{adrift}")
         } else {
             format!("there is {}: name its namespace with --namespace", some(elsewhere))
         };

@@ -111,7 +111,7 @@ struct ClusterArgs {
 #[command(next_help_heading = "Mesh")]
 struct MeshArgs {
     /// Trust domain of every identity
-    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = mesh::identity::trust_domain)]
     trust_domain: String,
 
     /// Name of the cluster
@@ -127,7 +127,7 @@ struct MeshArgs {
     root_namespace: String,
 
     /// Suffix of service host names
-    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = mesh::identity::cluster_domain)]
     cluster_domain: String,
 }
 
@@ -329,6 +329,24 @@ impl MeshArgs {
             network: self.network.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),
             cluster_domain: self.cluster_domain.as_str().into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn domains_that_no_certificate_can_bear_are_refused_at_the_start() {
+        let with = |flag: &str, value: &str| Args::try_parse_from(["control", "--kubernetes", flag, value]);
+        assert!(with("--trust-domain", "prod_1.example").is_ok());
+        assert!(with("--cluster-domain", "k8s.example").is_ok());
+        for (flag, bad) in
+            [("--trust-domain", "Foo Bar"), ("--trust-domain", ""), ("--cluster-domain", "a_b")]
+        {
+            let refused = with(flag, bad).unwrap_err().to_string();
+            assert!(refused.contains(flag) && refused.contains("such as cluster.local"), "{refused}");
         }
     }
 }

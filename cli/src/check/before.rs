@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{Finding, facts::Facts};
 use crate::{
+    enrolled::{Adrift, COME_BACK},
     manifests::PART_OF,
     object::{self, items, text},
 };
@@ -178,4 +179,16 @@ pub(super) fn other_meshes(facts: &Facts) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Pods whose mesh is gone, and they are in it still: nothing of them would say so.
+pub(super) fn left_behind(facts: &Facts) -> Option<Finding> {
+    // Who cannot see whose pods they are does not judge.
+    if facts.unseen.iter().any(|one| one == "daemonsets") {
+        return None;
+    }
+    Some(match Adrift::of(&facts.namespaces, &facts.pods, &facts.daemonsets)? {
+        Adrift::CutOff(seen) => Finding::problem("left-behind", "", seen, COME_BACK),
+        Adrift::Labelled(seen) => Finding::warning("left-behind", "", seen, COME_BACK),
+    })
 }

@@ -112,9 +112,14 @@ pub(super) fn programs(facts: &Facts) -> Vec<Finding> {
             "programs",
             format!("{} on {}", one.program, one.node),
             one.why.clone(),
-            format!(
-                "kubectl --namespace {} describe pod {}; kubectl --namespace {0} logs {1}",
-                facts.namespace, one.pod
+            rollout::image_advice(&one.why).map_or_else(
+                || {
+                    format!(
+                        "kubectl --namespace {} describe pod {}; kubectl --namespace {0} logs {1}",
+                        facts.namespace, one.pod
+                    )
+                },
+                str::to_owned,
             ),
         ));
     }

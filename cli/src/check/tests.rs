@@ -111,6 +111,30 @@ fn a_second_mesh_of_ours_is_an_obstacle() {
     assert_eq!(Report { findings, installed: false }.obstacles(), 1);
 }
 
+#[tokio::test]
+async fn pods_whose_mesh_is_gone_are_a_problem_and_no_obstacle() {
+    let cluster = crate::cluster::Cluster::new();
+    let labels = json!({DATAPLANE_MODE: AMBIENT});
+    let shop = |labels: Value| json!({"metadata": {"name": "shop", "labels": labels}});
+    cluster.put("/api/v1/namespaces/shop", shop(labels));
+    let seen = async || judge(&Facts::gather(&cluster.api(), "mesh", true).await.unwrap());
+    let report = seen().await;
+    one(&report.findings, Level::Warning, "shop asks for the mesh");
+    assert_eq!(report.problems(), 0);
+    let marks = json!({"culvert.dev/redirection": "measured"});
+    cluster.put(
+        "/api/v1/namespaces/shop/pods/web",
+        json!({"metadata": {"name": "web", "namespace": "shop", "annotations": marks}, "status": {"phase": "Running"}}),
+    );
+    let report = seen().await;
+    one(&report.findings, Level::Problem, "1 pod is marked as captured (shop/web)");
+    one(&report.findings, Level::Problem, "culvert uninstall --release-all");
+    assert!(report.problems() == 1 && !report.text(&Paint::plain()).contains("Nothing is wrong"));
+    assert_eq!(before(&cluster.api(), "mesh").await.unwrap().obstacles(), 0);
+    cluster.forbid("/apis/apps/v1/daemonsets");
+    assert_eq!(seen().await.problems(), 0);
+}
+
 #[test]
 fn old_kernels_and_strange_nodes_are_named() {
     let node = |name: &str, kernel: &str, system: &str, architecture: &str| {
@@ -254,8 +278,12 @@ fn nodes_without_programs_and_programs_of_other_versions_are_named() {
     let mut facts = none;
     facts.programs = vec![program("agent", "n1", "/checks", json!({"version": "9.9"}))];
     facts.programs[0].standing.ready = false;
-    facts.programs[0].standing.why = "ImagePullBackOff".to_owned();
-    one(&nodes::programs(&facts), Level::Problem, "ImagePullBackOff");
+    facts.programs[0].standing.why = "agent: CrashLoopBackOff: x".to_owned();
+    one(&nodes::programs(&facts), Level::Problem, "logs agent-n1");
+    facts.programs[0].standing.why = "agent: ImagePullBackOff: x".to_owned();
+    let findings = nodes::programs(&facts);
+    one(&findings, Level::Problem, "kind load docker-image");
+    assert!(!findings.iter().any(|one| one.mend.contains("logs")), "{findings:#?}");
 }
 
 #[test]

@@ -110,6 +110,7 @@ async fn who_does_not_become_ready_is_named_with_the_reason() {
         "agent-1 on n1",
         "ImagePullBackOff: no such image",
         "the event says so",
+        "--registry",
     ] {
         assert!(late.contains(said), "{late}");
     }
@@ -156,6 +157,23 @@ async fn an_upgrade_keeps_what_was_chosen() {
     assert!(refused.contains("prod.example") && refused.contains("--force"), "{refused}");
     assert_eq!(all(), before);
     run(&cluster, &["--trust-domain=prod.example"]).await.unwrap();
+    // With one that was taken before anybody looked, control would not start.
+    let mut odd = cluster.get(CONTROL).unwrap();
+    let odd_args = json!(["--trust-domain=Foo Bar"]);
+    odd["spec"]["template"]["spec"]["containers"][0]["args"] = odd_args;
+    cluster.put(CONTROL, odd);
+    let refused = run(&cluster, &[]).await.unwrap_err();
+    assert!(refused.contains("Foo Bar") && refused.contains("nothing was changed"), "{refused}");
     run(&cluster, &["--trust-domain=cluster.local", "--force"]).await.unwrap();
     assert!(all().1.to_string().contains("--trust-domain=cluster.local"));
+}
+
+#[tokio::test]
+async fn how_one_begins_is_told_to_who_has_not_begun() {
+    let cluster = Cluster::new();
+    let shop = |labels: Value| json!({"metadata": {"name": "shop", "labels": labels}});
+    cluster.put("/api/v1/namespaces/shop", shop(json!({DATAPLANE_MODE: "none"})));
+    assert!(next(&cluster.api()).await.contains("kubectl label namespace NAME"));
+    cluster.put("/api/v1/namespaces/shop", shop(json!({DATAPLANE_MODE: AMBIENT})));
+    assert!(!next(&cluster.api()).await.contains("kubectl label"));
 }

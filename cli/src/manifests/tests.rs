@@ -75,6 +75,39 @@ fn every_flag_makes_what_helm_makes_of_its_value() {
     }
 }
 
+/// Whether the chart's schema takes values.
+fn takes(set: &str) -> bool {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/culvert");
+    let mut helm = Command::new(helm());
+    helm.args(["template", "culvert"]).arg(chart).args(["--kube-version", "1.34.0", "--set-string", set]);
+    helm.output().unwrap().status.success()
+}
+
+#[test]
+fn domains_that_nobody_can_bear_are_refused_by_flag_and_by_schema() {
+    let cases: &[(&str, &str, &[(&str, bool)])] = &[
+        (
+            "--trust-domain",
+            "mesh.trustDomain",
+            &[("prod_1.example-2", true), ("Foo Bar", false), ("", false), ("..", false), ("a/b", false)],
+        ),
+        (
+            "--cluster-domain",
+            "mesh.clusterDomain",
+            &[("k8s.example", true), ("a_b", false), ("a.", false), ("-a", false), ("Foo", false)],
+        ),
+    ];
+    for (flag, value, domains) in cases {
+        let longest = "a".repeat(255);
+        let longer = "a".repeat(256);
+        let long = [(longest.as_str(), *flag == "--trust-domain"), (longer.as_str(), false)];
+        for (domain, good) in domains.iter().copied().chain(long) {
+            assert_eq!(Line::try_parse_from(["culvert", flag, domain]).is_ok(), good, "{flag} {domain:?}");
+            assert_eq!(takes(&format!("{value}={domain}")), good, "{value}={domain}");
+        }
+    }
+}
+
 #[test]
 fn what_is_needed_is_made_first_and_every_kind_has_its_place() {
     let objects = objects(NAMESPACE, &choices(&["--replicas", "2"]), (1, 34)).unwrap();

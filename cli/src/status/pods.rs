@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use crate::{
     check::{self, AMBIENT},
+    enrolled::{MARK, REDIRECTION},
     object::{self, items, text},
     programs::Program,
     table::{self, Paint},
-    uninstall::{MARK, REDIRECTION},
 };
 
 /// Istio's injector says so of its sidecar.

@@ -142,6 +142,51 @@ async fn policies_of_the_older_version_count_and_those_unseen_are_not_guessed() 
     assert!(seen.text(&rows, false, &Paint::plain()).contains("not known"));
 }
 
+#[tokio::test]
+async fn where_no_mesh_is_those_it_has_left_behind_are_named() {
+    let cluster = crate::cluster::Cluster::new();
+    let said = async || nowhere(&cluster.api(), "mesh").await;
+    assert!(said().await.contains("`culvert install` puts it there"));
+    let marks = json!({"ambient.istio.io/redirection": "enabled"});
+    cluster.put(
+        "/api/v1/namespaces/shop/pods/web",
+        json!({"metadata": {"name": "web", "namespace": "shop", "annotations": marks}, "status": {"phase": "Running"}}),
+    );
+    let said = said().await;
+    for word in
+        ["1 pod is marked as captured (shop/web)", "cut off", "new pods may not start", "--release-all"]
+    {
+        assert!(said.contains(word), "{said}");
+    }
+}
+
+#[test]
+fn a_long_reason_is_cut_in_the_table_and_whole_in_json() {
+    let mut agent = agent(Err("it does not run".to_owned()));
+    agent.standing.ready = false;
+    agent.standing.why = format!("agent: ImagePullBackOff: Back-off pulling image {}", "x".repeat(400));
+    let control = Program {
+        standing: Standing { program: "control".to_owned(), ..agent.standing.clone() },
+        ..agent.clone()
+    };
+    let seen = Seen {
+        namespaces: Vec::new(),
+        pods: Vec::new(),
+        nodes: vec![json!({"metadata": {"name": "n1"}})],
+        peer_authentication: None,
+        workloads: Vec::new(),
+        programs: vec![agent, control],
+        now: 0,
+    };
+    let text = seen.text(&[], true, &Paint::plain());
+    assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    assert!(
+        text.contains("1 not ready: agent: ImagePullBackOff") && text.contains("culvert check"),
+        "{text}"
+    );
+    assert!(seen.json(&[])["nodes"][0]["agent"].as_str().is_some_and(|said| said.len() > 400));
+}
+
 #[test]
 fn certificates_are_counted_with_the_first_that_ends() {
     assert_eq!(certificates(&[], 0), "none");

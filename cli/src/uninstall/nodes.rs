@@ -10,7 +10,8 @@ use crate::{
 use apiserver::{Api, ApiError};
 
 /// How one undoes on a node what its agent has left there.
-pub(super) const ON_THE_NODE: &str = "agent uninstall --host-proc /proc";
+pub(super) const ON_THE_NODE: &str =
+    "agent uninstall (docs/kubernetes.md, \"Leave\", has the whole kubectl debug command)";
 
 /// What the agents say.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -2,7 +2,9 @@
 
 use super::{left::*, *};
 use crate::{
+    check::AMBIENT,
     cluster::{Cluster, args},
+    enrolled::REDIRECTION,
     manifests,
 };
 
@@ -268,6 +270,61 @@ async fn without_control_nobody_leaves_unless_forced_and_that_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_anybody_to_let_pods_go_no_label_is_taken_off() {
+    let all = |cluster: &Cluster| -> Vec<_> {
+        cluster.paths().into_iter().map(|path| (cluster.get(&path), path)).collect()
+    };
+    // As `kubectl delete namespace` leaves it: what is in no namespace is there still.
+    let without = |cluster: &Cluster, gone: &str| {
+        let paths = cluster.paths().into_iter().filter(|path| path.contains(gone));
+        let api = cluster.api();
+        let paths: Vec<String> = paths.collect();
+        async move {
+            for path in paths {
+                api.delete(&path).await.unwrap();
+            }
+        }
+    };
+    for (gone, says) in [
+        ("/namespaces/mesh/", "no control is available in the namespace mesh"),
+        ("/daemonsets/agent", "no agent is there in the namespace mesh"),
+        // All but control's keepsakes.
+        ("mesh-", "no control is available in the namespace mesh"),
+    ] {
+        let cluster = cluster().await;
+        without(&cluster, gone).await;
+        if gone == "mesh-" {
+            without(&cluster, "/apis/apps/v1/namespaces/mesh/").await;
+            without(&cluster, "serviceaccounts").await;
+            without(&cluster, "roles").await;
+            without(&cluster, "rolebindings").await;
+            without(&cluster, "mesh/services").await;
+        }
+        let before = all(&cluster);
+        let started = Instant::now();
+        let refused = uninstall(&cluster.api(), "mesh", &args(&["--release-all"])).await.unwrap_err();
+        let refused = refused.to_string();
+        assert!(refused.contains(says) && refused.contains("culvert install"), "{gone}: {refused}");
+        assert_eq!((all(&cluster), started.elapsed()), (before, Duration::ZERO), "{gone}");
+        if gone != "mesh-" {
+            let plain = uninstall(&cluster.api(), "mesh", &args(&[])).await.unwrap_err().to_string();
+            assert!(plain.contains(says), "{gone}: {plain}");
+        }
+        let forced = uninstall(&cluster.api(), "mesh", &args(&["--force"])).await.unwrap();
+        assert_eq!(forced, ExitCode::FAILURE, "{gone}");
+    }
+    // Where nobody is in the mesh, what is left of one goes without control.
+    let cluster = cluster().await;
+    free(&cluster);
+    without(&cluster, "/namespaces/mesh/").await;
+    assert_eq!(uninstall(&cluster.api(), "mesh", &args(&[])).await.unwrap(), ExitCode::SUCCESS);
+    // Nothing at all is left of it, but its captured pods.
+    cluster.put("/api/v1/namespaces/shop/pods/web", pod("shop", "web", json!({}), json!({MARK: "measured"})));
+    let refused = uninstall(&cluster.api(), "mesh", &args(&["--release-all"])).await.unwrap_err().to_string();
+    assert!(refused.contains("shop/web") && refused.contains("cut off"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn labels_that_are_left_are_no_success() {
     let cluster = cluster().await;
     cluster.put("/api/v1/namespaces/shop/pods/web", pod("shop", "web", json!({}), json!({})));
@@ -275,11 +332,11 @@ async fn labels_that_are_left_are_no_success() {
     assert_eq!(forced, ExitCode::FAILURE);
     // Nor are they at the next try, when no program is left.
     assert_eq!(uninstall(&cluster.api(), "mesh", &args(&[])).await.unwrap(), ExitCode::FAILURE);
-    let behind = left_behind(&Enrolled::look(&cluster.api()).await.unwrap(), true);
+    let behind = left_behind(&Enrolled::look(&cluster.api()).await.unwrap(), None);
     assert!(
         behind.len() == 1 && behind[0].contains("shop") && behind[0].contains("do not start"),
         "{behind:?}"
     );
-    assert!(left_behind(&Enrolled::default(), true).is_empty());
-    assert_eq!(left_behind(&Enrolled::default(), false).len(), 1);
+    assert!(left_behind(&Enrolled::default(), None).is_empty());
+    assert_eq!(left_behind(&Enrolled::default(), Some("no control")).len(), 1);
 }

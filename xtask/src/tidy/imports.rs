@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // A program, and what the agent must agree on with it.
     ("cni", &[]),
     // The command speaks with the API server and the programs' admin servers, and links none of them.
-    ("cli", &["apiserver"]),
+    ("cli", &["apiserver", "mesh"]),
     // Libraries: the layers, lowest first.
     ("apiserver", &[]),
     ("capture", &["abi"]),
