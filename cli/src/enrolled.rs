@@ -148,6 +148,8 @@ impl Adrift {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use serde_json::json;
 
     use super::*;
@@ -164,8 +166,8 @@ mod tests {
         let by_istio = [pod(json!({REDIRECTION: "enabled"}))];
         let by_us = [pod(json!({REDIRECTION: "enabled", MARK: "measured"}))];
         let cut_off = |pods: &[Value], sets: &[Value]| matches!(Adrift::of(&labelled, pods, sets), Some(Adrift::CutOff(said)) if said.contains("shop/web"));
-        assert!(cut_off(&by_istio, &[]) && cut_off(&by_us, &[]) && cut_off(&by_us, &[istios.clone()]));
-        assert!(!cut_off(&by_istio, &[istios.clone()]) && !cut_off(&by_us, &[istios.clone(), ours]));
+        assert!(cut_off(&by_istio, &[]) && cut_off(&by_us, &[]) && cut_off(&by_us, from_ref(&istios)));
+        assert!(!cut_off(&by_istio, from_ref(&istios)) && !cut_off(&by_us, &[istios.clone(), ours]));
         let gone = [pod(json!({MARK: "none", REDIRECTION: "enabled"}))];
         assert!(
             matches!(Adrift::of(&labelled, &gone, &[]), Some(Adrift::Labelled(said)) if said.contains("shop"))
