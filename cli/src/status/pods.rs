@@ -184,6 +184,12 @@ fn stands(
     if object::annotation(pod, SIDECAR).is_some() {
         return out("it has a sidecar of Istio's: restart it without");
     }
+    let class = text(&pod["spec"]["runtimeClassName"]);
+    if mesh::is_sandbox(class) {
+        return out(&format!(
+            "pods of RuntimeClass {class} have a kernel of their own, and cannot be captured"
+        ));
+    }
     if text(&pod["spec"]["nodeName"]).is_empty() {
         return (State::Enrolling, String::new(), "no node has taken it yet".to_owned());
     }

@@ -47,6 +47,7 @@ fn a_pod_stands_as_its_agent_says() {
         (json!({}), json!({}), None, State::Enrolling, "control"),
         (json!({}), json!({"nodeName": ""}), None, State::Enrolling, "no node"),
         (json!({}), json!({"hostNetwork": true}), None, State::Out, "own network"),
+        (json!({}), json!({"runtimeClassName": "kata-qemu"}), None, State::Out, "kernel of their own"),
         (json!({DATAPLANE_MODE: "none"}), json!({}), None, State::Out, "keeps it out"),
         (json!({DATAPLANE_MODE: "nope"}), json!({}), None, State::Out, "means nothing"),
         // The label is off, and its node still holds it: the node is believed.

@@ -252,7 +252,7 @@ fn install(world: &World<'_>) -> Result<String> {
 }
 
 /// istio-cni lays its rules before it tells ztunnel of a pod, and the rules meet connections that were there: what
-/// fails in that moment is of its making. It is counted, and bounded; later cases bear none.
+/// fails in that moment is of its making. It is counted and told; later cases bear none.
 fn label(world: &World<'_>) -> Result<String> {
     let before = shop::identity(world.cluster)?;
     let (took, counted) = world.counted(|| {
