@@ -1,7 +1,7 @@
 //! What is held of the cluster: every object in the store that folders use too, and of which kinds everything was seen.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -41,8 +41,6 @@ pub struct Held {
     changes: watch::Sender<u64>,
     /// What people's manifests say of themselves.
     said: Mutex<BTreeMap<ObjectKey, Said>>,
-    /// Policies that are refused, and in whose place the strictest holds.
-    closed: Mutex<BTreeSet<ObjectKey>>,
 }
 
 /// An object's name.
@@ -75,7 +73,6 @@ impl Default for Held {
             looks: watch::Sender::new(looks.into_iter().collect()),
             changes: watch::Sender::new(0),
             said: Mutex::default(),
-            closed: Mutex::default(),
         }
     }
 }
@@ -89,17 +86,13 @@ impl Held {
     pub fn put(&self, kind: Kind, place: &Place, mut object: Value) {
         let Some(name) = Name::of(&object) else { return };
         let key = name.key(kind);
-        let mut was_accepted = false;
-        if is_judged(kind) {
-            let said = Said::of(place, &name, &object);
-            was_accepted = said.was_accepted();
-            self.lock_said().insert(key.clone(), said);
-        }
+        let said = is_judged(kind).then(|| Said::of(place, &name, &object));
         strip(kind, place, &mut object);
         let mut parsed = parse_json(&object);
         let mut objects = self.lock();
-        if is_judged(kind) {
-            self.replace(&mut objects, &key, &object, was_accepted, &mut parsed);
+        if let Some(mut said) = said {
+            said.instead = self.replace(&mut objects, &key, &object, &said, &mut parsed);
+            self.lock_said().insert(key.clone(), said);
         }
         let changed = objects.put(&key, parsed);
         drop(objects);
@@ -108,39 +101,40 @@ impl Held {
         }
     }
 
-    /// Puts in the place of what is refused what holds instead, and says so.
+    /// Puts in the place of what is refused what holds instead, and says so; `None` if nothing is refused.
     fn replace(
         &self,
         objects: &mut Objects,
         key: &ObjectKey,
         object: &Value,
-        was_accepted: bool,
+        said: &Said,
         parsed: &mut Parsed,
-    ) {
-        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_closed = closed.remove(key);
-        let Some(refusal) = parsed.problems.last_mut().filter(|_| !parsed.refused.is_empty()) else { return };
-        let strict = strictest(key.kind, object).filter(|_| was_accepted || was_closed);
+    ) -> Option<Instead> {
+        let refusal = parsed.problems.last_mut().filter(|_| !parsed.refused.is_empty())?;
+        let before = self.lock_said().get(key).and_then(|before| before.instead);
+        let was_closed = before == Some(Instead::Strictest);
+        let strict = strictest(key.kind, object).filter(|_| said.was_accepted() || was_closed);
         let instead = match (objects.get(key), strict) {
             (Some(_), _) if !was_closed => Instead::Last,
             (_, Some(strict)) => {
                 parsed.objects = parse_json(&strict).objects;
-                closed.insert(key.clone());
                 Instead::Strictest
             }
             _ => {
-                objects.forget(key);
+                if was_closed {
+                    objects.forget(key);
+                }
                 Instead::Nothing
             }
         };
         refusal.reason.push_str(instead.words());
+        Some(instead)
     }
 
     /// The object is gone.
     pub fn remove(&self, kind: Kind, name: &Name) {
         let key = name.key(kind);
         self.lock_said().remove(&key);
-        self.closed.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         if self.lock().forget(&key) {
             self.changed();
         }
@@ -252,10 +246,6 @@ impl Held {
     }
 
     fn retain(&self, kind: Kind, keep: impl Fn(&ObjectKey) -> bool) {
-        self.closed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|key| key.kind != kind || keep(key));
         let mut objects = self.lock();
         let gone: Vec<ObjectKey> = objects.of_kind(kind).filter(|key| !keep(key)).collect();
         for key in &gone {

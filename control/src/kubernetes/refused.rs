@@ -21,8 +21,6 @@ pub(super) enum Instead {
 }
 
 impl Instead {
-    const ALL: [Self; 3] = [Self::Last, Self::Strictest, Self::Nothing];
-
     /// As it is told behind the reason of the refusal.
     pub(super) fn words(self) -> &'static str {
         match self {
@@ -33,11 +31,6 @@ impl Instead {
             }
             Self::Nothing => "; NOTHING of it holds",
         }
-    }
-
-    /// By the words of a refusal.
-    pub(super) fn told_in(reason: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|instead| reason.ends_with(instead.words()))
     }
 
     /// Whether a version of the object was accepted once.
@@ -127,14 +120,5 @@ mod tests {
         assert!(strict.selector().is_some());
         assert_eq!(strict.spec.mtls.map(|mtls| mtls.mode), Some(crate::manifest::MtlsMode::Strict));
         assert_eq!(read(Kind::ServiceEntry, Value::Null), None);
-    }
-
-    #[test]
-    fn what_holds_is_known_by_its_words() {
-        for instead in Instead::ALL {
-            let reason = format!("no such field{}", instead.words());
-            assert_eq!(Instead::told_in(&reason), Some(instead));
-        }
-        assert_eq!(Instead::told_in("no such field"), None);
     }
 }

@@ -68,6 +68,8 @@ pub struct Said {
     verdict: Option<Verdict>,
     /// The version of the object that the verdict is about.
     about: i64,
+    /// What holds in its place, if it is refused.
+    pub(super) instead: Option<Instead>,
 }
 
 /// What is made of an object.
@@ -93,6 +95,7 @@ impl Said {
                 words: text(condition, "message"),
             }),
             about: ours.and_then(|condition| condition["observedGeneration"].as_i64()).unwrap_or_default(),
+            instead: None,
         }
     }
 
@@ -103,10 +106,9 @@ impl Said {
 }
 
 impl Verdict {
-    /// From all that is to be said of one object.
-    fn of(problems: &[&Problem]) -> Self {
+    /// From all that is to be said of one object, and what holds in its place.
+    fn of(problems: &[&Problem], instead: Option<Instead>) -> Self {
         let accepted = problems.iter().all(|problem| problem.severity != Severity::Refused);
-        let instead = problems.iter().find_map(|problem| Instead::told_in(&problem.reason));
         let reason = match (accepted, problems.is_empty()) {
             (true, true) => "Accepted",
             (true, false) => "AcceptedWithWarnings",
@@ -215,7 +217,7 @@ fn due<'p>(said: &BTreeMap<ObjectKey, Said>, all: impl Iterator<Item = &'p Probl
         }
     }
     let due = said.iter().filter_map(|(key, said)| {
-        let wanted = Verdict::of(problems.get(key).map_or(&[], Vec::as_slice));
+        let wanted = Verdict::of(problems.get(key).map_or(&[], Vec::as_slice), said.instead);
         let same = said.verdict.as_ref() == Some(&wanted) && said.about == said.generation;
         (!same).then(|| (said.clone(), wanted))
     });
@@ -293,6 +295,26 @@ mod tests {
     }
 
     #[test]
+    fn the_reason_tells_whether_a_version_was_accepted() {
+        let refused = Problem::about(&key("bad"), Severity::Refused, "", "no such field");
+        for (instead, reason) in [
+            (Some(Instead::Last), "RefusedAfterAccepted"),
+            (Some(Instead::Strictest), "RefusedAfterAccepted"),
+            (Some(Instead::Nothing), "Refused"),
+            (None, "Refused"),
+        ] {
+            let verdict = Verdict::of(&[&refused], instead);
+            assert_eq!((verdict.reason.as_str(), verdict.accepted), (reason, false), "{instead:?}");
+            let conditions = json!([ours("False", &verdict.reason, "", 1)]);
+            assert_eq!(
+                object("bad", 2, conditions).was_accepted(),
+                reason != "Refused",
+                "a restart knows by it"
+            );
+        }
+    }
+
+    #[test]
     fn conditions_of_others_stay_and_the_time_is_that_of_the_last_turn() {
         let verdict = |accepted, words: &str| Verdict {
             accepted,
@@ -318,7 +340,7 @@ mod tests {
     #[test]
     fn words_have_a_bound() {
         let problem = Problem::about(&key("x"), Severity::Warning, "", "ä".repeat(3000));
-        let words = Verdict::of(&[&problem]).words;
+        let words = Verdict::of(&[&problem], None).words;
         assert!(words.len() <= MOST_WORDS + '…'.len_utf8() && words.ends_with('…'));
     }
 }
