@@ -19,7 +19,7 @@ use crate::{
     demo::stage::span,
     image,
     kind::{
-        cluster::{self, Cluster, ISTIO, Recipe, SYSTEM},
+        cluster::{Cluster, ISTIO},
         shop,
         shop::NAMESPACE,
     },
@@ -305,37 +305,8 @@ fn istios_ztunnel(world: &World<'_>) -> Result<String> {
     let image = world.istio.as_ref().context("Istio's parts")?.ztunnel(world.root)?;
     // In the place of the first one, of which nothing is wanted any more: a machine has room for so many nodes.
     let name = world.cluster.name().context("a cluster of our own")?;
-    let tools = &world.cluster.tools;
-    let recipe = Recipe {
-        name,
-        config: world.root.join("deploy/kind/cluster.yaml"),
-        image: world.node_image,
-        folder: world.root.join("target/e2e/istio-ztunnel"),
-    };
-    let outcome = Cluster::create(tools, &recipe).and_then(|cluster| {
-        cluster.load(&world.images)?;
-        cluster.load(std::slice::from_ref(&image))?;
-        let other = World {
-            root: world.root,
-            cluster: &cluster,
-            culvert: world.culvert.clone(),
-            node_image: world.node_image,
-            images: world.images.clone(),
-            earlier: None,
-            system: SYSTEM,
-            istio: None,
-            joined: std::sync::OnceLock::new(),
-        };
-        under_ours(&other, &image).inspect_err(|_| {
-            // It is gone before anybody can look.
-            let log = recipe.folder.join("istio-ztunnel.log");
-            if let Err(error) = fs::write(&log, cluster.everything()) {
-                eprintln!("{}: {error}", log.display());
-            }
-        })
-    });
-    cluster::delete(tools, name)?;
-    outcome
+    let config = world.root.join("deploy/kind/cluster.yaml");
+    world.elsewhere(ZTUNNEL, name, config, std::slice::from_ref(&image), |other| under_ours(other, &image))
 }
 
 fn under_ours(world: &World<'_>, image: &str) -> Result<String> {

@@ -14,7 +14,7 @@ use super::{demand, istio::Parts};
 use crate::{
     image,
     kind::{
-        cluster::{Cluster, SYSTEM, eventually},
+        cluster::{self, Cluster, Recipe, SYSTEM, eventually},
         shop::{self, Counted, NAMESPACE, SECRET},
         wire,
     },
@@ -134,6 +134,47 @@ impl World<'_> {
         }
         shell::output(&mut self.cluster.helm(&args), "install the chart")?;
         self.cluster.rolled_out(SYSTEM, &["deployment/control", "daemonset/agent", "daemonset/ztunnel"])
+    }
+
+    /// Does something in a cluster of its own, which has our images and `more`, and is removed then. What it leaves to
+    /// be read of a failure is kept under the case's name.
+    pub(crate) fn elsewhere(
+        &self,
+        case: &str,
+        name: &str,
+        config: PathBuf,
+        more: &[String],
+        work: impl FnOnce(&World<'_>) -> Result<String>,
+    ) -> Result<String> {
+        let tools = &self.cluster.tools;
+        let folder = self.root.join("target/e2e").join(case);
+        let recipe = Recipe { name, config, image: self.node_image, folder: folder.clone() };
+        let outcome = Cluster::create(tools, &recipe).and_then(|cluster| {
+            cluster.load(&self.images)?;
+            if !more.is_empty() {
+                cluster.load(more)?;
+            }
+            let other = World {
+                root: self.root,
+                cluster: &cluster,
+                culvert: self.culvert.clone(),
+                node_image: self.node_image,
+                images: self.images.clone(),
+                earlier: None,
+                system: SYSTEM,
+                istio: None,
+                joined: std::sync::OnceLock::new(),
+            };
+            work(&other).inspect_err(|_| {
+                // It is gone before anybody can look.
+                let log = folder.join(format!("{case}.log"));
+                if let Err(error) = fs::write(&log, cluster.everything()) {
+                    eprintln!("{}: {error}", log.display());
+                }
+            })
+        });
+        cluster::delete(tools, name)?;
+        outcome
     }
 
     /// Does something while the shop's customers are counted, and for some seconds after.

@@ -16,7 +16,7 @@ use crate::{
         world::{Client, World},
     },
     kind::{
-        cluster::{self, Cluster, Recipe, SYSTEM, eventually},
+        cluster::{SYSTEM, eventually},
         shop::NAMESPACE,
     },
     shell,
@@ -170,37 +170,8 @@ fn upgrade(world: &World<'_>) -> Result<String> {
 }
 
 fn dual_stack(world: &World<'_>) -> Result<String> {
-    let name = "culvert-e2e-dual";
-    let tools = &world.cluster.tools;
-    let recipe = Recipe {
-        name,
-        config: world.root.join("deploy/kind/dual-stack.yaml"),
-        image: world.node_image,
-        folder: world.root.join("target/e2e/dual-stack"),
-    };
-    let outcome = Cluster::create(tools, &recipe).and_then(|cluster| {
-        cluster.load(&world.images)?;
-        let dual = World {
-            root: world.root,
-            cluster: &cluster,
-            culvert: world.culvert.clone(),
-            node_image: world.node_image,
-            images: world.images.clone(),
-            earlier: None,
-            system: SYSTEM,
-            istio: None,
-            joined: std::sync::OnceLock::new(),
-        };
-        dual_stack_in(&dual).inspect_err(|_| {
-            // It is gone before anybody can look.
-            let log = recipe.folder.join("dual-stack.log");
-            if let Err(error) = std::fs::write(&log, cluster.everything()) {
-                eprintln!("{}: {error}", log.display());
-            }
-        })
-    });
-    cluster::delete(tools, name)?;
-    outcome
+    let config = world.root.join("deploy/kind/dual-stack.yaml");
+    world.elsewhere("dual-stack", "culvert-e2e-dual", config, &[], dual_stack_in)
 }
 
 fn dual_stack_in(world: &World<'_>) -> Result<String> {
