@@ -57,6 +57,13 @@ struct Arguments {
     /// A foreign ztunnel to measure beside ours, mode `peer-two-nodes`.
     #[arg(long, value_name = "PATH")]
     peer_ztunnel: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every measurement is told.
+#[derive(Debug, clap::Args)]
+struct Common {
     /// An option for our own ztunnels, for example `--ztunnel-option=--workers=2`; may be given again.
     #[arg(long = "ztunnel-option", value_name = "OPTION", allow_hyphen_values = true)]
     ztunnel_options: Vec<String>,
@@ -105,22 +112,22 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     let (benches, modes) = (selection.benches(), selection.modes(&available));
 
     eprintln!("building the world: {} …", if peer.is_some() { "seven nodes" } else { "five nodes" });
-    let scene = Scene::build(&modes, peer.as_ref(), &arguments.ztunnel_options)?;
+    let scene = Scene::build(&modes, peer.as_ref(), &arguments.common.ztunnel_options)?;
     let facts = Facts::gather(&std::env::current_dir()?, Some(scene.congestion_control), runs, seconds);
     let mut results = Results::default();
     let outcome = fill(&scene, &benches, &modes, selection.memory(), runs, seconds, &mut results);
     let profiles = match (&outcome, arguments.profile) {
-        (Ok(()), true) => profile_two_nodes(&scene, &benches, &arguments.output, seconds)?,
+        (Ok(()), true) => profile_two_nodes(&scene, &benches, &arguments.common.output, seconds)?,
         _ => String::new(),
     };
     if let Err(error) = outcome {
         eprintln!("{}", scene.logs());
         return Err(error);
     }
-    results.write(&arguments.output, &facts)?;
+    results.write(&arguments.common.output, &facts)?;
     println!("{}{profiles}", results.table(&facts));
-    println!("written: {0}/l4.json, {0}/l4-machine.json, {0}/l4.svg", arguments.output.display());
-    let missed = arguments.gate && !results.goals_met();
+    println!("written: {0}/l4.json, {0}/l4-machine.json, {0}/l4.svg", arguments.common.output.display());
+    let missed = arguments.common.gate && !results.goals_met();
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

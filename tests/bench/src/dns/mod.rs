@@ -8,7 +8,7 @@ mod load;
 mod report;
 mod scene;
 
-use std::{fmt, path::PathBuf, process::ExitCode, time::Duration};
+use std::{fmt, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -17,7 +17,7 @@ use self::{
     report::{Metric, Results},
     scene::Scene,
 };
-use crate::{facts::Facts, proc::Cpu};
+use crate::{Common, facts::Facts, proc::Cpu};
 
 /// Measures names that ztunnel passes on and names that it answers, beside no mesh.
 #[derive(Debug, clap::Args)]
@@ -31,15 +31,8 @@ pub(crate) struct Arguments {
     /// One round: does everything work?
     #[arg(long)]
     quick: bool,
-    /// An option for ztunnel, for example `--ztunnel-option=--workers=2`; may be given again.
-    #[arg(long = "ztunnel-option", value_name = "OPTION", allow_hyphen_values = true)]
-    ztunnel_options: Vec<String>,
-    /// Where the results go.
-    #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
-    output: PathBuf,
-    /// End with an error if a goal is missed.
-    #[arg(long)]
-    gate: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// The way that a query takes to its answer.
@@ -72,17 +65,17 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<ExitCode> {
     let rounds = if arguments.quick { 1 } else { usize::from(arguments.rounds) };
     let seconds = u64::from(arguments.seconds);
     eprintln!("building the world: three nodes …");
-    let scene = Scene::build(&arguments.ztunnel_options)?;
+    let scene = Scene::build(&arguments.common.ztunnel_options)?;
     let facts = Facts::gather(&std::env::current_dir()?, None, rounds, seconds);
     let mut results = Results::default();
     if let Err(error) = fill(&scene, rounds, Duration::from_secs(seconds), &mut results) {
         eprintln!("{}", scene.logs());
         return Err(error);
     }
-    results.write(&arguments.output, &facts)?;
+    results.write(&arguments.common.output, &facts)?;
     println!("{}", results.table(&facts));
-    println!("written: {0}/dns.json, {0}/dns-machine.json", arguments.output.display());
-    let missed = arguments.gate && !results.goals_met();
+    println!("written: {0}/dns.json, {0}/dns-machine.json", arguments.common.output.display());
+    let missed = arguments.common.gate && !results.goals_met();
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
