@@ -53,29 +53,32 @@ fn xtask(root: &Path, command: &str) -> Result<()> {
 
 #[derive(Debug, Default)]
 struct Steps {
-    done: Vec<(&'static str, Duration, bool)>,
+    done: Vec<(&'static str, Duration, Result<(), String>)>,
 }
 
 impl Steps {
     fn step(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
         println!("\n==== {name}");
         let start = Instant::now();
-        let outcome = work();
+        let outcome = work().map_err(|error| format!("{error:#}"));
         if let Err(error) = &outcome {
-            println!("error: {error:#}");
+            println!("error: {error}");
         }
-        self.done.push((name, start.elapsed(), outcome.is_ok()));
+        self.done.push((name, start.elapsed(), outcome));
     }
 
     fn report(&self) -> Result<()> {
         println!("\n==== summary");
-        for (name, took, ok) in &self.done {
-            let verdict = if *ok { "ok" } else { "FAILED" };
+        for (name, took, outcome) in &self.done {
+            // The reason again: who reads a log reads its end, and the step may be thousands of lines above.
+            let verdict =
+                outcome.as_ref().map_or_else(|error| format!("FAILED: {error}"), |()| "ok".to_owned());
             println!("  {name:<16} {:>7.1} s  {verdict}", took.as_secs_f64());
         }
         let total: Duration = self.done.iter().map(|(_, took, _)| *took).sum();
         println!("  {:<16} {:>7.1} s", "total", total.as_secs_f64());
-        let failed: Vec<&str> = self.done.iter().filter(|(_, _, ok)| !ok).map(|(name, _, _)| *name).collect();
+        let failed: Vec<&str> =
+            self.done.iter().filter(|(_, _, outcome)| outcome.is_err()).map(|(name, _, _)| *name).collect();
         if !failed.is_empty() {
             bail!("failed: {}", failed.join(", "));
         }

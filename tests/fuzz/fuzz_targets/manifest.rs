@@ -32,7 +32,8 @@ fn check(compiled: &Compiled) {
     store.publish(workloads, compiled.services.values().cloned(), compiled.policies.values().cloned());
     let state = store.subscribe().borrow().clone();
     let mut converter = Converter::new("cluster.local");
-    for (name, resource) in state.resources(Type::Address) {
+    for resource in state.resources(Type::Address).values() {
+        let name = resource.name();
         let body = resource.on_the_wire().resource.expect("a resource has a body").value;
         match converter.address(name, &body) {
             Ok(Address::Workload(workload)) => assert_eq!(Some(&workload), compiled.workloads.get(name)),
@@ -40,7 +41,8 @@ fn check(compiled: &Compiled) {
             Err(reason) => panic!("our own client refuses {name}: {reason}"),
         }
     }
-    for (name, resource) in state.resources(Type::Authorization) {
+    for resource in state.resources(Type::Authorization).values() {
+        let name = resource.name();
         let body = resource.on_the_wire().resource.expect("a resource has a body").value;
         let policy = match converter.authorization(name, &body) {
             Ok(policy) => policy,
