@@ -307,7 +307,8 @@ impl Machine {
         self.mode() == Some(Mode::Enforce)
     }
 
-    fn pending(&self) -> &'static str {
+    /// What it waits for, on its way to being captured.
+    pub(crate) fn pending(&self) -> &'static str {
         match self.capture {
             Capture::Absent | Capture::Pinned => "its capture is being attached",
             Capture::Orphaned => "what is left of its old namespace is being removed",

@@ -41,8 +41,11 @@ use crate::{
     state::{State, Wanted},
 };
 
-/// Steps under way at a time: loading programs takes CPU that the pods want too.
-const STEPS: usize = 4;
+/// Pods that are attached to at a time: loading programs takes CPU that the pods want too.
+const ATTACHING: usize = 4;
+/// Other steps under way at a time. They are short, and a pod that starts waits for its own: none queues
+/// behind a load of programs.
+const STEPS: usize = 16;
 /// A pod that control names no more is released after this long: as long as control gives the peers
 /// to acknowledge a withdrawal.
 const DELETED_GRACE: Duration = Duration::from_secs(5);
@@ -85,7 +88,7 @@ pub(crate) struct Standing {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) enroll: bool,
-    /// The inode of the namespace that is enforced, while a ztunnel holds the pod.
+    /// The inode of the namespace whose capture was measured, while a ztunnel holds the pod.
     pub(crate) ready: Option<u64>,
     /// What is missing where it is not.
     pub(crate) why: String,
@@ -133,6 +136,7 @@ pub(crate) struct Enroller {
     reports: watch::Sender<Option<Vec<PodReport>>>,
     standings: watch::Sender<Standings>,
     inputs: mpsc::UnboundedSender<Input>,
+    attaching: Arc<Semaphore>,
     steps: Arc<Semaphore>,
     stopping: Option<oneshot::Sender<()>>,
 }
@@ -172,6 +176,7 @@ impl Enroller {
             reports: watch::Sender::new(None),
             standings: watch::Sender::new(Arc::default()),
             inputs,
+            attaching: Arc::new(Semaphore::new(ATTACHING)),
             steps: Arc::new(Semaphore::new(STEPS)),
             stopping: None,
         };
@@ -211,7 +216,7 @@ impl Enroller {
             {
                 told();
             }
-            if self.stopping.is_some() && self.steps.available_permits() == STEPS {
+            if self.stopping.is_some() && self.is_idle() {
                 return;
             }
             let Some(input) = inputs.recv().await else { return };
@@ -234,6 +239,11 @@ impl Enroller {
             }
             self.publish(overdue);
         }
+    }
+
+    /// No step is under way.
+    fn is_idle(&self) -> bool {
+        self.attaching.available_permits() == ATTACHING && self.steps.available_permits() == STEPS
     }
 
     /// Control has spoken: what it wants is kept, and done.
@@ -426,11 +436,12 @@ impl Enroller {
                     && pod.wanted.netns == self.pods[uid].wanted.netns
                     && pod.machine.mode().is_some()
             });
-        let (kernel, steps, inputs) = (self.kernel.clone(), self.steps.clone(), self.inputs.clone());
+        let places = if step == Step::Attach { &self.attaching } else { &self.steps };
+        let (kernel, places, inputs) = (self.kernel.clone(), places.clone(), self.inputs.clone());
         let given = self.sandboxes.get(uid).cloned();
         let (uid, path) = (uid.to_owned(), self.pods[uid].wanted.netns.clone());
         tokio::spawn(async move {
-            let Ok(_place) = steps.acquire().await else { return };
+            let Ok(place) = places.acquire().await else { return };
             let name = uid.clone();
             let performed = tokio::task::spawn_blocking(move || {
                 let answer = if other {
@@ -445,7 +456,7 @@ impl Enroller {
                 // The hand is lost with the panic; attaching anew makes another.
                 Err(panic) => (Box::default(), Answer::Failed(format!("{step:?} failed: {panic}"))),
             };
-            drop(_place);
+            drop(place);
             let _ = inputs.send(Input::Own(Own(Inner::Answer { uid, hand, answer })));
         });
     }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Standing,
     kernel::Hand,
-    machine::{Machine, Mode, Report},
+    machine::{Machine, Report},
 };
 use crate::state::Wanted;
 
@@ -64,16 +64,17 @@ impl Pod {
         }
     }
 
-    /// As one who waits for its start is told of it.
+    /// As one who waits for its start is told of it. Not before its capture is measured: a pod that is ready
+    /// before control knows that would be called in plaintext, which STRICT refuses.
     pub(super) fn standing(&self) -> Standing {
-        let enforced = self.machine.mode() == Some(Mode::Enforce);
-        let ready = if enforced && self.machine.is_held() { self.netns } else { None };
+        let measured = self.machine.report() == Report::Measured;
+        let ready = if measured && self.machine.is_held() { self.netns } else { None };
         let why = match self.machine.failure() {
             Some(failure) => failure.to_owned(),
             None if self.machine.mode().is_some() && !self.machine.is_held() => {
                 "no ztunnel on this node has taken the pod: is the ztunnel DaemonSet running here?".to_owned()
             }
-            None => "its capture is being set up".to_owned(),
+            None => self.machine.pending().to_owned(),
         };
         let enroll = self.wanted.enroll && self.deleted.is_none();
         Standing {
@@ -144,5 +145,48 @@ impl Pod {
             "failure": self.machine.failure(),
             "counters": self.hand.as_ref().map(|hand| &hand.counters),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enroll::machine::{Answer, Desire, Event, Mode};
+
+    #[test]
+    fn a_pod_may_start_once_its_capture_was_measured_and_a_ztunnel_holds_it() {
+        let wanted = Wanted {
+            uid: "u1".into(),
+            namespace: "shop".into(),
+            name: "web".into(),
+            service_account: "web".into(),
+            netns: "/run/netns/web".into(),
+            addressed: false,
+            enroll: true,
+            withdrawn: false,
+            answer_dns: None,
+        };
+        let mut pod = Pod::new(wanted, false, Duration::from_secs(30));
+        pod.netns = Some(7);
+        let steps = [
+            Event::Desired(Desire::Enrolled),
+            Event::Done(Answer::Attached { mode: Mode::Learn, adopted: false }),
+            Event::Done(Answer::Learned(0)),
+            Event::Held(true),
+            Event::Done(Answer::Done),
+        ];
+        for step in steps {
+            pod.machine.on(step.clone());
+            assert_eq!(pod.standing().ready, None, "after {step:?}");
+        }
+        assert_eq!(pod.machine.mode(), Some(Mode::Enforce));
+        assert_eq!(pod.standing().why, "its capture is being measured");
+        pod.machine.on(Event::Done(Answer::Probed(Err("not captured".into()), 0)));
+        assert_eq!((pod.standing().ready, pod.standing().why.as_str()), (None, "not captured"));
+        pod.machine.on(Event::Due(1));
+        pod.machine.on(Event::Done(Answer::Probed(Ok(()), 0)));
+        assert_eq!(pod.standing().ready, Some(7));
+        pod.machine.on(Event::Held(false));
+        assert_eq!(pod.standing().ready, None, "and a ztunnel has to be there");
     }
 }

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pod_starts_when_the_namespace_it_was_given_is_enforced() {
+    async fn a_pod_starts_when_the_namespace_it_was_given_was_measured() {
         let mut bed = bed();
         let asked = bed.ask("shop");
         bed.stands(true, None);
