@@ -55,11 +55,12 @@ pub(crate) struct Args {
     pub(crate) token_file: PathBuf,
 
     /// Trust domain of this waypoint
-    #[arg(long, value_name = "NAME", default_value = "cluster.local", help_heading = "Mesh")]
+    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = mesh::identity::trust_domain)]
+    #[arg(help_heading = "Mesh")]
     pub(crate) trust_domain: String,
 
     /// Further trust domains whose callers are accepted; may be repeated
-    #[arg(long, value_name = "NAME", help_heading = "Mesh")]
+    #[arg(long, value_name = "NAME", value_parser = mesh::identity::trust_domain, help_heading = "Mesh")]
     pub(crate) accept_trust_domain: Vec<String>,
 
     /// Identifier of the cluster

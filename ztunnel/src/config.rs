@@ -63,11 +63,12 @@ pub(crate) struct Args {
     pub(crate) token_file: PathBuf,
 
     /// Trust domain of this node's pods
-    #[arg(long, value_name = "NAME", default_value = "cluster.local", help_heading = "Mesh")]
+    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = mesh::identity::trust_domain)]
+    #[arg(help_heading = "Mesh")]
     pub(crate) trust_domain: String,
 
     /// Further trust domains whose callers are accepted; may be repeated
-    #[arg(long, value_name = "NAME", help_heading = "Mesh")]
+    #[arg(long, value_name = "NAME", value_parser = mesh::identity::trust_domain, help_heading = "Mesh")]
     pub(crate) accept_trust_domain: Vec<String>,
 
     /// PEM file with roots to trust besides those that control hands out; read again when it changes
@@ -263,6 +264,14 @@ mod tests {
         let args = resolve(&["--pod-namespace=istio-system", "proxy", "ztunnel"]).unwrap();
         assert_eq!(args.pod_namespace, "istio-system");
         assert!(matches!(resolve(&["proxy", "sidecar"]), Err(Stop::Clap(_))));
+    }
+
+    #[test]
+    fn a_trust_domain_that_is_none_is_refused() {
+        for flags in [["--trust-domain", "Cluster.local"], ["--accept-trust-domain", "a/b"]] {
+            let Err(stop) = resolve(&flags) else { panic!("{flags:?} was taken") };
+            assert!(format!("{stop:?}").contains("trust domain is made of"), "{stop:?}");
+        }
     }
 
     #[test]
