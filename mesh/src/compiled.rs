@@ -26,15 +26,24 @@ pub(crate) struct Facts<'a> {
 
 impl<'a> Facts<'a> {
     pub(crate) fn of(attempt: &Attempt<'a>) -> Self {
+        Self::of_call(attempt.source, attempt.source_ip, attempt.destination_ip, attempt.destination_port)
+    }
+
+    pub(crate) fn of_call(
+        identity: Option<&'a Identity>,
+        source: IpAddr,
+        destination: IpAddr,
+        port: u16,
+    ) -> Self {
         let principal = |id: &Identity| {
             [id.trust_domain(), "/ns/", id.namespace(), "/sa/", id.service_account()].concat()
         };
         Self {
-            identity: attempt.source,
-            principal: attempt.source.map(principal),
-            source: attempt.source_ip.to_canonical(),
-            destination: attempt.destination_ip.to_canonical(),
-            port: attempt.destination_port,
+            identity,
+            principal: identity.map(principal),
+            source: source.to_canonical(),
+            destination: destination.to_canonical(),
+            port,
         }
     }
 }
@@ -91,7 +100,7 @@ fn decide(clause: &Clause, action: Action) -> Decided {
 }
 
 /// The match with its networks in the form that addresses are compared in.
-fn canonical(m: &Match) -> Match {
+pub(crate) fn canonical(m: &Match) -> Match {
     let mut m = m.clone();
     for nets in [&mut m.source_ips, &mut m.not_source_ips, &mut m.destination_ips, &mut m.not_destination_ips]
     {
@@ -110,7 +119,7 @@ fn canonical_net(net: IpNet) -> IpNet {
 }
 
 /// One field of a match with all its values.
-struct Condition {
+pub(crate) struct Condition {
     /// It is the `not_` field.
     negated: bool,
     test: Test,
@@ -126,7 +135,7 @@ enum Test {
 }
 
 impl Condition {
-    fn holds(&self, facts: &Facts<'_>) -> bool {
+    pub(crate) fn holds(&self, facts: &Facts<'_>) -> bool {
         self.test.holds(facts) != self.negated
     }
 }
@@ -148,7 +157,7 @@ impl Test {
 }
 
 /// The conditions of a match, those that are cheapest to judge first.
-fn conditions_of(m: &Match) -> Box<[Condition]> {
+pub(crate) fn conditions_of(m: &Match) -> Box<[Condition]> {
     fn declared<T>(values: &[T], test: impl FnOnce(&[T]) -> Test) -> Option<Test> {
         (!values.is_empty()).then(|| test(values))
     }
@@ -177,7 +186,7 @@ fn sorted<T: Ord + Clone>(values: &[T]) -> Box<[T]> {
 }
 
 /// String matches of one field.
-struct Strings {
+pub(crate) struct Strings {
     exact: Box<[Arc<str>]>,
     parts: Box<[Part]>,
     presence: bool,
@@ -189,7 +198,7 @@ enum Part {
 }
 
 impl Strings {
-    fn of(values: &[StringMatch]) -> Self {
+    pub(crate) fn of(values: &[StringMatch]) -> Self {
         let (mut exact, mut parts, mut presence) = (Vec::new(), Vec::new(), false);
         for value in values {
             match value {
@@ -203,7 +212,7 @@ impl Strings {
     }
 
     /// Whether a text that is there matches.
-    fn hold(&self, text: &str) -> bool {
+    pub(crate) fn hold(&self, text: &str) -> bool {
         self.presence
             || self.exact.binary_search_by(|held| (**held).cmp(text)).is_ok()
             || self.parts.iter().any(|part| match part {

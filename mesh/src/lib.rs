@@ -16,6 +16,7 @@ mod names;
 pub mod plan;
 mod policies;
 pub mod policy;
+pub mod request;
 pub mod route;
 pub mod service;
 pub mod snapshot;
