@@ -14,7 +14,6 @@ use crate::{
     claims::{Claims, Object},
     endpoints::Endpoints,
     policies::Policies,
-    request::{RequestPolicies, RequestPolicy},
 };
 
 /// One immutable, indexed state of the mesh. Cloning is O(1); an edit shares what it does not change.
@@ -31,13 +30,11 @@ pub struct Snapshot {
     pub(crate) policies: Policies,
     /// Of services behind waypoints; only waypoints are told.
     routes: HashMap<ServiceKey, Arc<ServiceRoutes>>,
-    pub(crate) request_policies: RequestPolicies,
     /// The cluster whose pods `pod` prefers; empty: none is preferred.
     cluster: Option<Arc<str>>,
     addresses_complete: bool,
     policies_complete: bool,
     routes_complete: bool,
-    request_policies_complete: bool,
 }
 
 impl Snapshot {
@@ -47,10 +44,9 @@ impl Snapshot {
         self.addresses_complete && self.policies_complete
     }
 
-    /// Whether a first complete state of routes and of policies for requests has arrived, too: a waypoint routes
-    /// nothing before.
+    /// Whether a first complete state of routes has arrived, too: a waypoint routes nothing before.
     pub fn has_routes(&self) -> bool {
-        self.routes_complete && self.request_policies_complete
+        self.routes_complete
     }
 
     /// How a service behind a waypoint is routed.
@@ -237,22 +233,6 @@ impl Editor {
         self.next.routes.remove(service);
     }
 
-    /// Adds or replaces a policy for requests.
-    pub fn put_request_policy(&mut self, policy: RequestPolicy) {
-        self.next.request_policies.put(policy);
-    }
-
-    /// Removes a policy for requests, and its mark.
-    pub fn remove_request_policy(&mut self, key: &PolicyKey) {
-        self.next.request_policies.remove(key);
-    }
-
-    /// A policy for requests that was sent, could not be understood and was never held: every request is refused.
-    /// Where a version of it is held, that version stays in force and the mark is not set.
-    pub fn mark_request_policy_unreadable(&mut self, key: &PolicyKey) {
-        self.next.request_policies.mark_unreadable(key);
-    }
-
     /// Names our own cluster, whose pods [`Snapshot::pod`] prefers where two clusters have one of that name.
     pub fn set_cluster(&mut self, cluster: impl Into<Arc<str>>) {
         self.next.cluster = Some(cluster.into());
@@ -271,11 +251,6 @@ impl Editor {
     /// The first complete answer for routes is in.
     pub fn mark_routes_complete(&mut self) {
         self.next.routes_complete = true;
-    }
-
-    /// The first complete answer for policies for requests is in.
-    pub fn mark_request_policies_complete(&mut self) {
-        self.next.request_policies_complete = true;
     }
 
     /// The state as edited.

@@ -3,11 +3,11 @@
 use std::{borrow::Cow, sync::Arc};
 
 use mesh::{
-    Identity, Match, PolicyKey, ServiceKey, Snapshot, StringMatch,
+    Identity, Match, PolicyKey, StringMatch,
     request::{
-        Ambiguity, At, BadTemplate, Content, NoToken, PathPattern, PolicyTarget, RequestAction,
-        RequestAttempt, RequestClause, RequestMatch, RequestPolicy, RequestRefusal, RequestRule,
-        RequestVerdict, Subject, Template, Token, ValueMatch, normal_path,
+        Ambiguity, BadTemplate, Content, PathPattern, RequestAction, RequestAttempt, RequestClause,
+        RequestMatch, RequestPolicies, RequestPolicy, RequestRefusal, RequestRule, RequestVerdict, Subject,
+        Template, Token, ValueMatch, normal_path,
     },
     route,
 };
@@ -58,14 +58,9 @@ fn exact(text: &str) -> StringMatch {
     StringMatch::Exact(text.into())
 }
 
-fn web() -> ServiceKey {
-    ServiceKey { namespace: "shop".into(), hostname: "web.shop.svc.cluster.local".into() }
-}
-
 fn policy(name: &str, action: RequestAction, matches: Vec<RequestMatch>) -> RequestPolicy {
     RequestPolicy {
         key: PolicyKey { namespace: "shop".into(), name: name.into() },
-        targets: vec![PolicyTarget::Service(web())],
         action,
         dry_run: false,
         rules: vec![RequestRule { clauses: vec![RequestClause { matches }] }],
@@ -85,10 +80,8 @@ fn path(text: &str) -> RequestMatch {
     RequestMatch { paths: vec![pattern], ..RequestMatch::default() }
 }
 
-fn state(policies: &[RequestPolicy]) -> Snapshot {
-    let mut editor = Snapshot::default().edit();
-    policies.iter().for_each(|policy| editor.put_request_policy(policy.clone()));
-    editor.finish()
+fn state(policies: &[RequestPolicy]) -> RequestPolicies {
+    RequestPolicies::new(policies.to_vec())
 }
 
 /// GET /cart of `web`, by `client` of `shop`, without a token.
@@ -112,11 +105,8 @@ impl Ask {
         Self { head: Head { path, ..ask.head }, ..ask }
     }
 
-    fn judged(&self, state: &Snapshot) -> mesh::request::RequestDecision {
+    fn judged(&self, state: &RequestPolicies) -> mesh::request::RequestDecision {
         let caller = Identity::new("cluster.local", "shop", "client");
-        let (namespace, name, class) = ("shop".into(), "wp".into(), "culvert-waypoint".into());
-        let service = web();
-        let at = At { namespace: &namespace, name: &name, class: &class, service: Some(&service) };
         let path = normal_path(self.head.path);
         let content = Content { head: &self.head, host: self.host, path: &path, token: self.token.as_ref() };
         let attempt = RequestAttempt {
@@ -126,7 +116,7 @@ impl Ask {
             port: 80,
             content: self.readable.then_some(content),
         };
-        state.authorize(at, &attempt)
+        state.authorize(&attempt)
     }
 
     fn verdict(&self, policies: &[RequestPolicy]) -> RequestVerdict {
@@ -215,56 +205,6 @@ fn denied_before_allowed_and_nothing_but_what_is_allowed() {
     assert_eq!(Ask::default().verdict(&[nobody]), refused(RequestRefusal::NotAllowed(named("allow"))));
     let everybody = RequestPolicy { rules: vec![RequestRule::default()], ..deny };
     assert_eq!(Ask::default().verdict(&[everybody]), refused(RequestRefusal::Denied(named("deny"))));
-}
-
-#[test]
-fn a_policy_is_for_its_targets_and_for_nobody_else() {
-    let gateway = |name: &str| PolicyTarget::Gateway { namespace: "shop".into(), name: name.into() };
-    let other = ServiceKey { hostname: "other.shop.svc.cluster.local".into(), ..web() };
-    for (targets, is_for) in [
-        (vec![gateway("wp")], true),
-        (vec![gateway("other")], false),
-        (vec![PolicyTarget::GatewayClass("culvert-waypoint".into())], true),
-        (vec![PolicyTarget::GatewayClass("istio-waypoint".into())], false),
-        (vec![PolicyTarget::Service(other.clone())], false),
-        (vec![PolicyTarget::Service(other), PolicyTarget::Service(web())], true),
-        (vec![], false),
-    ] {
-        let policy = RequestPolicy { targets: targets.clone(), ..policy("p", RequestAction::Deny, vec![]) };
-        let refused = Ask::default().verdict(&[policy]) != RequestVerdict::Allow(None);
-        assert_eq!(refused, is_for, "{targets:?}");
-    }
-}
-
-#[test]
-fn a_policy_is_replaced_and_removed_with_all_that_it_was_for() {
-    let deny = policy("p", RequestAction::Deny, vec![]);
-    let first = state(std::slice::from_ref(&deny));
-    let mut editor = first.edit();
-    editor.put_request_policy(RequestPolicy { targets: Vec::new(), ..deny.clone() });
-    let second = editor.finish();
-    let mut editor = first.edit();
-    editor.remove_request_policy(&deny.key);
-    let third = editor.finish();
-    let allowed = |state: &Snapshot| Ask::default().judged(state).verdict == RequestVerdict::Allow(None);
-    assert_eq!([&first, &second, &third].map(allowed), [false, true, true]);
-}
-
-#[test]
-fn one_that_cannot_be_read_refuses_until_it_can() {
-    let deny = policy("p", RequestAction::Deny, vec![path("/admin")]);
-    let mut editor = Snapshot::default().edit();
-    editor.mark_request_policy_unreadable(&deny.key);
-    let marked = editor.finish();
-    let refusal = RequestRefusal::Unreadable(deny.key.clone());
-    assert_eq!(Ask::default().judged(&marked).verdict, RequestVerdict::Refuse(refusal));
-    let mut editor = marked.edit();
-    editor.put_request_policy(deny.clone());
-    // Of one that is held the last good version holds.
-    editor.mark_request_policy_unreadable(&deny.key);
-    let held = editor.finish();
-    assert_eq!(Ask::default().judged(&held).verdict, RequestVerdict::Allow(None));
-    assert_ne!(Ask::path("/admin").judged(&held).verdict, RequestVerdict::Allow(None));
 }
 
 #[test]
@@ -386,22 +326,4 @@ fn templates_stand_for_segments() {
     ] {
         assert_eq!(Template::new(text), Err(why), "{text}");
     }
-}
-
-#[test]
-fn no_policies_are_not_asked() {
-    let (namespace, name, class) = ("shop".into(), "wp".into(), "c".into());
-    let at = At { namespace: &namespace, name: &name, class: &class, service: None };
-    let for_service = state(&[policy("p", RequestAction::Deny, vec![])]);
-    assert!(!for_service.has_request_policies(at));
-    let service = web();
-    assert!(for_service.has_request_policies(At { service: Some(&service), ..at }));
-    let attempt = RequestAttempt {
-        source: None,
-        source_ip: "10.0.0.1".parse().unwrap(),
-        destination_ip: "10.96.0.1".parse().unwrap(),
-        port: 80,
-        content: None::<Content<'_, Head, NoToken>>,
-    };
-    assert_eq!(for_service.authorize(at, &attempt).verdict, RequestVerdict::Allow(None));
 }

@@ -1,8 +1,10 @@
 //! Policies for requests, compiled, and what they say of one.
 
+use std::{fmt, sync::Arc};
+
 use super::{
     PathPattern, RequestAction, RequestAttempt, RequestDecision, RequestMatch, RequestPolicy, RequestRefusal,
-    RequestVerdict, Subject, Token, policies::Applied,
+    RequestRule, RequestVerdict, Subject, Token,
 };
 use crate::{
     PolicyKey, StringMatch,
@@ -13,8 +15,49 @@ use crate::{
 /// The most policies that one decision names beside its verdict.
 const MOST_TOLD: usize = 16;
 
+/// The policies for one service's requests, or for those that call a workload by its address.
+#[derive(Clone, Default)]
+pub struct RequestPolicies {
+    /// In order of their names.
+    all: Arc<[RequestPolicy]>,
+    compiled: Arc<[Compiled]>,
+}
+
+/// Equal if they say the same; what was compiled follows from it.
+impl PartialEq for RequestPolicies {
+    fn eq(&self, other: &Self) -> bool {
+        self.all == other.all
+    }
+}
+
+impl fmt::Debug for RequestPolicies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.all.fmt(f)
+    }
+}
+
+impl RequestPolicies {
+    pub fn new(mut policies: Vec<RequestPolicy>) -> Self {
+        policies.sort_by(|a, b| a.key.cmp(&b.key));
+        Self { compiled: policies.iter().map(Compiled::new).collect(), all: policies.into() }
+    }
+
+    /// Them, in order of their names.
+    pub fn all(&self) -> &[RequestPolicy] {
+        &self.all
+    }
+
+    /// Judges a request, or a connection that is carried as it is.
+    pub fn authorize<R: route::Request, T: Token>(
+        &self,
+        attempt: &RequestAttempt<'_, R, T>,
+    ) -> RequestDecision {
+        judge(&self.compiled, attempt)
+    }
+}
+
 /// A policy in the form in which it judges.
-pub(super) struct Compiled {
+struct Compiled {
     key: PolicyKey,
     action: RequestAction,
     dry_run: bool,
@@ -39,15 +82,16 @@ struct Asked<'a, R, T> {
 }
 
 impl Compiled {
-    pub(super) fn new(policy: RequestPolicy) -> Self {
-        let RequestPolicy { key, action, dry_run, rules, .. } = policy;
+    fn new(policy: &RequestPolicy) -> Self {
+        let RequestPolicy { key, action, dry_run, rules } = policy;
         let matches = || rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.matches);
         let by_path = matches().any(|one| !(one.paths.is_empty() && one.not_paths.is_empty()));
-        let clauses = |rule: super::RequestRule| -> Rule {
-            let clauses = rule.clauses.into_iter().filter(|clause| !clause.matches.is_empty());
+        let clauses = |rule: &RequestRule| -> Rule {
+            let clauses = rule.clauses.iter().filter(|clause| !clause.matches.is_empty());
             clauses.map(|clause| clause.matches.iter().map(conditions).collect()).collect()
         };
-        Self { key, action, dry_run, by_path, rules: rules.into_iter().map(clauses).collect() }
+        let rules = rules.iter().map(clauses).collect();
+        Self { key: key.clone(), action: *action, dry_run: *dry_run, by_path, rules }
     }
 
     fn matches<R: route::Request, T: Token>(&self, asked: &Asked<'_, R, T>) -> bool {
@@ -120,7 +164,7 @@ impl Condition {
     }
 }
 
-fn of_claim<T: Token>(token: Option<&T>, strings: &Strings, path: &[std::sync::Arc<str>]) -> bool {
+fn of_claim<T: Token>(token: Option<&T>, strings: &Strings, path: &[Arc<str>]) -> bool {
     token.is_some_and(|token| token.claim(path).into_iter().any(|text| strings.hold(text)))
 }
 
@@ -150,22 +194,21 @@ impl PathPattern {
 }
 
 /// What the policies say, which are in order of their names.
-pub(super) fn judge<R: route::Request, T: Token>(
-    applied: &Applied<'_>,
+fn judge<R: route::Request, T: Token>(
+    policies: &[Compiled],
     attempt: &RequestAttempt<'_, R, T>,
 ) -> RequestDecision {
-    if applied.is_empty() {
+    if policies.is_empty() {
         let verdict = RequestVerdict::Allow(None);
         return RequestDecision { verdict, audited: Vec::new(), dry_run: Vec::new() };
     }
     let facts = Facts::of_call(attempt.source, attempt.source_ip, attempt.destination_ip, attempt.port);
     let asked = Asked { facts, attempt };
     let of = |action, dry_run| {
-        let wanted = move |policy: &&&Compiled| policy.action == action && policy.dry_run == dry_run;
-        applied.policies.iter().filter(wanted).copied()
+        policies.iter().filter(move |policy| policy.action == action && policy.dry_run == dry_run)
     };
     let matching = |action, dry_run| of(action, dry_run).filter(|policy| policy.matches(&asked));
-    let verdict = verdict(applied, attempt, matching(RequestAction::Deny, false).next(), || {
+    let verdict = verdict(policies, attempt, matching(RequestAction::Deny, false).next(), || {
         let first = of(RequestAction::Allow, false).next()?;
         Some((first, matching(RequestAction::Allow, false).next()))
     });
@@ -186,7 +229,7 @@ pub(super) fn judge<R: route::Request, T: Token>(
 
 /// `allowing`: the first ALLOW policy, if there is one, and the first that matches.
 fn verdict<'c, R, T>(
-    applied: &Applied<'_>,
+    policies: &[Compiled],
     attempt: &RequestAttempt<'_, R, T>,
     denying: Option<&Compiled>,
     allowing: impl FnOnce() -> Option<(&'c Compiled, Option<&'c Compiled>)>,
@@ -195,12 +238,9 @@ fn verdict<'c, R, T>(
     if let Some(policy) = denying {
         return refuse(RequestRefusal::Denied(policy.key.clone()));
     }
-    if let Some(key) = applied.unreadable {
-        return refuse(RequestRefusal::Unreadable(key.clone()));
-    }
     let ambiguous = attempt.content.as_ref().and_then(|content| content.path.ambiguous);
     if let Some(ambiguity) = ambiguous
-        && let Some(policy) = applied.policies.iter().find(|policy| policy.by_path && policy.is_enforced())
+        && let Some(policy) = policies.iter().find(|policy| policy.by_path && policy.is_enforced())
     {
         return refuse(RequestRefusal::Ambiguous(policy.key.clone(), ambiguity));
     }

@@ -1,30 +1,17 @@
 //! Authorization of requests at a waypoint: AuthorizationPolicies with `targetRefs`, fields of layer 7 among theirs.
 //!
-//! The order is that of the layer-4 proxies ([`crate::admit`]): a DENY that matches refuses; a policy that is for the
-//! request and could not be read refuses; without any ALLOW it is allowed; an ALLOW that matches allows; else it is
-//! refused. AUDIT decides nothing and is told.
+//! The order is that of the layer-4 proxies ([`crate::admit`]): a DENY that matches refuses; without any ALLOW it is
+//! allowed; an ALLOW that matches allows; else it is refused. AUDIT decides nothing and is told.
 
 mod judge;
 mod path;
-mod policies;
 
 use std::{net::IpAddr, sync::Arc};
 
+pub use judge::RequestPolicies;
 pub use path::{Ambiguity, BadTemplate, NormalPath, PathPattern, Template, normal_path};
-pub(crate) use policies::RequestPolicies;
 
-use crate::{Identity, Match, PolicyKey, ServiceKey, StringMatch, route};
-
-/// What a policy is for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PolicyTarget {
-    /// Requests for this service, at its waypoint.
-    Service(ServiceKey),
-    /// Whatever passes this waypoint.
-    Gateway { namespace: Arc<str>, name: Arc<str> },
-    /// Whatever passes a waypoint of this class.
-    GatewayClass(Arc<str>),
-}
+use crate::{Identity, Match, PolicyKey, StringMatch};
 
 /// What is done where a policy matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,7 +26,6 @@ pub enum RequestAction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestPolicy {
     pub key: PolicyKey,
-    pub targets: Vec<PolicyTarget>,
     pub action: RequestAction,
     /// Only reported, never enforced.
     pub dry_run: bool,
@@ -143,15 +129,6 @@ pub struct RequestAttempt<'a, R, T> {
     pub content: Option<Content<'a, R, T>>,
 }
 
-/// The waypoint that judges, and what was called there.
-#[derive(Debug, Clone, Copy)]
-pub struct At<'a> {
-    pub namespace: &'a Arc<str>,
-    pub name: &'a Arc<str>,
-    pub class: &'a Arc<str>,
-    pub service: Option<&'a ServiceKey>,
-}
-
 /// The verdict, and what else is to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestDecision {
@@ -177,24 +154,6 @@ pub enum RequestRefusal {
     /// ALLOW policies are there and none matches; the first of them is named.
     #[error("no ALLOW policy matches (policy {0} among them)")]
     NotAllowed(PolicyKey),
-    #[error("policy {0} is for this request and could not be read")]
-    Unreadable(PolicyKey),
     #[error("{1}, and policy {0} judges by paths")]
     Ambiguous(PolicyKey, Ambiguity),
-}
-
-impl crate::Snapshot {
-    /// Judges a request at a waypoint.
-    pub fn authorize<R: route::Request, T: Token>(
-        &self,
-        at: At<'_>,
-        attempt: &RequestAttempt<'_, R, T>,
-    ) -> RequestDecision {
-        judge::judge(&self.request_policies.applied(at), attempt)
-    }
-
-    /// Whether policies are for what is called there: a request need not be read for them otherwise.
-    pub fn has_request_policies(&self, at: At<'_>) -> bool {
-        !self.request_policies.applied(at).is_empty()
-    }
 }
