@@ -11,7 +11,9 @@ use std::{
 
 use crate::{
     compile::automatic::Given,
-    manifest::{EndpointSlice, Gateway, Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared},
+    manifest::{
+        Authorization, EndpointSlice, Gateway, Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared,
+    },
 };
 
 /// Every file's objects and problems, or every object of the API server.
@@ -24,8 +26,9 @@ pub struct Objects {
     problems: BTreeMap<ObjectKey, Vec<Problem>>,
     changes: Changes,
     shared: Shared,
-    /// Waypoints serve other namespaces, too: whoever compiles a namespace sees the Gateways of all.
-    gateways: BTreeSet<ObjectKey>,
+    /// Waypoints serve other namespaces, too: whoever compiles a namespace sees the Gateways of all, and the policies
+    /// for them.
+    far: BTreeSet<ObjectKey>,
 }
 
 type Space = BTreeMap<(Kind, Arc<str>), Held>;
@@ -60,8 +63,8 @@ pub struct Changes {
     pub nodes: BTreeSet<Arc<str>>,
     /// What is wrong with some file or object.
     pub problems: bool,
-    /// A Gateway came, went or changed.
-    pub gateways: bool,
+    /// A Gateway or a policy for one came, went or changed.
+    pub far: bool,
 }
 
 impl Changes {
@@ -72,7 +75,6 @@ impl Changes {
                 self.namespaces.entry(key.name.clone()).or_default();
             }
             kind => {
-                self.gateways |= kind == Kind::Gateway;
                 let policy = matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
                 *self.namespaces.entry(key.namespace.clone()).or_default() |= policy;
             }
@@ -264,9 +266,14 @@ impl Objects {
         for namespace in namespaces {
             self.show(namespace, |_| true, &mut view);
         }
-        for key in self.gateways.iter().filter(|key| !namespaces.contains(&key.namespace)) {
-            if let Some(Object::Gateway(gateway)) = self.get(key) {
-                view.foreign_gateways.push((key.clone(), gateway));
+        for key in self.far.iter().filter(|key| !namespaces.contains(&key.namespace)) {
+            match self.get(key) {
+                Some(Object::Gateway(gateway)) => view.foreign_gateways.push((key.clone(), gateway)),
+                // Those of the root namespace are all here.
+                Some(Object::AuthorizationPolicy(policy)) if *key.namespace != *root => {
+                    view.foreign_policies.push((key.clone(), policy));
+                }
+                _ => {}
             }
         }
         if !namespaces.contains(root) {
@@ -328,11 +335,16 @@ impl Objects {
         };
         if changed {
             self.changes.note(key);
-        }
-        if key.kind == Kind::Gateway {
-            self.gateways.insert(key.clone());
+            self.note_far(key);
         }
         changed
+    }
+
+    /// Keeps in mind what concerns other namespaces, once it has changed.
+    fn note_far(&mut self, key: &ObjectKey) {
+        let is_far = self.get(key).is_some_and(Object::is_far);
+        let was_far = if is_far { !self.far.insert(key.clone()) } else { self.far.remove(key) };
+        self.changes.far |= is_far || was_far;
     }
 
     /// Takes a file's version of an object out. Whether there was one.
@@ -350,15 +362,13 @@ impl Objects {
         }
         match held.others.as_mut().and_then(|others| others.pop_first()) {
             Some((file, object)) => (held.file, held.object) = (Some(file), object),
-            None => {
-                space.remove(&at);
-                self.gateways.remove(key);
-            }
+            None => drop(space.remove(&at)),
         }
         if space.is_empty() {
             self.spaces.remove(&key.namespace);
         }
         self.changes.note(key);
+        self.note_far(key);
         true
     }
 }
@@ -420,6 +430,8 @@ pub struct View<'a> {
     pub(crate) automatic: Option<Arc<Given>>,
     /// Gateways of namespaces whose other objects are not here.
     pub(crate) foreign_gateways: Vec<(ObjectKey, &'a Gateway)>,
+    /// Policies for these.
+    pub(crate) foreign_policies: Vec<(ObjectKey, &'a Authorization)>,
 }
 
 impl<'a> View<'a> {

@@ -113,7 +113,7 @@ impl Shards {
             objects.compact();
         }
         let root = &options.root_namespace;
-        let everything = first || changes.gateways || changes.namespaces.get(root) == Some(&true);
+        let everything = first || changes.far || changes.namespaces.get(root) == Some(&true);
         let changed = if first { objects.namespaces() } else { changes.namespaces.keys().cloned().collect() };
         self.couplings.update(objects, &changed);
         let mut stale = if everything { objects.namespaces() } else { BTreeSet::new() };

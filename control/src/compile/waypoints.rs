@@ -1,6 +1,6 @@
 //! Waypoints: which Gateways are some, which pods serve them, and who must pass them.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use mesh::{Families, GatewayAddress, PortMapping, Service, ServiceKey, WaypointRequired, Workload};
 
@@ -23,8 +23,8 @@ pub(crate) const WAYPOINT_EXCEPT: &str = "culvert.dev/waypoint-except-ports";
 /// Where every waypoint takes tunnels.
 const HBONE_PORT: u16 = 15008;
 
-/// What each waypoint is for, by namespace and name.
-pub(super) struct Waypoints(HashMap<(Box<str>, Box<str>), WaypointFor>);
+/// What each waypoint is for and its class, by namespace and name.
+pub(super) struct Waypoints(HashMap<(Box<str>, Box<str>), (WaypointFor, Arc<str>)>);
 
 impl Waypoints {
     pub(super) fn of(view: &View<'_>) -> Self {
@@ -35,12 +35,17 @@ impl Waypoints {
         let foreign = view.foreign_gateways.iter().map(|(key, gateway)| (key, *gateway));
         let waypoints = own.chain(foreign).filter(|(_, gateway)| gateway.is_waypoint());
         // What cannot be read was refused before.
-        let of = |gateway: &Gateway| gateway.waypoint_for().unwrap_or(WaypointFor::None);
+        let of = |gateway: &Gateway| {
+            (
+                gateway.waypoint_for().unwrap_or(WaypointFor::None),
+                gateway.spec.gateway_class_name.as_str().into(),
+            )
+        };
         Self(waypoints.map(|(key, gateway)| (name_of(&key.namespace, &key.name), of(gateway))).collect())
     }
 
-    fn get(&self, namespace: &str, name: &str) -> Option<WaypointFor> {
-        self.0.get(&name_of(namespace, name)).copied()
+    pub(super) fn get(&self, namespace: &str, name: &str) -> Option<WaypointFor> {
+        self.0.get(&name_of(namespace, name)).map(|(of, _)| *of)
     }
 }
 
@@ -111,8 +116,14 @@ impl Compiler<'_, '_> {
         self.warn(key, "metadata.labels", reason);
     }
 
-    fn waypoint_address(&self, namespace: &str, name: &str) -> GatewayAddress {
+    pub(super) fn waypoint_address(&self, namespace: &str, name: &str) -> GatewayAddress {
         GatewayAddress::Host { service: self.service_key(namespace, name), hbone_port: HBONE_PORT }
+    }
+
+    /// The waypoints of a class.
+    pub(super) fn waypoints_of_class(&self, wanted: &str) -> Vec<GatewayAddress> {
+        let of_class = self.waypoints.0.iter().filter(|(_, (_, class))| **class == *wanted);
+        of_class.map(|((namespace, name), _)| self.waypoint_address(namespace, name)).collect()
     }
 
     /// The services by which waypoints are found, where nobody has written one, with their pods behind them.

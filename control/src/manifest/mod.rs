@@ -17,6 +17,7 @@ mod problem;
 mod route;
 mod service;
 mod shared;
+mod target;
 mod uid;
 
 use std::{fmt, path::Path, sync::Arc};
@@ -24,7 +25,7 @@ use std::{fmt, path::Path, sync::Arc};
 use serde::{Deserialize, de::DeserializeOwned};
 
 pub use addresses::Addresses;
-pub use authorization::Authorization;
+pub use authorization::{Authorization, Judges};
 pub use gateway::{Gateway, WaypointFor};
 pub use istio::{
     Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec, Resolution, ServiceEntry, ServiceEntrySpec,
@@ -38,6 +39,7 @@ pub use problem::{Problem, Severity};
 pub use route::{Backend, Filter, HttpRoute, Reference, Rule};
 pub use service::{Addressed, Endpoint, EndpointSlice, Service, ServicePort, Target};
 pub use shared::Shared;
+pub use target::{PolicyTarget, TargetKind};
 pub use uid::Uid;
 
 use self::service::{ServiceManifest, SliceManifest};
@@ -139,6 +141,15 @@ pub enum Object {
 }
 
 impl Object {
+    /// Whether other namespaces than its own are compiled by it, too: waypoints serve several.
+    pub(crate) fn is_far(&self) -> bool {
+        match self {
+            Self::Gateway(_) => true,
+            Self::AuthorizationPolicy(policy) => policy.is_for_gateways(),
+            _ => false,
+        }
+    }
+
     /// Its own texts become those that all share.
     pub(crate) fn share(&mut self, shared: &mut Shared) {
         match self {
