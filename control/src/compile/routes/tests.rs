@@ -6,7 +6,10 @@ use mesh::{
 };
 
 use crate::{
-    compile::{Compiled, tests::compiled},
+    compile::{
+        Compiled, Condition, Word,
+        tests::{compiled, compiled_as_is},
+    },
     manifest::Severity,
 };
 
@@ -179,4 +182,119 @@ fn who_requires_a_waypoint_excepts_what_all_of_them_except() {
     assert_eq!(ports(&by_both, "web-1"), Some(vec![15020]));
     assert_eq!(ports(&by_both, "web-2"), Some(vec![15020]));
     assert_eq!(ports(&by_both, "wp-1"), None, "the waypoint itself is called directly");
+}
+
+/// What is said of the only route at its parents: `TYPE=STATUS/REASON`, in their order.
+fn standing(compiled: &Compiled) -> Vec<Vec<String>> {
+    assert!(compiled.routes_status.len() <= 1, "{:?}", compiled.routes_status);
+    let parents = compiled.routes_status.values().flatten();
+    let words = |condition: &Condition| {
+        assert!(!condition.message.is_empty(), "{condition:?}");
+        format!("{}={}/{}", condition.kind, condition.status, condition.reason)
+    };
+    parents.map(|parent| parent.conditions.iter().map(words).collect()).collect()
+}
+
+const ACCEPTED: &str = "Accepted=true/Accepted";
+const RESOLVED: &str = "ResolvedRefs=true/ResolvedRefs";
+
+#[test]
+fn a_route_is_told_how_it_stands_with_each_parent() {
+    let entry = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: bank, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec: {hosts: [bank.example], addresses: [240.1.0.1], resolution: DNS, ports: [{number: 80, name: http}]}
+";
+    let service = "group: '', kind: Service";
+    for (parent, said) in [
+        (format!("{service}, name: web"), vec![ACCEPTED, RESOLVED]),
+        (format!("{service}, name: web, port: 80"), vec![ACCEPTED, RESOLVED]),
+        (format!("{service}, name: web, sectionName: http"), vec![ACCEPTED, RESOLVED]),
+        ("group: networking.istio.io, kind: ServiceEntry, name: bank".to_owned(), vec![ACCEPTED, RESOLVED]),
+        (format!("{service}, name: web, port: 99"), vec!["Accepted=false/NoMatchingParent", RESOLVED]),
+        (format!("{service}, name: web, sectionName: no"), vec!["Accepted=false/NoMatchingParent", RESOLVED]),
+        (
+            format!("{service}, name: web, port: 80, sectionName: x"),
+            vec!["Accepted=false/NoMatchingParent", RESOLVED],
+        ),
+        (format!("{service}, name: nobody"), vec!["Accepted=false/NoMatchingParent", RESOLVED]),
+        // It has no waypoint.
+        (format!("{service}, name: web-v2"), vec!["Accepted=false/NoMatchingParent", RESOLVED]),
+        // A waypoint is ours, and serves whatever names it.
+        ("name: wp".to_owned(), vec!["Accepted=false/InvalidKind", RESOLVED]),
+        // Somebody else's.
+        ("name: ingress".to_owned(), vec![]),
+        ("group: x, kind: Y, name: z".to_owned(), vec![]),
+    ] {
+        let route = route("{backendRefs: [{name: web, port: 80}]}")
+            .replace("{group: '', kind: Service, name: web}", &format!("{{{parent}}}"));
+        let compiled = compiled(&[SHOP, GATEWAY, entry, &route]);
+        let found = standing(&compiled);
+        assert_eq!(found.concat(), said, "{parent}");
+        assert_eq!(found.is_empty(), said.is_empty());
+    }
+}
+
+#[test]
+fn what_a_route_refers_to_in_vain_is_its_condition() {
+    let mirror = "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: nobody, port: 80}}}], \
+                  backendRefs: [{name: web, port: 80}]";
+    let foreign = "filters: [{type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}]";
+    for (rules, said) in [
+        ("{backendRefs: [{name: nobody, port: 80}]}", vec![ACCEPTED, "ResolvedRefs=false/BackendNotFound"]),
+        ("{backendRefs: [{name: web}]}", vec![ACCEPTED, "ResolvedRefs=false/BackendNotFound"]),
+        ("{backendRefs: [{kind: Bucket, name: b}]}", vec![ACCEPTED, "ResolvedRefs=false/InvalidKind"]),
+        (
+            "{backendRefs: [{name: web, port: 80, namespace: other}]}",
+            vec![ACCEPTED, "ResolvedRefs=false/RefNotPermitted"],
+        ),
+        ("{backendRefs: [{name: db, port: 80}]}", vec![ACCEPTED, "ResolvedRefs=false/UnsupportedProtocol"]),
+        (&format!("{{{mirror}}}"), vec![ACCEPTED, "ResolvedRefs=false/BackendNotFound"]),
+        (
+            &format!("{{{foreign}}}, {{backendRefs: [{{name: web, port: 80}}]}}"),
+            vec![ACCEPTED, "ResolvedRefs=false/InvalidKind", "PartiallyInvalid=true/UnsupportedValue"],
+        ),
+        (
+            &format!("{{{foreign}}}"),
+            vec!["Accepted=false/UnsupportedValue", "ResolvedRefs=false/InvalidKind"],
+        ),
+        ("{filters: [{type: Magic}]}", vec!["Accepted=false/UnsupportedValue"]),
+        (
+            "{filters: [{type: URLRewrite, urlRewrite: {}}, {type: RequestRedirect, requestRedirect: {}}]}",
+            vec!["Accepted=false/IncompatibleFilters"],
+        ),
+    ] {
+        let db = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\n\
+                  spec: {clusterIP: 10.96.0.7, ports: [{name: mysql, port: 80}]}\n";
+        let compiled = compiled_as_is(&[SHOP, GATEWAY, db, &route(rules)], &|_, _| Word::None);
+        assert_eq!(standing(&compiled).concat(), said, "{rules}");
+    }
+}
+
+#[test]
+fn of_routes_of_several_kinds_for_one_port_those_of_calls_are_followed() {
+    let http = route("{backendRefs: [{name: web, port: 80}]}");
+    let calls = |port: &str| {
+        http.replace("HTTPRoute", "GRPCRoute")
+            .replace("metadata: {name: web,", "metadata: {name: calls,")
+            .replace("name: web}], rules", &format!("name: web{port}}}], rules"))
+    };
+    let accepted = |texts: &[&str]| -> Vec<(String, String)> {
+        let compiled = compiled(texts);
+        let statuses = compiled.routes_status.iter();
+        statuses
+            .map(|(key, parents)| (key.name.to_string(), parents[0].conditions[0].reason.to_owned()))
+            .collect()
+    };
+    let pair = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
+    assert_eq!(
+        accepted(&[SHOP, GATEWAY, &http, &calls("")]),
+        [pair("web", "Conflicted"), pair("calls", "Accepted")]
+    );
+    assert_eq!(
+        accepted(&[SHOP, GATEWAY, &http, &calls(", port: 81")]),
+        [pair("web", "Accepted"), pair("calls", "Accepted")],
+        "port 80 is left"
+    );
 }
