@@ -112,6 +112,14 @@ impl Objects {
             changed |= self.insert(&key, Some(&path), object);
             keys.insert(key);
         }
+        for (key, refused) in parsed.refused_routes {
+            if seen.contains(&key) {
+                continue;
+            }
+            let key = self.own(key);
+            changed |= self.refuse(&key, Some(&path), refused);
+            keys.insert(key);
+        }
         let before = before.unwrap_or_default();
         for key in before.keys {
             if parsed.unreadable {
@@ -134,6 +142,10 @@ impl Objects {
         for (key, object) in parsed.objects {
             let key = self.own(key);
             changed |= self.insert(&key, None, object);
+        }
+        for (key, refused) in parsed.refused_routes {
+            let key = self.own(key);
+            changed |= self.refuse(&key, None, refused);
         }
         let before = match parsed.problems.is_empty() {
             true => self.problems.remove(named).unwrap_or_default(),
@@ -165,6 +177,12 @@ impl Objects {
     pub fn get(&self, key: &ObjectKey) -> Option<&Object> {
         let space = self.spaces.get(&key.namespace)?;
         Some(&space.get(&(key.kind, key.name.clone()))?.object)
+    }
+
+    /// Whether some version of an object was good, and holds.
+    pub fn holds(&self, key: &ObjectKey) -> bool {
+        let nothing = |route: &crate::manifest::Route| route.refused.is_some() && route.parents.is_empty();
+        self.get(key).is_some_and(|object| !object.route().is_some_and(nothing))
     }
 
     /// Keeps what a file held and says why it can't be read now.
@@ -347,6 +365,18 @@ impl Objects {
         self.changes.far |= is_far || was_far;
     }
 
+    /// Puts in that a file's version of a route is refused: the last good one holds, and knows of it. Whether that was
+    /// known.
+    fn refuse(&mut self, key: &ObjectKey, file: Option<&FileName>, mut refused: Object) -> bool {
+        let held = self.spaces.get(&key.namespace).and_then(|space| space.get(&(key.kind, key.name.clone())));
+        let good = held.and_then(|held| held.version(file)).and_then(Object::route);
+        if let (Some(good), Some(refused)) = (good, refused.route_mut()) {
+            let why = refused.refused.take();
+            *refused = crate::manifest::Route { refused: why, ..good.clone() };
+        }
+        self.insert(key, file, refused)
+    }
+
     /// Takes a file's version of an object out. Whether there was one.
     fn take(&mut self, key: &ObjectKey, file: Option<&FileName>) -> bool {
         let Some(space) = self.spaces.get_mut(&key.namespace) else { return false };
@@ -381,6 +411,14 @@ fn share_names(slice: &mut EndpointSlice, space: &Space) {
 }
 
 impl Held {
+    /// The version of a file.
+    fn version(&self, file: Option<&FileName>) -> Option<&Object> {
+        if self.file.as_ref() == file {
+            return Some(&self.object);
+        }
+        self.others.as_ref()?.get(file?)
+    }
+
     /// Whether the file's version is another than before.
     fn put(&mut self, file: Option<&FileName>, object: Object) -> bool {
         let first = match (file, &self.file) {
@@ -443,7 +481,7 @@ impl<'a> View<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::parse;
+    use crate::manifest::{parse, tests::rules};
 
     const NAMESPACE: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n";
     const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, \
@@ -466,6 +504,41 @@ mod tests {
         assert_eq!(objects.view().problems.len(), 1);
         apply(&mut objects, "a.yaml", NAMESPACE);
         assert_eq!(objects.view().objects.len(), 1, "a document that is taken out is a deletion");
+    }
+
+    #[test]
+    fn a_route_that_is_refused_keeps_what_was_good_and_tells_its_parents() {
+        let route = |parent: &str, rules: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\n\
+                 spec: {{parentRefs: [{{kind: Service, group: '', name: {parent}}}], rules: [{rules}]}}\n"
+            )
+        };
+        let mut objects = Objects::default();
+        let shown = |objects: &Objects| {
+            let view = objects.view();
+            let route = view.objects.values().next().and_then(|object| object.route()).unwrap().clone();
+            let refused = route.refused.map(|refused| (refused.parents[0].name.to_string(), refused.field));
+            (route.rules.len(), route.parents.len(), refused)
+        };
+        apply(&mut objects, "a.yaml", &route("web", "{wrong: 1}"));
+        let field = "spec.rules[0]".to_owned();
+        let (rules, parents, refused) = shown(&objects);
+        assert_eq!((rules, parents), (0, 0), "nothing was ever good");
+        assert!(refused.is_some_and(|(parent, of)| parent == "web" && of.starts_with(&field)));
+        let key = objects.of_kind(Kind::HTTPRoute).next().unwrap();
+        assert!(!objects.holds(&key));
+        apply(&mut objects, "a.yaml", &route("web", "{}, {}"));
+        assert_eq!(shown(&objects), (2, 1, None));
+        objects.take_changes();
+        apply(&mut objects, "a.yaml", &route("other", "{filters: [{type: Magic}]}"));
+        assert!(objects.take_changes().namespaces.contains_key("shop"), "its status is another");
+        let (rules, parents, refused) = shown(&objects);
+        assert_eq!((rules, parents), (2, 1), "what was good holds");
+        assert_eq!(refused, Some(("other".to_owned(), "spec.rules[0].filters[0].type".to_owned())));
+        assert!(objects.holds(&key));
+        apply(&mut objects, "a.yaml", "");
+        assert!(objects.view().objects.is_empty(), "taken out, refused or not");
     }
 
     #[test]
@@ -504,7 +577,7 @@ mod tests {
         apply(&mut objects, "c.yaml", &POLICY.replace("80", "82"));
         let port = |objects: &Objects| match objects.view().objects.values().next() {
             Some(Object::AuthorizationPolicy(policy)) => {
-                policy.rules[0].clauses[0].matches[0].destination_ports[0]
+                rules(policy)[0].clauses[0].matches[0].destination_ports[0]
             }
             other => panic!("{other:?}"),
         };
@@ -527,6 +600,6 @@ mod tests {
         let Some(Object::AuthorizationPolicy(policy)) = view.objects.values().next() else {
             panic!("no policy")
         };
-        assert_eq!(policy.rules[0].clauses[0].matches[0].destination_ports, [80]);
+        assert_eq!(rules(policy)[0].clauses[0].matches[0].destination_ports, [80]);
     }
 }

@@ -1,10 +1,11 @@
 //! The mesh, compiled namespace by namespace: what has not changed is not looked at again.
 //!
-//! Whatever one namespace's objects say concerns its own workloads, with three exceptions. Policies of the root
+//! Whatever one namespace's objects say concerns its own workloads, with four exceptions. Policies of the root
 //! namespace concern everybody: they are part of each compilation, and a change of one compiles everything. The
 //! nodes of its pods, likewise, for those that have pods there. And an endpoint that is named by its address alone
-//! may be a workload of another namespace ([`Couplings`]): such namespaces are compiled together, as one shard. So
-//! the shards' sum is what one compilation of everything gives, which a test holds them to.
+//! may be a workload of another namespace ([`Couplings`]), as what a route refers to may be of another: such namespaces
+//! are compiled together, as one shard. So the shards' sum is what one compilation of everything gives, which a test
+//! holds them to.
 
 mod couplings;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use std::{
 use self::couplings::Couplings;
 use crate::{
     compile::{
-        Compiled, LocalPod, Options, Word,
+        Compiled, LocalPod, Options, ParentStatus, Word,
         automatic::{self, Given, Wants},
         compile,
     },
@@ -36,9 +37,14 @@ pub struct Outline {
     pub namespaces: Arc<BTreeMap<Arc<str>, bool>>,
     /// What is wrong with the objects.
     pub problems: Arc<BTreeSet<Problem>>,
+    /// How each route stands with those of its parents that are ours.
+    pub routes_status: Arc<RoutesStatus>,
     pub workloads: usize,
     pub services: usize,
 }
+
+/// How routes stand with their parents.
+pub type RoutesStatus = BTreeMap<ObjectKey, Vec<ParentStatus>>;
 
 /// The pods of a node.
 pub type Pods = Arc<[Arc<LocalPod>]>;
@@ -81,6 +87,7 @@ struct Shard {
     /// Whether the pods of each of its namespaces are in the mesh; not of those that have no Namespace object.
     enroll: BTreeMap<Arc<str>, bool>,
     problems: Vec<Problem>,
+    routes_status: RoutesStatus,
     services: usize,
 }
 
@@ -123,7 +130,7 @@ impl Shards {
         let groups = self.groups(stale);
         let before = self.dissolve(&groups);
         let mut after = Vec::new();
-        let compiled = groups.iter().map(BTreeSet::len).sum();
+        let compiled: usize = groups.iter().map(BTreeSet::len).sum();
         for namespaces in groups {
             let mut view = objects.view_of(&namespaces, root);
             view.automatic = Some(self.given.clone());
@@ -155,6 +162,12 @@ impl Shards {
         self.draw(objects, &before, &turn);
         if first || changes.problems || compiled > 0 || !changes.nodes.is_empty() {
             self.collect_problems(objects);
+        }
+        if first || compiled > 0 {
+            let statuses = self.shards.values().flat_map(|shard| shard.routes_status.clone()).collect();
+            if *self.outline.routes_status != statuses {
+                self.outline.routes_status = Arc::new(statuses);
+            }
         }
         turn
     }
@@ -323,6 +336,7 @@ impl Shard {
             pods: pods.collect(),
             enroll: compiled.namespaces,
             problems: compiled.problems,
+            routes_status: compiled.routes_status,
             services,
             namespaces,
         }
@@ -342,6 +356,7 @@ impl Shard {
             && self.pods.is_empty()
             && self.enroll.is_empty()
             && self.problems.is_empty()
+            && self.routes_status.is_empty()
     }
 }
 

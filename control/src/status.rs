@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, fmt::Write, path::Path};
 use serde_json::{Value, json};
 
 use crate::{
-    compile::{Compiled, Options, Word, compile},
+    compile::{Compiled, Options, ParentStatus, Word, compile},
     folder::Folder,
-    manifest::{Problem, Severity},
+    manifest::{ObjectKey, Problem, Severity},
     nodes::Nodes,
     program::Control,
     publish::{Clients, State},
@@ -49,10 +49,51 @@ pub fn json(outline: &Outline, nodes: &Nodes, clients: &Clients, state: &State) 
             "services": outline.services,
             "policies": state.policies.values().map(|policy| policy.name()).collect::<Vec<_>>(),
         },
+        "routes": outline.routes_status.iter().map(|(key, parents)| route(key, parents)).collect::<Vec<_>>(),
         "pods": pods,
         "nodes": nodes.list(),
         "clients": clients.list(),
     })
+}
+
+/// How a route stands with its parents, as its status has it.
+fn route(key: &ObjectKey, parents: &[ParentStatus]) -> Value {
+    let parents = parents.iter().map(|of| {
+        let conditions = of.conditions.iter().map(|condition| {
+            let status = if condition.status { "True" } else { "False" };
+            json!({
+                "type": condition.kind, "status": status, "reason": condition.reason,
+                "message": condition.message,
+            })
+        });
+        json!({ "parentRef": of.parent, "conditions": conditions.collect::<Vec<_>>() })
+    });
+    json!({
+        "kind": format!("{:?}", key.kind), "namespace": key.namespace, "name": key.name,
+        "parents": parents.collect::<Vec<_>>(),
+    })
+}
+
+/// The same in words, one line for each parent.
+fn route_in_words(key: &ObjectKey, parents: &[ParentStatus]) -> String {
+    let mut text = String::new();
+    for ParentStatus { parent, conditions } in parents {
+        let namespace = parent.namespace.as_ref().unwrap_or(&key.namespace);
+        let kind = parent.kind.as_deref().unwrap_or("Gateway");
+        let _ = write!(text, "{key} at {kind} {namespace}/{}", parent.name);
+        if let Some(port) = parent.port {
+            let _ = write!(text, ":{port}");
+        }
+        for (at, condition) in conditions.iter().enumerate() {
+            let gap = if at == 0 { ": " } else { ", " };
+            let _ = match condition.status {
+                true => write!(text, "{gap}{}", condition.kind),
+                false => write!(text, "{gap}not {}: {}", condition.kind, condition.reason),
+            };
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// Everything that is published, in full.
@@ -63,6 +104,7 @@ pub fn dump(compiled: &Compiled) -> Value {
         "workloads": compiled.workloads.values().map(|one| text(one)).collect::<Vec<_>>(),
         "services": compiled.services.values().map(|one| text(one)).collect::<Vec<_>>(),
         "policies": compiled.policies.values().map(|one| text(one)).collect::<Vec<_>>(),
+        "routes": compiled.routes.values().map(|one| text(&(&one.service, one.routes()))).collect::<Vec<_>>(),
     })
 }
 
@@ -98,6 +140,9 @@ pub fn check(folder: &Path, options: &Options) -> Checked {
     let enrolled: Vec<String> =
         pods.filter(|pod| pod.enroll).map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
     let _ = writeln!(text, "{:>4} pods to enroll: {}", enrolled.len(), shortened(&enrolled));
+    for (key, parents) in &compiled.routes_status {
+        text.push_str(&route_in_words(key, parents));
+    }
     let refused: Vec<&Problem> =
         compiled.problems.iter().filter(|problem| problem.severity == Severity::Refused).collect();
     let warnings = compiled.problems.iter().filter(|problem| problem.severity == Severity::Warning);

@@ -1,15 +1,14 @@
 //! Policies for requests: what is matched, in which order policies count, and in which spelling a path is judged.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use mesh::{
     Identity, Match, PolicyKey, StringMatch,
     request::{
-        Ambiguity, BadTemplate, Content, PathPattern, RequestAction, RequestAttempt, RequestClause,
+        self, Ambiguity, BadTemplate, Content, PathPattern, RequestAction, RequestAttempt, RequestClause,
         RequestMatch, RequestPolicies, RequestPolicy, RequestRefusal, RequestRule, RequestVerdict, Subject,
         Template, Token, ValueMatch, normal_path,
     },
-    route,
 };
 
 struct Head {
@@ -18,22 +17,13 @@ struct Head {
     headers: Vec<(&'static str, &'static str)>,
 }
 
-impl route::Request for Head {
+impl request::Head for Head {
     fn method(&self) -> &str {
         self.method
     }
 
-    fn path(&self) -> &str {
-        self.path
-    }
-
-    fn query(&self) -> Option<&str> {
-        None
-    }
-
-    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        let found = self.headers.iter().find(|(held, _)| *held == name);
-        found.map(|(_, value)| Cow::Borrowed(*value))
+    fn has(&self, name: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.headers.iter().any(|(held, value)| *held == name && test(value))
     }
 }
 
@@ -152,6 +142,11 @@ fn every_part_of_a_request_is_matched() {
         assert!(!ask.matches(value(of.clone(), &[], &right)), "not {of:?} {right:?}");
         assert!(ask.matches(value(of.clone(), &[], &wrong)), "not {of:?} {wrong:?}");
     }
+    // Each of several values by itself: a second one hides nothing.
+    let twice = Head { headers: vec![("x-role", "admin"), ("x-role", "x")], ..Ask::default().head };
+    let twice = Ask { head: twice, ..Ask::default() };
+    assert!(twice.matches(value(Subject::Header("x-role".into()), &[exact("admin")], &[])));
+    assert!(!twice.matches(value(Subject::Header("x-role".into()), &[], &[exact("admin")])));
     let absent = Subject::Header("x-other".into());
     assert!(!ask.matches(value(absent.clone(), &[StringMatch::Presence], &[])));
     assert!(ask.matches(value(absent, &[], &[StringMatch::Presence])));

@@ -43,11 +43,23 @@ pub mod node {
     tonic::include_proto!("culvert.node.v1");
 }
 
-/// `culvert.waypoint.v1`: what waypoints are told, and what is told of them.
-pub mod waypoint {
-    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
-    tonic::include_proto!("culvert.waypoint.v1");
+/// Nested as the packages are: the generated code refers from here to [`security`].
+mod culvert {
+    pub mod waypoint {
+        pub mod v1 {
+            #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+            tonic::include_proto!("culvert.waypoint.v1");
+        }
+    }
 }
+
+/// See [`culvert`].
+mod istio {
+    pub(crate) use super::security;
+}
+
+/// `culvert.waypoint.v1`: what waypoints are told, and what is told of them.
+pub use culvert::waypoint::v1 as waypoint;
 
 /// Modules nested as the packages are: the generated code refers from one to the other.
 pub mod envoy {

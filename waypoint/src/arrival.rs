@@ -11,11 +11,15 @@ use std::{
 use ::http::StatusCode;
 use hbone::{Authority, client::OpenError, server::Arrival};
 use identity::assertion::{self, BadAssertion, Claims};
-use mesh::{Behind, PlanError, Refusal, Service, Snapshot, Workload, route::Protocol};
+use mesh::{
+    Behind, PlanError, Refusal, Service, Snapshot, Workload, request::RequestRefusal, route::Protocol,
+};
 
 use crate::{
     detect::{self, Spoken},
-    http, tcp,
+    http,
+    shared::Settings,
+    tcp,
     vault::Asserted,
     worker::Worker,
 };
@@ -43,6 +47,14 @@ pub(crate) struct Call {
     pub(crate) assertion: Option<Arc<Asserted>>,
 }
 
+impl Call {
+    /// The namespace whose routes of consumers are followed: the caller's, as it was proved, in this trust domain.
+    pub(crate) fn namespace(&self, settings: &Settings) -> Option<&str> {
+        let caller = &self.claims.caller;
+        (caller.trust_domain() == settings.identity.trust_domain()).then(|| caller.namespace())
+    }
+}
+
 /// Why a CONNECT is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -60,6 +72,8 @@ pub(crate) enum Failure {
     AnothersAssertion(String),
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error(transparent)]
+    Unauthorized(#[from] RequestRefusal),
     #[error("{0} is no address that a backend may have")]
     NoBackend(IpAddr),
     #[error(transparent)]
@@ -74,7 +88,9 @@ impl Failure {
     /// The answer to a CONNECT that fails so.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Assertion(_) | Self::AnothersAssertion(_) | Self::Refused(_) => StatusCode::UNAUTHORIZED,
+            Self::Assertion(_) | Self::AnothersAssertion(_) | Self::Refused(_) | Self::Unauthorized(_) => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::NotBehind(_) | Self::NoSuchPort(..) => StatusCode::BAD_REQUEST,
             // What the destination says of the caller is said to the caller.
             Self::Open(OpenError::Refused { status, .. }) => *status,
@@ -95,7 +111,7 @@ impl Failure {
             Self::NotBehind(_) => "not-behind",
             Self::NoSuchPort(..) => "no-such-port",
             Self::Assertion(_) | Self::AnothersAssertion(_) => "assertion",
-            Self::Refused(_) => "policy",
+            Self::Refused(_) | Self::Unauthorized(_) => "policy",
             Self::NoEndpoint(_) | Self::NoBackend(_) => "no-endpoint",
             Self::Open(OpenError::Refused { .. }) => "backend-refused",
             Self::Open(_) | Self::Dial { .. } => "backend-unreachable",
@@ -117,7 +133,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut arrival: Arrival) {
             return arrival.refuse(failure.status());
         }
     };
-    let (protocol, is_routed) = protocol(&shared.mesh.current(), &call);
+    let (protocol, is_routed) = protocol(&shared.mesh.current(), &call, &shared.settings);
     if protocol == Protocol::Tcp {
         return tcp::carry(worker, &call, arrival).await;
     }
@@ -167,16 +183,17 @@ fn refresh(worker: &Worker, arrival: Arrival) {
 
 /// What is spoken, as far as it was said, and whether routes are for it. A route that names the port says that it
 /// speaks HTTP: then nobody gets round the route by speaking something that is only almost HTTP.
-fn protocol(snapshot: &Snapshot, call: &Call) -> (Protocol, bool) {
+fn protocol(snapshot: &Snapshot, call: &Call, settings: &Settings) -> (Protocol, bool) {
     let routes = match &call.called {
         Called::Service(service) if service.passthrough => return (Protocol::Tcp, false),
         Called::Service(service) => snapshot.routes(&service.key),
         Called::Workload(_) => None,
     };
     let Some(routes) = routes else { return (Protocol::Unknown, false) };
-    let is_routed = routes.has_routes_of(call.port);
+    let namespace = call.namespace(settings);
+    let is_routed = routes.has_routes_of(call.port, namespace);
     match routes.protocol(call.port) {
-        Protocol::Unknown if routes.is_named_by_routes(call.port) => (Protocol::Http1, is_routed),
+        Protocol::Unknown if routes.is_named_by_routes(call.port, namespace) => (Protocol::Http1, is_routed),
         protocol => (protocol, is_routed),
     }
 }

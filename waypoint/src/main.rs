@@ -12,6 +12,7 @@
 
 mod admin;
 mod arrival;
+mod authorize;
 mod body;
 mod config;
 mod detect;

@@ -19,6 +19,8 @@ pub(crate) struct Metrics {
     pub(crate) handshake_failures: Counter,
     pub(crate) backends_dialled: Counter,
     pub(crate) retries: Counter,
+    pub(crate) denied: Counter,
+    pub(crate) audited: Counter,
     refused: Family<Reason, Counter>,
 }
 
@@ -29,6 +31,8 @@ impl Metrics {
             handshake_failures: Counter::default(),
             backends_dialled: Counter::default(),
             retries: Counter::default(),
+            denied: Counter::default(),
+            audited: Counter::default(),
             refused: Family::default(),
         };
         registry.under("culvert_waypoint", |registry| {
@@ -38,6 +42,9 @@ impl Metrics {
             let help = "Connections opened to backends";
             registry.register("backends_dialled", help, metrics.backends_dialled.clone());
             registry.register("retries", "Requests tried again", metrics.retries.clone());
+            let help = "Requests, and connections that are no HTTP, that a policy of this waypoint refused";
+            registry.register("denied", help, metrics.denied.clone());
+            registry.register("audited", "Matches of AUDIT policies", metrics.audited.clone());
             let help = "Connections that were not taken, by reason";
             registry.register("refused", help, metrics.refused.clone());
         });

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, copy_bidirectional};
 
 use crate::{
     arrival::{Call, Failure},
+    authorize,
     body::Rewind,
     upstream::{Io, endpoint},
     worker::Worker,
@@ -44,7 +45,11 @@ pub(crate) async fn dial(worker: &Rc<Worker>, call: &Rc<Call>) -> Result<Backend
 /// Carries an arrival that is known to be no HTTP; an endpoint is dialled before it is answered.
 pub(crate) async fn carry(worker: &Rc<Worker>, call: &Rc<Call>, arrival: Arrival) {
     let mut record = begin(worker, call);
-    let backend = match dial(worker, call).await {
+    let backend = match authorize::connection(worker, call, &mut record) {
+        Ok(()) => dial(worker, call).await,
+        Err(refused) => Err(refused),
+    };
+    let backend = match backend {
         Ok(backend) => backend,
         Err(failure) => {
             worker.shared.metrics.refused(failure.name());
@@ -67,9 +72,10 @@ pub(crate) async fn relay(
     backend: Option<Result<Backend, Failure>>,
 ) {
     let mut record = begin(worker, call);
-    let backend = match backend {
-        Some(backend) => backend,
-        None => dial(worker, call).await,
+    let backend = match (authorize::connection(worker, call, &mut record), backend) {
+        (Err(refused), _) => Err(refused),
+        (Ok(()), Some(backend)) => backend,
+        (Ok(()), None) => dial(worker, call).await,
     };
     match backend {
         Ok(backend) => copy(record, stream, backend).await,

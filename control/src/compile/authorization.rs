@@ -4,14 +4,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use mesh::{
-    Action, GatewayAddress, Policy, PolicyKey, Rule, Scope, ServiceKey,
-    request::{RequestPolicies, RequestPolicy},
+    Action, GatewayAddress, Policy, PolicyKey, Rule, Scope, Service, ServiceKey, request::RequestPolicy,
 };
 
 use super::Compiler;
-use crate::manifest::{
-    Authorization, Judges, Kind, LabelSelector, Object, ObjectKey, PolicyTarget, TargetKind,
-};
+use crate::manifest::{Authorization, Judges, Kind, LabelSelector, ObjectKey, PolicyTarget, TargetKind};
 
 /// Policies for requests, by the service whose requests they judge; by a waypoint's own service, those for calls of
 /// workloads by their address.
@@ -113,8 +110,7 @@ impl Compiler<'_, '_> {
                     };
                     self.warn_of_target(key, at, &reason);
                 }
-                let address = self.waypoint_address(namespace, &target.name);
-                self.behind(|waypoint| *waypoint == address, Some(self.service_key(namespace, &target.name)))
+                self.behind(&[self.waypoint_address(namespace, &target.name)])
             }
             TargetKind::GatewayClass => {
                 if *namespace != self.options.root_namespace {
@@ -125,13 +121,7 @@ impl Compiler<'_, '_> {
                     self.warn_of_target(key, at, &reason);
                     return Vec::new();
                 }
-                let of_class = self.waypoints_of_class(&target.name);
-                let mut services = self.behind(|waypoint| of_class.contains(waypoint), None);
-                services.extend(of_class.into_iter().filter_map(|waypoint| match waypoint {
-                    GatewayAddress::Host { service, .. } => Some(service),
-                    GatewayAddress::Address { .. } => None,
-                }));
-                services
+                self.behind(&self.waypoints_of_class(&target.name))
             }
         }
     }
@@ -163,11 +153,17 @@ impl Compiler<'_, '_> {
         judged
     }
 
-    /// The services behind such waypoints, and the waypoint's own, which stands for calls of workloads by address.
-    fn behind(&self, is_meant: impl Fn(&GatewayAddress) -> bool, own: Option<ServiceKey>) -> Vec<ServiceKey> {
-        let services = self.out.services.values();
-        let behind = services.filter(|service| service.waypoint.as_ref().is_some_and(&is_meant));
-        behind.map(|service| service.key.clone()).chain(own).collect()
+    /// The services behind such waypoints, and the waypoints' own, which stand for calls of workloads by address; as
+    /// far as they are here.
+    fn behind(&self, waypoints: &[GatewayAddress]) -> Vec<ServiceKey> {
+        let is_meant = |service: &&Service| {
+            let own = |waypoint: &GatewayAddress| match waypoint {
+                GatewayAddress::Host { service: own, .. } => *own == service.key,
+                GatewayAddress::Address { .. } => false,
+            };
+            waypoints.iter().any(|waypoint| service.waypoint.as_ref() == Some(waypoint) || own(waypoint))
+        };
+        self.out.services.values().filter(is_meant).map(|service| service.key.clone()).collect()
     }
 
     fn warn_of_target(&mut self, key: &ObjectKey, at: usize, reason: &str) {
@@ -178,17 +174,7 @@ impl Compiler<'_, '_> {
     fn is_own(&self, namespace: &str) -> bool {
         !self.view.foreign_gateways.iter().any(|(key, _)| *key.namespace == *namespace)
     }
-
-    /// The hosts of a ServiceEntry, as services.
-    fn hosts_of(&self, namespace: &Arc<str>, name: &Arc<str>) -> Vec<ServiceKey> {
-        let key = ObjectKey { kind: Kind::ServiceEntry, namespace: namespace.clone(), name: name.clone() };
-        let Some(Object::ServiceEntry(entry)) = self.view.get(&key) else { return Vec::new() };
-        let of = |host: &String| ServiceKey { namespace: namespace.clone(), hostname: host.as_str().into() };
-        entry.spec.hosts.iter().map(of).collect()
-    }
 }
 
-/// Those of one service.
-pub(super) fn of_service(all: &mut OfRequests, service: &ServiceKey) -> RequestPolicies {
-    RequestPolicies::new(all.remove(service).unwrap_or_default())
-}
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ mod external;
 mod peer_authentication;
 mod routes;
 mod services;
+mod standing;
 mod waypoints;
 mod workloads;
 
@@ -21,6 +22,7 @@ use std::{
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, ServiceRoutes, Workload};
 pub(crate) use services::EXPORT_TO;
+pub use standing::{Condition, ParentStatus};
 pub(crate) use waypoints::WAYPOINT_EXCEPT;
 pub(crate) use workloads::{DNS_CAPTURE, MIRROR, NETNS, SIDECAR};
 
@@ -66,6 +68,8 @@ pub struct Compiled {
     pub policies: BTreeMap<PolicyKey, Policy>,
     /// Of services behind waypoints.
     pub routes: BTreeMap<ServiceKey, ServiceRoutes>,
+    /// How each route stands with those of its parents that are ours.
+    pub routes_status: BTreeMap<ObjectKey, Vec<ParentStatus>>,
     /// By node: the pods that run there.
     pub nodes: BTreeMap<Arc<str>, Vec<Arc<LocalPod>>>,
     /// Whether the pods of each namespace are in the mesh, where they say nothing else.

@@ -1,4 +1,5 @@
-//! HTTPRoutes to what waypoints are told: for each service with a waypoint its routes, with what they refer to found.
+//! HTTPRoutes and GRPCRoutes to what waypoints are told: for each service with a waypoint its routes, with what they
+//! refer to found.
 //!
 //! What a route refers to and is not there, or may not be referred to, makes its share 500 and nothing else.
 
@@ -9,52 +10,170 @@ use std::{
 
 use mesh::{
     RouteKey, ServiceKey, ServiceRoutes,
+    request::RequestPolicies,
     route::{self, Backend, Filter, Mirror, Protocol, Route, RouteKind, To},
 };
 
 use super::{
     Compiler,
-    waypoints::{add_routed_from, is_service},
+    standing::{Condition, ParentStatus, Unresolved},
+    waypoints::{add_routed_from, is_service, is_service_entry},
 };
-use crate::manifest::{self, HttpRoute, Kind, Object, ObjectKey, Reference};
+use crate::manifest::{self, Kind, Object, ObjectKey, Reference};
 
-impl Compiler<'_, '_> {
+/// A service that a route is for, and the one port, if it is for one.
+type Attachment = (ServiceKey, Option<u16>);
+
+/// A parent that does not take the route.
+struct Rejected {
+    /// The field within the reference that is why.
+    part: &'static str,
+    reason: &'static str,
+    message: String,
+}
+
+/// What came of a route's rules, for one of its parents.
+#[derive(Default)]
+struct Outcome {
+    /// The services that are called.
+    called: Vec<ServiceKey>,
+    unresolved: Vec<Unresolved>,
+    /// Rules that cannot be carried out, and why.
+    invalid: Vec<(usize, Arc<str>)>,
+}
+
+/// How a route stands with one parent, until all routes are known.
+struct Standing<'v> {
+    key: ObjectKey,
+    at: usize,
+    parent: &'v Reference,
+    attached: Result<Vec<Attachment>, Rejected>,
+    outcome: Outcome,
+    /// How many rules it has.
+    rules: usize,
+}
+
+impl<'v> Compiler<'v, '_> {
     pub(super) fn routes(&mut self) {
-        let all = self.of_kind(Kind::HTTPRoute, |object| match object {
-            Object::HTTPRoute(route) => Some(&**route),
-            _ => None,
-        });
         let mut of_services: BTreeMap<ServiceKey, Vec<Route>> = BTreeMap::new();
-        for (key, route) in all {
+        let mut standings = Vec::new();
+        for (key, route) in self.all_routes() {
             for (field, reason) in &route.remarks {
                 self.warn(&key, field, reason.clone());
             }
-            let rules: Vec<route::Rule> =
-                route.rules.iter().enumerate().map(|(at, rule)| self.rule(&key, at, rule)).collect();
             for (at, parent) in route.parents.iter().enumerate() {
-                if let Some(service) = self.parent(&key, at, parent) {
+                if !self.is_parent_of_ours(&key, parent) {
+                    continue;
+                }
+                let attached = self.parent(&key, parent);
+                let called = attached.iter().flatten().map(|(service, _)| service.clone()).collect();
+                let mut outcome = Outcome { called, ..Outcome::default() };
+                let rules = route.rules.iter().enumerate();
+                let rules: Vec<route::Rule> =
+                    rules.map(|(at, rule)| self.rule(&key, at, rule, &mut outcome)).collect();
+                for (service, port) in attached.iter().flatten() {
                     let compiled = Route {
-                        key: RouteKey {
-                            namespace: key.namespace.clone(),
-                            name: key.name.clone(),
-                            kind: RouteKind::Http,
-                        },
+                        key: route_key(&key),
                         created: created(route),
-                        port: parent.port,
+                        port: *port,
+                        for_namespace: consumer(&key, service),
                         rules: rules.clone(),
                     };
-                    of_services.entry(service).or_default().push(compiled);
+                    of_services.entry(service.clone()).or_default().push(compiled);
                 }
+                let rules = rules.len();
+                standings.push(Standing { key: key.clone(), at, parent, attached, outcome, rules });
+            }
+        }
+        for standing in standings {
+            self.stands(standing, &of_services);
+        }
+        for (key, route) in self.all_routes() {
+            if let Some(refused) = &route.refused {
+                self.out.routes_status.remove(&key);
+                self.refused_route(&key, refused);
             }
         }
         self.lead_to_backends(&of_services);
-        for service in self.told_to_waypoints(&of_services) {
+        let mut policies = self.request_policies();
+        let mut told = self.told_to_waypoints(&of_services);
+        told.extend(policies.keys().cloned());
+        for service in told {
             let ports = self.protocols(&service);
             let routes = of_services.remove(&service).unwrap_or_default();
+            let policies = RequestPolicies::new(policies.remove(&service).unwrap_or_default());
             match ServiceRoutes::new(service.clone(), ports, routes) {
-                Ok(routes) => drop(self.out.routes.insert(service, routes)),
+                Ok(routes) => drop(self.out.routes.insert(service, routes.with_policies(policies))),
                 // Each pattern was compiled when its route was read.
                 Err(error) => tracing::error!(%service, %error, "routes cannot be ordered"),
+            }
+        }
+    }
+
+    fn all_routes(&self) -> Vec<(ObjectKey, &'v manifest::Route)> {
+        let mut all = self.of_kind(Kind::HTTPRoute, Object::route);
+        all.extend(self.of_kind(Kind::GRPCRoute, Object::route));
+        all
+    }
+
+    /// Says how a route stands with a parent.
+    fn stands(&mut self, standing: Standing<'_>, of_services: &BTreeMap<ServiceKey, Vec<Route>>) {
+        let Standing { key, at, parent, attached, outcome, rules } = standing;
+        let field = format!("spec.parentRefs[{at}]");
+        let invalid: Vec<String> =
+            outcome.invalid.iter().map(|(at, reason)| format!("spec.rules[{at}]: {reason}")).collect();
+        let invalid = invalid.join("; ");
+        let mut conditions = Vec::new();
+        match attached {
+            Err(Rejected { part, reason, message }) => {
+                let field = if part.is_empty() { field } else { format!("{field}.{part}") };
+                self.warn(&key, &field, message.clone());
+                conditions.push(Condition::not_accepted(reason, message));
+            }
+            Ok(attached) if attached.iter().all(|to| self.gives_way(&key, to, of_services)) => {
+                let message = "a GRPCRoute is for the same service and port, and goes before";
+                self.warn(&key, &field, message);
+                conditions.push(Condition::not_accepted("Conflicted", message.to_owned()));
+            }
+            Ok(_) if !outcome.invalid.is_empty() && outcome.invalid.len() == rules => {
+                let message = format!("no rule can be carried out, and all are answered 500: {invalid}");
+                conditions.push(Condition::not_accepted("UnsupportedValue", message));
+            }
+            Ok(_) => {
+                conditions.push(Condition::accepted());
+                if !outcome.invalid.is_empty() {
+                    let message = format!("Dropped Rule, whose requests are answered 500: {invalid}");
+                    conditions.push(Condition::partially_invalid(message));
+                }
+            }
+        }
+        conditions.insert(1, Condition::references(&outcome.unresolved));
+        let status = ParentStatus { parent: parent.clone(), conditions };
+        self.out.routes_status.entry(key).or_default().push(status);
+    }
+
+    /// Whether routes of calls are for the very same: of several kinds one alone is followed, and GRPCRoute is first.
+    fn gives_way(
+        &self,
+        key: &ObjectKey,
+        (service, port): &Attachment,
+        of_services: &BTreeMap<ServiceKey, Vec<Route>>,
+    ) -> bool {
+        if key.kind != Kind::HTTPRoute {
+            return false;
+        }
+        let routes = of_services.get(service).into_iter().flatten();
+        let whose = consumer(key, service);
+        let of_calls =
+            routes.filter(|route| route.key.kind == RouteKind::Grpc && route.for_namespace == whose);
+        let of_calls: Vec<Option<u16>> = of_calls.map(|route| route.port).collect();
+        let taken = |port: u16| of_calls.iter().any(|of| of.is_none_or(|of| of == port));
+        match port {
+            Some(port) => taken(*port),
+            None => {
+                let ports = self.out.services.get(service).map(|service| &service.ports[..]);
+                let mut ports = ports.unwrap_or_default().iter().map(|port| port.service_port).peekable();
+                ports.peek().is_some() && ports.all(taken)
             }
         }
     }
@@ -86,59 +205,114 @@ impl Compiler<'_, '_> {
         said.filter(|(_, protocol)| *protocol != Protocol::Unknown).collect()
     }
 
-    /// The service that a route is for.
-    fn parent(&mut self, key: &ObjectKey, at: usize, parent: &Reference) -> Option<ServiceKey> {
-        if !is_service(parent.group.as_deref(), parent.kind.as_deref(), "Gateway") {
-            // A Gateway's, say: somebody else's to serve.
-            return None;
-        }
-        let field = format!("spec.parentRefs[{at}]");
+    /// Whether it is for us to say how a route stands with it.
+    pub(super) fn is_parent_of_ours(&self, key: &ObjectKey, parent: &Reference) -> bool {
+        let (group, kind) = (parent.group.as_deref(), parent.kind.as_deref());
         let namespace = parent.namespace.as_deref().unwrap_or(&key.namespace);
-        if *namespace != *key.namespace {
-            let reason = "routes of a consumer, for services of another namespace, are not followed yet";
-            self.warn(key, &format!("{field}.namespace"), reason);
-            return None;
-        }
-        let service = self.service_key(namespace, &parent.name);
-        let Some(held) = self.out.services.get(&service) else {
-            self.warn(
-                key,
-                &format!("{field}.name"),
-                format!("there is no service {namespace}/{}", parent.name),
-            );
-            return None;
-        };
-        if let Some(port) = parent.port
-            && !held.ports.iter().any(|mapping| mapping.service_port == port)
-        {
-            let reason = format!("service {namespace}/{} has no port {port}", parent.name);
-            self.warn(key, &format!("{field}.port"), reason);
-            return None;
-        }
-        if held.waypoint.is_none() {
-            let reason = format!(
-                "service {namespace}/{} names no waypoint (istio.io/use-waypoint): nobody follows the route",
-                parent.name
-            );
-            self.warn(key, &field, reason);
-        }
-        Some(service)
+        is_service(group, kind, "Gateway")
+            || is_service_entry(group, kind)
+            || self.is_waypoint_gateway(group, kind, namespace, &parent.name)
     }
 
-    fn rule(&mut self, key: &ObjectKey, at: usize, rule: &manifest::Rule) -> route::Rule {
+    /// The services that a route is for by one of its parents, which is ours.
+    fn parent(&self, key: &ObjectKey, parent: &Reference) -> Result<Vec<Attachment>, Rejected> {
+        let no = |part, message| Rejected { part, reason: "NoMatchingParent", message };
+        let (group, kind) = (parent.group.as_deref(), parent.kind.as_deref());
+        let namespace = parent.namespace.as_deref().unwrap_or(&key.namespace);
+        let name = &*parent.name;
+        let (services, what) = if is_service(group, kind, "Gateway") {
+            (vec![self.service_key(namespace, name)], "service")
+        } else if is_service_entry(group, kind) {
+            (self.hosts_of(namespace, name), "ServiceEntry")
+        } else {
+            let message =
+                format!("a route is for Services: {namespace}/{name} is a waypoint, and serves several");
+            return Err(Rejected { part: "kind", reason: "InvalidKind", message });
+        };
+        let mut attached = Vec::new();
+        let mut without_waypoint = false;
+        let mut held = services.iter().filter_map(|service| self.out.services.get(service)).peekable();
+        if held.peek().is_none() {
+            return Err(no("name", format!("there is no {what} {namespace}/{name}")));
+        }
+        for service in held {
+            let named = parent.section_name.as_deref().filter(|section| !section.is_empty());
+            let named = match named {
+                Some(section) => match self.port_named(namespace, name, what, section) {
+                    Some(port) => Some(port),
+                    None => {
+                        let message = format!("{what} {namespace}/{name} has no port named {section}");
+                        return Err(no("sectionName", message));
+                    }
+                },
+                None => None,
+            };
+            let port = parent.port.or(named);
+            if let Some(port) = port
+                && (named.is_some_and(|named| named != port)
+                    || !service.ports.iter().any(|mapping| mapping.service_port == port))
+            {
+                return Err(no("port", format!("{what} {namespace}/{name} has no port {port}")));
+            }
+            match service.waypoint {
+                Some(_) => attached.push((service.key.clone(), port)),
+                None => without_waypoint = true,
+            }
+        }
+        if without_waypoint && attached.is_empty() {
+            let message = format!(
+                "{what} {namespace}/{name} names no waypoint (istio.io/use-waypoint): nobody follows the route"
+            );
+            return Err(no("", message));
+        }
+        Ok(attached)
+    }
+
+    /// The services that a ServiceEntry makes.
+    pub(super) fn hosts_of(&self, namespace: &str, name: &str) -> Vec<ServiceKey> {
+        let key = ObjectKey { kind: Kind::ServiceEntry, namespace: namespace.into(), name: name.into() };
+        let Some(Object::ServiceEntry(entry)) = self.view.get(&key) else { return Vec::new() };
+        let hosts = entry.spec.hosts.iter();
+        hosts.map(|host| ServiceKey { namespace: namespace.into(), hostname: host.as_str().into() }).collect()
+    }
+
+    /// The number of a port that has this name.
+    fn port_named(&self, namespace: &str, name: &str, what: &str, section: &str) -> Option<u16> {
+        let kind = if what == "service" { Kind::Service } else { Kind::ServiceEntry };
+        match self.view.get(&ObjectKey { kind, namespace: namespace.into(), name: name.into() })? {
+            Object::Service(service) => {
+                service.ports.iter().find(|port| *port.name == *section).map(|port| port.port)
+            }
+            Object::ServiceEntry(entry) => {
+                let mut ports = entry.spec.ports.iter().flatten();
+                ports.find(|port| *port.name == *section).map(|port| port.number)
+            }
+            _ => None,
+        }
+    }
+
+    fn rule(
+        &mut self,
+        key: &ObjectKey,
+        at: usize,
+        rule: &manifest::Rule,
+        outcome: &mut Outcome,
+    ) -> route::Rule {
         let field = format!("spec.rules[{at}]");
         let mut foreign = None;
-        let filters = self.filters(key, &field, &rule.filters, &mut foreign);
+        let filters = self.filters(key, &field, &rule.filters, &mut foreign, outcome);
         let mut backends: Vec<Backend> = Vec::new();
         for (at, backend) in rule.backends.iter().enumerate() {
             let field = format!("{field}.backendRefs[{at}]");
             let mut foreign = None;
-            let filters = self.filters(key, &field, &backend.filters, &mut foreign);
-            let to = foreign.map_or_else(|| self.to(key, &field, &backend.to), To::Nowhere);
+            let filters = self.filters(key, &field, &backend.filters, &mut foreign, outcome);
+            let to = self.to(key, &field, &backend.to, outcome);
+            let to = foreign.map_or(to, To::Nowhere);
             backends.push(Backend { to, weight: backend.weight, filters });
         }
         // A filter that we cannot carry out must not be passed over: the rule leads nowhere.
         if let Some(reason) = foreign {
+            outcome.invalid.push((at, reason.clone()));
             backends = vec![Backend { to: To::Nowhere(reason), weight: 1, filters: Vec::new() }];
         }
         route::Rule {
@@ -157,6 +331,7 @@ impl Compiler<'_, '_> {
         field: &str,
         from: &[manifest::Filter],
         foreign: &mut Option<Arc<str>>,
+        outcome: &mut Outcome,
     ) -> Vec<Filter> {
         let mut filters = Vec::new();
         for (at, filter) in from.iter().enumerate() {
@@ -168,11 +343,13 @@ impl Compiler<'_, '_> {
                 manifest::Filter::Rewrite(rewrite) => Filter::Rewrite(rewrite.clone()),
                 manifest::Filter::Cors(cors) => Filter::Cors(cors.clone()),
                 manifest::Filter::Mirror { to, of, copied } => {
-                    let to = self.to(key, &format!("{field}.requestMirror.backendRef"), to);
+                    let to = self.to(key, &format!("{field}.requestMirror.backendRef"), to, outcome);
                     Filter::Mirror(Mirror { to, of: *of, copied: *copied })
                 }
                 manifest::Filter::Foreign(reason) => {
                     self.warn(key, &field, format!("{reason}: what it is part of is answered 500"));
+                    let message = format!("{field}: {reason}");
+                    outcome.unresolved.push(Unresolved::new("extensionRef", "InvalidKind", message));
                     foreign.get_or_insert_with(|| reason.clone());
                     continue;
                 }
@@ -182,33 +359,65 @@ impl Compiler<'_, '_> {
     }
 
     /// What a route refers to as a backend.
-    fn to(&mut self, key: &ObjectKey, field: &str, to: &Reference) -> To {
-        match self.backend(key, to) {
+    fn to(&mut self, key: &ObjectKey, field: &str, to: &Reference, outcome: &mut Outcome) -> To {
+        match self.backend(key, to, &outcome.called) {
             Ok(found) => found,
-            Err((part, reason)) => {
-                self.warn(key, &format!("{field}.{part}"), format!("{reason}: its share is answered 500"));
-                To::Nowhere(reason.into())
+            Err(unresolved) => {
+                let Unresolved { part, message, .. } = &unresolved;
+                self.warn(key, &format!("{field}.{part}"), format!("{message}: its share is answered 500"));
+                let reason = message.as_str().into();
+                outcome.unresolved.push(unresolved);
+                To::Nowhere(reason)
             }
         }
     }
 
-    fn backend(&self, key: &ObjectKey, to: &Reference) -> Result<To, (&'static str, String)> {
+    /// `called` are the services that the route is for: to go on to what was called nobody has to permit.
+    fn backend(&self, key: &ObjectKey, to: &Reference, called: &[ServiceKey]) -> Result<To, Unresolved> {
         if !is_service(to.group.as_deref(), to.kind.as_deref(), "Service") {
             let kind = to.kind.as_deref().unwrap_or_default();
-            return Err(("kind", format!("a backend is a Service, and not a {kind}")));
+            let message = format!("a backend is a Service, and not a {kind}");
+            return Err(Unresolved::new("kind", "InvalidKind", message));
         }
         let namespace = to.namespace.as_deref().unwrap_or(&key.namespace);
-        if *namespace != *key.namespace {
-            return Err(("namespace", format!("nobody permits it to refer to namespace {namespace}")));
-        }
         let service = self.service_key(namespace, &to.name);
+        if *namespace != *key.namespace
+            && !called.contains(&service)
+            && !self.is_granted(key, namespace, &to.name)
+        {
+            let message = format!("no ReferenceGrant permits it to refer to service {namespace}/{}", to.name);
+            return Err(Unresolved::new("namespace", "RefNotPermitted", message));
+        }
+        let missing = |part, message| Unresolved::new(part, "BackendNotFound", message);
         let held = self.out.services.get(&service);
-        let held = held.ok_or_else(|| ("name", format!("there is no service {namespace}/{}", to.name)))?;
-        let port = to.port.ok_or_else(|| ("port", "a Service as backend needs a port".to_owned()))?;
+        let held =
+            held.ok_or_else(|| missing("name", format!("there is no service {namespace}/{}", to.name)))?;
+        let port = to.port.ok_or_else(|| missing("port", "a Service as backend needs a port".to_owned()))?;
         if !held.ports.iter().any(|mapping| mapping.service_port == port) {
-            return Err(("port", format!("service {namespace}/{} has no port {port}", to.name)));
+            return Err(missing("port", format!("service {namespace}/{} has no port {port}", to.name)));
+        }
+        let said = self.protocols(&service).into_iter().find(|(of, _)| *of == port);
+        let unsupported = match said {
+            Some((_, Protocol::Tcp)) => Some("no HTTP"),
+            Some((_, Protocol::Http1)) if key.kind == Kind::GRPCRoute => {
+                Some("HTTP/1, which carries no calls")
+            }
+            _ => None,
+        };
+        if let Some(speaks) = unsupported {
+            let message = format!("port {port} of service {namespace}/{} speaks {speaks}", to.name);
+            return Err(Unresolved::new("port", "UnsupportedProtocol", message));
         }
         Ok(To::Service { service, port })
+    }
+
+    /// Whether a grant of that namespace lets the route refer to its service.
+    fn is_granted(&self, key: &ObjectKey, namespace: &str, service: &str) -> bool {
+        let grants = self.view.objects.iter().filter(|(of, _)| *of.namespace == *namespace);
+        let kind = format!("{:?}", key.kind);
+        grants
+            .filter_map(|(_, object)| object.grant())
+            .any(|grant| grant.permits(&kind, &key.namespace, service))
     }
 
     /// Tells the endpoints of backends from which services they are reached.
@@ -233,7 +442,17 @@ impl Compiler<'_, '_> {
     }
 }
 
-fn created(route: &HttpRoute) -> Arc<str> {
+/// Whose requests a route is for, if it is not of the service's own namespace.
+fn consumer(key: &ObjectKey, service: &ServiceKey) -> Option<Arc<str>> {
+    (service.namespace != key.namespace).then(|| key.namespace.clone())
+}
+
+fn route_key(key: &ObjectKey) -> RouteKey {
+    let kind = if key.kind == Kind::GRPCRoute { RouteKind::Grpc } else { RouteKind::Http };
+    RouteKey { namespace: key.namespace.clone(), name: key.name.clone(), kind }
+}
+
+fn created(route: &manifest::Route) -> Arc<str> {
     route.metadata.creation_timestamp.as_deref().unwrap_or_default().into()
 }
 

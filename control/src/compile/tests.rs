@@ -51,12 +51,18 @@ pub(super) fn compiled(texts: &[&str]) -> Compiled {
 }
 
 fn compiled_with(texts: &[&str], word: &dyn Fn(&str, &str) -> Word) -> Compiled {
+    for (index, text) in texts.iter().enumerate() {
+        assert_eq!(parse(Path::new("a.yaml"), text).problems, [], "file {index}");
+    }
+    compiled_as_is(texts, word)
+}
+
+/// What is made of texts that may be wrong.
+pub(super) fn compiled_as_is(texts: &[&str], word: &dyn Fn(&str, &str) -> Word) -> Compiled {
     let mut objects = Objects::default();
     for (index, text) in texts.iter().enumerate() {
         let name = format!("{index}.yaml");
-        let parsed = parse(Path::new(&name), text);
-        assert_eq!(parsed.problems, [], "file {index}");
-        objects.apply(Path::new(&name), parsed);
+        objects.apply(Path::new(&name), parse(Path::new(&name), text));
     }
     compile(&objects.view(), word, &Options::default())
 }

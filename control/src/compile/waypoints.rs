@@ -60,6 +60,19 @@ impl Compiler<'_, '_> {
         name.is_some_and(|name| self.waypoints.get(&key.namespace, name).is_some())
     }
 
+    /// Whether a reference is to a Gateway that is a waypoint of this mesh.
+    pub(super) fn is_waypoint_gateway(
+        &self,
+        group: Option<&str>,
+        kind: Option<&str>,
+        namespace: &str,
+        name: &str,
+    ) -> bool {
+        group.is_none_or(|group| group == "gateway.networking.k8s.io")
+            && kind.is_none_or(|kind| kind == "Gateway")
+            && self.waypoints.get(namespace, name).is_some()
+    }
+
     /// Whether a service is a waypoint's own: it bears the waypoint's name.
     pub(super) fn is_waypoint_service(&self, key: &ObjectKey) -> bool {
         self.waypoints.get(&key.namespace, &key.name).is_some()
@@ -235,6 +248,11 @@ fn require(workload: &mut Workload, ports: &[u16]) {
 pub(super) fn is_service(group: Option<&str>, kind: Option<&str>, default: &str) -> bool {
     let of_default = if default == "Service" { "" } else { "gateway.networking.k8s.io" };
     group.unwrap_or(of_default).is_empty() && kind.unwrap_or(default) == "Service"
+}
+
+/// Whether a reference is to a ServiceEntry.
+pub(super) fn is_service_entry(group: Option<&str>, kind: Option<&str>) -> bool {
+    group == Some("networking.istio.io") && kind == Some("ServiceEntry")
 }
 
 /// Services from whose routes a workload is reached, each once, in order.

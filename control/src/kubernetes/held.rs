@@ -114,8 +114,8 @@ impl Held {
         let before = self.lock_said().get(key).and_then(|before| before.instead);
         let was_closed = before == Some(Instead::Strictest);
         let strict = strictest(key.kind, object).filter(|_| said.was_accepted() || was_closed);
-        let instead = match (objects.get(key), strict) {
-            (Some(_), _) if !was_closed => Instead::Last,
+        let instead = match (objects.holds(key), strict) {
+            (true, _) if !was_closed => Instead::Last,
             (_, Some(strict)) => {
                 parsed.objects = parse_json(&strict).objects;
                 Instead::Strictest

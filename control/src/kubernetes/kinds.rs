@@ -73,6 +73,8 @@ fn resource(kind: Kind) -> Resource {
         Kind::PeerAuthentication => security("peerauthentications"),
         Kind::Gateway => gateway("gateways"),
         Kind::HTTPRoute => gateway("httproutes"),
+        Kind::GRPCRoute => gateway("grpcroutes"),
+        Kind::ReferenceGrant => gateway("referencegrants"),
     }
 }
 
@@ -153,7 +155,9 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
         | Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
         | Kind::Gateway
-        | Kind::HTTPRoute => remove(object, "status"),
+        | Kind::HTTPRoute
+        | Kind::GRPCRoute
+        | Kind::ReferenceGrant => remove(object, "status"),
     }
 }
 
@@ -162,7 +166,7 @@ fn strip_metadata(kind: Kind, metadata: &mut Value) {
     // Of two policies, and of two routes, the older holds, of two hosts the older keeps its automatic address, and of
     // two images of a static pod the older is believed.
     let is_image = !metadata["annotations"][MIRROR].is_null();
-    let by_age = matches!(kind, Kind::PeerAuthentication | Kind::ServiceEntry | Kind::HTTPRoute);
+    let by_age = kind.is_route() || matches!(kind, Kind::PeerAuthentication | Kind::ServiceEntry);
     if !by_age && !is_image {
         remove(metadata, "creationTimestamp");
     }

@@ -5,10 +5,9 @@
 //! restart must not let in whom that version kept out. A policy of which no version was ever accepted restricts nobody, and
 //! says so: it may be for workloads that are called right now.
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::manifest::{Kind, LabelSelector};
+use crate::manifest::{Kind, parse_json};
 
 /// What holds instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,17 +39,16 @@ impl Instead {
 }
 
 /// The strictest that a policy may have meant that cannot be read: an ALLOW that lets nobody in, a DENY for everybody,
-/// mutual TLS that is STRICT; for those that it selects, or for all of its scope if its selector cannot be read.
+/// mutual TLS that is STRICT; for those that it selects or targets, or for all of its scope if neither can be read.
 ///
-/// `None` for what forbids nothing (AUDIT, a dry run) and for what is not ours to judge at layer 4 (`targetRefs`).
+/// `None` for what forbids nothing (AUDIT, a dry run).
 pub(super) fn strictest(kind: Kind, object: &Value) -> Option<Value> {
     let spec = &object["spec"];
     let rest = match kind {
         Kind::AuthorizationPolicy => {
             let dry = object["metadata"]["annotations"]["istio.io/dry-run"] == "true";
-            let elsewhere = !spec["targetRef"].is_null() || !spec["targetRefs"].is_null();
             match spec["action"].as_str() {
-                _ if dry || elsewhere => return None,
+                _ if dry => return None,
                 Some("AUDIT") => return None,
                 None | Some("ALLOW") => json!({"action": "ALLOW"}),
                 Some(_) => json!({"action": "DENY", "rules": [{}]}),
@@ -65,16 +63,25 @@ pub(super) fn strictest(kind: Kind, object: &Value) -> Option<Value> {
         "metadata": {"name": metadata["name"], "namespace": metadata["namespace"],
             "creationTimestamp": metadata["creationTimestamp"]},
     });
-    if LabelSelector::deserialize(&spec["selector"]).is_ok() {
-        strict["spec"]["selector"] = spec["selector"].clone();
+    for field in ["selector", "targetRef", "targetRefs"] {
+        if spec[field].is_null() {
+            continue;
+        }
+        let mut narrower = strict.clone();
+        narrower["spec"][field] = spec[field].clone();
+        if parse_json(&narrower).problems.is_empty() {
+            strict = narrower;
+        }
     }
     Some(strict)
 }
 
 #[cfg(test)]
 mod tests {
+    use mesh::request::RequestAction;
+
     use super::*;
-    use crate::manifest::{Object, parse_json};
+    use crate::manifest::{Judges, Object};
 
     fn read(kind: Kind, spec: Value) -> Option<Object> {
         let name = format!("{kind:?}");
@@ -89,9 +96,15 @@ mod tests {
 
     fn authorization(spec: Value) -> Option<(bool, usize, bool)> {
         match read(Kind::AuthorizationPolicy, spec)? {
-            Object::AuthorizationPolicy(policy) => {
-                Some((policy.action == mesh::Action::Deny, policy.rules.len(), policy.selector.is_some()))
-            }
+            Object::AuthorizationPolicy(policy) => Some(match &policy.judges {
+                Judges::Connections { selector, action, rules } => {
+                    (*action == mesh::Action::Deny, rules.len(), selector.is_some())
+                }
+                Judges::Requests { targets, action, rules } => {
+                    assert_eq!(targets.len(), 1);
+                    (*action == RequestAction::Deny, rules.len(), true)
+                }
+            }),
             other => panic!("{other:?}"),
         }
     }
@@ -111,7 +124,14 @@ mod tests {
         );
         assert_eq!(authorization(Value::Null), Some((false, 0, false)), "a misspelt spec");
         assert_eq!(authorization(json!({"action": "AUDIT", "rules": 7})), None);
-        assert_eq!(authorization(json!({"targetRefs": [{}], "rules": 7})), None);
+        let web = json!([{"kind": "Service", "name": "web"}]);
+        assert_eq!(authorization(json!({"targetRefs": web, "rules": 7})), allow);
+        assert_eq!(authorization(json!({"targetRefs": web, "action": "DENY", "rules": 7})), deny);
+        assert_eq!(
+            authorization(json!({"targetRefs": [{}], "rules": 7})),
+            Some((false, 0, false)),
+            "its scope"
+        );
         let Some(Object::PeerAuthentication(strict)) =
             read(Kind::PeerAuthentication, json!({"selector": selector, "mtsl": {}}))
         else {

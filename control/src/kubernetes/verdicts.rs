@@ -55,7 +55,9 @@ pub fn is_judged(kind: Kind) -> bool {
         | Kind::Service
         | Kind::EndpointSlice
         | Kind::Gateway
-        | Kind::HTTPRoute => false,
+        | Kind::HTTPRoute
+        | Kind::GRPCRoute
+        | Kind::ReferenceGrant => false,
     }
 }
 

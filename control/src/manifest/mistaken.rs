@@ -28,13 +28,11 @@ const GROUPS: [Group; 5] = [
     Group {
         name: "gateway.networking.k8s.io",
         versions: &["v1", "v1beta1"],
-        ours: &["Gateway", "HTTPRoute"],
+        ours: &["GRPCRoute", "Gateway", "HTTPRoute", "ReferenceGrant"],
         others: Some(&[
             "BackendTLSPolicy",
-            "GRPCRoute",
             "GatewayClass",
             "ListenerSet",
-            "ReferenceGrant",
             "TCPRoute",
             "TLSRoute",
             "UDPRoute",

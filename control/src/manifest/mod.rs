@@ -7,6 +7,7 @@
 mod addresses;
 mod authorization;
 mod gateway;
+mod grant;
 mod istio;
 mod kube;
 mod labels;
@@ -27,6 +28,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 pub use addresses::Addresses;
 pub use authorization::{Authorization, Judges};
 pub use gateway::{Gateway, WaypointFor};
+pub use grant::{GrantFrom, GrantSpec, GrantTo, ReferenceGrant};
 pub use istio::{
     Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec, Resolution, ServiceEntry, ServiceEntrySpec,
     WorkloadEntry, WorkloadEntrySpec,
@@ -36,7 +38,7 @@ pub use labels::Labels;
 pub(crate) use pod::ANNOTATIONS;
 pub use pod::{Pod, Template};
 pub use problem::{Problem, Severity};
-pub use route::{Backend, Filter, HttpRoute, Reference, Rule};
+pub use route::{Backend, Filter, Reference, Refused, Route, Rule};
 pub use service::{Addressed, Endpoint, EndpointSlice, Service, ServicePort, Target};
 pub use shared::Shared;
 pub use target::{PolicyTarget, TargetKind};
@@ -83,11 +85,13 @@ pub enum Kind {
     PeerAuthentication,
     Gateway,
     HTTPRoute,
+    GRPCRoute,
+    ReferenceGrant,
 }
 
 impl Kind {
     /// Every kind, in the order in which objects sort.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -99,6 +103,8 @@ impl Kind {
         Self::PeerAuthentication,
         Self::Gateway,
         Self::HTTPRoute,
+        Self::GRPCRoute,
+        Self::ReferenceGrant,
     ];
 
     fn of(api_version: &str, kind: &str) -> Option<Self> {
@@ -115,8 +121,15 @@ impl Kind {
             ("security.istio.io", "PeerAuthentication") => Some(Self::PeerAuthentication),
             ("gateway.networking.k8s.io", "Gateway") => Some(Self::Gateway),
             ("gateway.networking.k8s.io", "HTTPRoute") => Some(Self::HTTPRoute),
+            ("gateway.networking.k8s.io", "GRPCRoute") => Some(Self::GRPCRoute),
+            ("gateway.networking.k8s.io", "ReferenceGrant") => Some(Self::ReferenceGrant),
             _ => None,
         }
+    }
+
+    /// Whether it is a kind of route.
+    pub fn is_route(self) -> bool {
+        matches!(self, Self::HTTPRoute | Self::GRPCRoute)
     }
 
     fn cluster_wide(self) -> bool {
@@ -137,7 +150,9 @@ pub enum Object {
     AuthorizationPolicy(Box<Authorization>),
     PeerAuthentication(Box<PeerAuthentication>),
     Gateway(Box<Gateway>),
-    HTTPRoute(Box<HttpRoute>),
+    HTTPRoute(Box<Route>),
+    GRPCRoute(Box<Route>),
+    ReferenceGrant(Box<ReferenceGrant>),
 }
 
 impl Object {
@@ -147,6 +162,29 @@ impl Object {
             Self::Gateway(_) => true,
             Self::AuthorizationPolicy(policy) => policy.is_for_gateways(),
             _ => false,
+        }
+    }
+
+    /// It, if it is a route.
+    pub fn route(&self) -> Option<&Route> {
+        match self {
+            Self::HTTPRoute(route) | Self::GRPCRoute(route) => Some(route),
+            _ => None,
+        }
+    }
+
+    /// It, if it is a grant.
+    pub fn grant(&self) -> Option<&ReferenceGrant> {
+        match self {
+            Self::ReferenceGrant(grant) => Some(grant),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn route_mut(&mut self) -> Option<&mut Route> {
+        match self {
+            Self::HTTPRoute(route) | Self::GRPCRoute(route) => Some(route),
+            _ => None,
         }
     }
 
@@ -160,7 +198,8 @@ impl Object {
             Self::Node(object) => object.metadata.share(&[], shared),
             Self::Gateway(object) => object.metadata.share(&[], shared),
             // Its age counts.
-            Self::HTTPRoute(object) => object.metadata.labels.share(shared),
+            Self::HTTPRoute(object) | Self::GRPCRoute(object) => object.metadata.labels.share(shared),
+            Self::ReferenceGrant(object) => object.metadata.share(&[], shared),
             Self::ServiceEntry(_)
             | Self::WorkloadEntry(_)
             | Self::AuthorizationPolicy(_)
@@ -176,6 +215,8 @@ pub struct Parsed {
     pub problems: Vec<Problem>,
     /// Objects that are there but could not be used: their last good version holds.
     pub refused: Vec<ObjectKey>,
+    /// Of these the routes, with what could be read of them.
+    pub refused_routes: Vec<(ObjectKey, Object)>,
     /// A document could not even be told by name: nothing that this file held before may be forgotten.
     pub unreadable: bool,
     /// Kinds that are not the mesh's, with how many of each.
@@ -321,7 +362,7 @@ impl Reader<'_, '_> {
     }
 
     fn object(
-        &self,
+        &mut self,
         head: &Head,
         item: Option<(usize, serde_yaml_ng::Value)>,
     ) -> Result<Option<(ObjectKey, Object)>, Box<Problem>> {
@@ -357,9 +398,22 @@ impl Reader<'_, '_> {
             (false, namespace) => namespace,
         };
         let key = ObjectKey { kind, namespace: namespace.into(), name: head.metadata.name.as_str().into() };
+        let written = if kind.is_route() { item.clone() } else { None };
         match self.typed_object(&key, item) {
             Ok(object) => Ok(Some((key, object))),
-            Err(problem) => Err(Box::new(problem.of(key))),
+            Err(problem) => {
+                if kind.is_route()
+                    && let Ok(route) = self.typed_or::<route::ParentsOnly>(written)
+                {
+                    let route = Box::new(route.refused(problem.field.clone(), problem.reason.clone()));
+                    let route = match kind {
+                        Kind::GRPCRoute => Object::GRPCRoute(route),
+                        _ => Object::HTTPRoute(route),
+                    };
+                    self.parsed.refused_routes.push((key.clone(), route));
+                }
+                Err(Box::new(problem.of(key)))
+            }
         }
     }
 
@@ -385,10 +439,18 @@ impl Reader<'_, '_> {
             Kind::HTTPRoute => {
                 let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
                 let raw: route::Manifest = self.typed_or(item)?;
-                let route = HttpRoute::from_manifest(raw)
+                let route = Route::from_manifest(raw)
                     .map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
                 Object::HTTPRoute(Box::new(route))
             }
+            Kind::GRPCRoute => {
+                let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
+                let raw: route::GrpcManifest = self.typed_or(item)?;
+                let route = Route::from_grpc_manifest(raw)
+                    .map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
+                Object::GRPCRoute(Box::new(route))
+            }
+            Kind::ReferenceGrant => Object::ReferenceGrant(Box::new(self.typed_or(item)?)),
             Kind::AuthorizationPolicy => {
                 let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
                 let raw: authorization::Manifest = self.typed_or(item)?;
@@ -473,4 +535,4 @@ fn strip(error: &serde_yaml_ng::Error, field: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

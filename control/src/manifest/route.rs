@@ -1,15 +1,19 @@
-//! HTTPRoute of the Gateway API. What it refers to is looked for when it is compiled; all else is settled here.
+//! HTTPRoute of the Gateway API, and what GRPCRoute has in common with it. What a route refers to is looked for when it
+//! is compiled; all else is settled here.
 //!
-//! A field that is not known refuses the route: a filter that was passed over might be what keeps somebody out.
+//! A field that is not known refuses the route: a filter that was passed over might be what keeps somebody out. A route
+//! that is refused is known all the same, since its writer is told so at each of its parents.
 
 mod filter;
+mod grpc;
 
 use std::{sync::Arc, time::Duration};
 
 use mesh::route::{FieldMatch, Match, PathMatch, Retry, TextMatch, Timeouts, check_pattern};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 pub use filter::Filter;
+pub(super) use grpc::Manifest as GrpcManifest;
 
 use super::kube::Metadata;
 
@@ -19,14 +23,58 @@ type Wrong = (String, String);
 /// The most rules of a route and matches of a rule that the Gateway API allows, with room to spare.
 const MOST: usize = 256;
 
-/// A route that was understood.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HttpRoute {
+/// The methods that a route may name.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+
+/// A route that was understood: an HTTPRoute or a GRPCRoute.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Route {
     pub metadata: Metadata,
     pub parents: Vec<Reference>,
     pub rules: Vec<Rule>,
     /// What has no effect here, with why.
     pub remarks: Vec<(String, String)>,
+    /// What is written now is wrong, and this is the last good version; nothing at all if there was none.
+    pub refused: Option<Box<Refused>>,
+}
+
+/// A route as it is written, and was not understood.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refused {
+    /// Those of its parents that could be read.
+    pub parents: Vec<Reference>,
+    pub field: String,
+    pub reason: String,
+}
+
+impl Route {
+    /// The namespaces of the services that it is for, and of those that it leads to, if it is for services at all.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        let is_service = |of: &&Reference| matches!(of.kind.as_deref(), Some("Service" | "ServiceEntry"));
+        let parents = move || self.parents.iter().filter(is_service);
+        let is_ours = parents().next().is_some();
+        let all = parents().chain(self.rules.iter().flat_map(Rule::refers_to));
+        all.filter(move |_| is_ours).filter_map(|reference| reference.namespace.as_ref())
+    }
+}
+
+impl Rule {
+    /// Everything that a request or a copy of it may be sent to.
+    fn refers_to(&self) -> impl Iterator<Item = &Reference> {
+        let of_backends = self.backends.iter().flat_map(|backend| &backend.filters);
+        let mirrors = self.filters.iter().chain(of_backends).filter_map(|filter| match filter {
+            Filter::Mirror { to, .. } => Some(to),
+            _ => None,
+        });
+        self.backends.iter().map(|backend| &backend.to).chain(mirrors)
+    }
+}
+
+impl Refused {
+    /// Whether each filter by itself is right.
+    pub fn is_by_combination(&self) -> bool {
+        self.reason == filter::NOT_BOTH
+    }
 }
 
 /// One rule; its backends are not looked for yet.
@@ -49,20 +97,45 @@ pub struct Backend {
 }
 
 /// What a route refers to: a parent, or a backend.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Reference {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Arc<str>>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<Arc<str>>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<Arc<str>>,
     pub name: Arc<str>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section_name: Option<Arc<str>>,
+}
+
+/// A manifest of a route of which nothing but its parents is read.
+#[derive(Deserialize)]
+pub(super) struct ParentsOnly {
+    #[serde(default)]
+    metadata: Metadata,
+    #[serde(default)]
+    spec: ParentsSpec,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct ParentsSpec {
+    parent_refs: Vec<serde_yaml_ng::Value>,
+}
+
+impl ParentsOnly {
+    /// What is known of a route that was refused.
+    pub(super) fn refused(self, field: String, reason: String) -> Route {
+        let parents = self.spec.parent_refs.into_iter();
+        let parents = parents.filter_map(|parent| serde_yaml_ng::from_value(parent).ok()).collect();
+        let refused = Refused { parents, field, reason };
+        Route { metadata: self.metadata, refused: Some(Box::new(refused)), ..Route::default() }
+    }
 }
 
 #[derive(Deserialize)]
@@ -160,33 +233,57 @@ struct RetryManifest {
     backoff: Option<String>,
 }
 
-impl HttpRoute {
+impl Route {
     /// Converts and validates.
     pub(super) fn from_manifest(manifest: Manifest) -> Result<Self, Wrong> {
         let Manifest { metadata, spec, .. } = manifest;
-        let mut remarks = Vec::new();
-        if spec.hostnames.is_some_and(|names| !names.is_empty()) {
-            let reason = "host names are for Gateways; a route of a Service is for all of its requests";
-            remarks.push(("spec.hostnames".to_owned(), reason.to_owned()));
-        }
-        if spec.use_default_gateways.is_some() {
-            let reason = "there are no default gateways here";
-            remarks.push(("spec.useDefaultGateways".to_owned(), reason.to_owned()));
-        }
+        let mut remarks = remarks_of(spec.hostnames.as_deref(), spec.use_default_gateways.is_some());
         // Without rules there is one that matches everything and leads nowhere, as the API's default has it.
         let rules = spec.rules.unwrap_or_else(|| vec![RuleManifest::default()]);
         bounded("spec.rules", rules.len())?;
         let rules = rules.into_iter().enumerate().map(|(at, rule)| {
             let field = format!("spec.rules[{at}]");
-            if rule.session_persistence.is_some() {
-                let reason = "sessions are not kept at one backend yet";
-                remarks.push((format!("{field}.sessionPersistence"), reason.to_owned()));
-            }
+            remark_session(rule.session_persistence.as_ref(), &field, &mut remarks);
             rule_of(rule, &field)
         });
-        let rules = rules.collect::<Result<_, _>>()?;
-        Ok(Self { metadata, parents: spec.parent_refs.unwrap_or_default(), rules, remarks })
+        let rules = rules.collect::<Result<Vec<_>, _>>()?;
+        distinct_names(&rules)?;
+        let parents = spec.parent_refs.unwrap_or_default();
+        Ok(Self { metadata, parents, rules, remarks, refused: None })
     }
+}
+
+/// What routes of Gateways have and those of Services have not.
+fn remarks_of(hostnames: Option<&[String]>, default_gateways: bool) -> Vec<(String, String)> {
+    let mut remarks = Vec::new();
+    if hostnames.is_some_and(|names| !names.is_empty()) {
+        let reason = "host names are for Gateways; a route of a Service is for all of its requests";
+        remarks.push(("spec.hostnames".to_owned(), reason.to_owned()));
+    }
+    if default_gateways {
+        let reason = "there are no default gateways here";
+        remarks.push(("spec.useDefaultGateways".to_owned(), reason.to_owned()));
+    }
+    remarks
+}
+
+fn remark_session(session: Option<&IgnoredAny>, field: &str, remarks: &mut Vec<(String, String)>) {
+    if session.is_some() {
+        let reason = "sessions are not kept at one backend yet";
+        remarks.push((format!("{field}.sessionPersistence"), reason.to_owned()));
+    }
+}
+
+/// A name is of one rule: logs and statuses tell rules by it.
+fn distinct_names(rules: &[Rule]) -> Result<(), Wrong> {
+    for (at, rule) in rules.iter().enumerate() {
+        if let Some(name) = &rule.name
+            && rules[..at].iter().any(|other| other.name.as_ref() == Some(name))
+        {
+            return Err((format!("spec.rules[{at}].name"), format!("another rule is named {name:?}")));
+        }
+    }
+    Ok(())
 }
 
 fn rule_of(rule: RuleManifest, field: &str) -> Result<Rule, Wrong> {
@@ -219,27 +316,33 @@ fn rule_of(rule: RuleManifest, field: &str) -> Result<Rule, Wrong> {
 }
 
 fn match_of(of: MatchManifest, field: &str) -> Result<Match, Wrong> {
-    let fields = |fields: Option<Vec<FieldManifest>>, name: &str, lower: bool| -> Result<Vec<_>, Wrong> {
-        let fields = fields.unwrap_or_default();
-        bounded(&format!("{field}.{name}"), fields.len())?;
-        let mut found: Vec<FieldMatch> = Vec::new();
-        for (at, of) in fields.into_iter().enumerate() {
-            let field = format!("{field}.{name}[{at}]");
-            let value = text_of(of.kind.as_deref(), of.value, &field)?;
-            let name = if lower { of.name.to_ascii_lowercase().into() } else { of.name };
-            // Of two of one name the first counts.
-            if !found.iter().any(|held| held.name == name) {
-                found.push(FieldMatch { name, value });
-            }
-        }
-        Ok(found)
-    };
+    if let Some(method) = of.method.as_deref()
+        && !METHODS.contains(&method)
+    {
+        return Err((format!("{field}.method"), format!("use one of {}", METHODS.join(", "))));
+    }
     Ok(Match {
         path: path_of(of.path.unwrap_or_default(), &format!("{field}.path"))?,
         method: of.method,
-        headers: fields(of.headers, "headers", true)?,
-        query: fields(of.query_params, "queryParams", false)?,
+        headers: fields_of(of.headers, &format!("{field}.headers"), true)?,
+        query: fields_of(of.query_params, &format!("{field}.queryParams"), false)?,
     })
+}
+
+/// Headers, whose names are compared in lower case, or parameters of the query.
+fn fields_of(from: Option<Vec<FieldManifest>>, field: &str, lower: bool) -> Result<Vec<FieldMatch>, Wrong> {
+    let from = from.unwrap_or_default();
+    bounded(field, from.len())?;
+    let mut found: Vec<FieldMatch> = Vec::new();
+    for (at, of) in from.into_iter().enumerate() {
+        let value = text_of(of.kind.as_deref(), of.value, &format!("{field}[{at}]"))?;
+        let name = if lower { of.name.to_ascii_lowercase().into() } else { of.name };
+        // Of two of one name the first counts.
+        if !found.iter().any(|held| held.name == name) {
+            found.push(FieldMatch { name, value });
+        }
+    }
+    Ok(found)
 }
 
 fn path_of(of: PathManifest, field: &str) -> Result<PathMatch, Wrong> {
@@ -251,6 +354,9 @@ fn path_of(of: PathManifest, field: &str) -> Result<PathMatch, Wrong> {
                 Err((format!("{field}.value"), format!("{value:?} does not begin with a slash")))
             }
             Some(odd) => Err((format!("{field}.value"), format!("{value:?} holds {odd:?}"))),
+            None if value.ends_with("/.") || value.ends_with("/..") => {
+                Err((format!("{field}.value"), format!("{value:?} ends with dots")))
+            }
             None => Ok(value),
         }
     };

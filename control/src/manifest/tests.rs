@@ -2,12 +2,23 @@
 
 use std::path::Path;
 
-use mesh::{Action, Clause, Match, StringMatch};
+use mesh::{
+    Action, Clause, Match, StringMatch,
+    request::{PathPattern, RequestAction, RequestMatch, Subject, Template, ValueMatch},
+};
 
 use super::*;
 
 fn read(text: &str) -> Parsed {
     parse(Path::new("shop.yaml"), text)
+}
+
+/// The rules of a policy for connections.
+pub(crate) fn rules(policy: &Authorization) -> &[mesh::Rule] {
+    match &policy.judges {
+        Judges::Connections { rules, .. } => rules,
+        Judges::Requests { .. } => panic!("{policy:?} is for requests"),
+    }
 }
 
 fn policy(spec: &str) -> Result<Authorization, Box<Problem>> {
@@ -133,8 +144,8 @@ fn every_layer_4_field_arrives() {
 ",
     )
     .expect("valid");
-    assert_eq!(policy.action, Action::Deny);
-    let clauses = &policy.rules[0].clauses;
+    assert!(matches!(policy.judges, Judges::Connections { action: Action::Deny, .. }));
+    let clauses = &rules(&policy)[0].clauses;
     assert_eq!(clauses.len(), 4);
     let from = &clauses[0].matches;
     assert_eq!(from[0].principals, [StringMatch::Prefix("cluster.local/ns/shop/sa/".into())]);
@@ -156,9 +167,9 @@ fn allow_with_layer_7_never_matches_and_says_so() {
          [shop]}}, {source: {requestPrincipals: [\"*\"]}}]\n",
     )
     .expect("valid");
-    assert_eq!(policy.rules.len(), 1, "the first rule can never match");
+    assert_eq!(rules(&policy).len(), 1, "the first rule can never match");
     let namespaces = Match { namespaces: vec![StringMatch::Exact("shop".into())], ..Match::default() };
-    assert_eq!(policy.rules[0].clauses, [Clause { matches: vec![namespaces] }]);
+    assert_eq!(rules(&policy)[0].clauses, [Clause { matches: vec![namespaces] }]);
     assert_eq!(policy.remarks.len(), 2);
 }
 
@@ -167,14 +178,14 @@ fn deny_drops_layer_7_and_denies_more() {
     let policy =
         policy("spec:\n  action: DENY\n  rules:\n  - to: [{operation: {methods: [GET], ports: [\"80\"]}}]\n")
             .expect("valid");
-    assert_eq!(policy.rules[0].clauses[0].matches[0].destination_ports, [80]);
+    assert_eq!(rules(&policy)[0].clauses[0].matches[0].destination_ports, [80]);
     // One alternative of layer 7 only opens its clause; the other clause still bounds the rule.
     let policy = self::policy(
         "spec:\n  action: DENY\n  rules:\n  - from: [{source: {namespaces: [a]}}]\n    to: [{operation: {ports: [\"80\"]}}, \
          {operation: {paths: [/x]}}]\n",
     )
     .expect("valid");
-    assert_eq!(policy.rules[0].clauses.len(), 1);
+    assert_eq!(rules(&policy)[0].clauses.len(), 1);
     let problem = self::policy("spec:\n  action: DENY\n  rules:\n  - to: [{operation: {methods: [GET]}}]\n")
         .expect_err("nothing is left");
     assert!(problem.reason.contains("layer-7"), "{problem}");
@@ -182,9 +193,9 @@ fn deny_drops_layer_7_and_denies_more() {
 
 #[test]
 fn nothing_and_everything_are_told_apart() {
-    assert_eq!(policy("spec: {}\n").expect("valid").rules.len(), 0, "allows nobody");
+    assert_eq!(rules(&policy("spec: {}\n").expect("valid")).len(), 0, "allows nobody");
     let all = policy("spec:\n  rules:\n  - {}\n").expect("valid");
-    assert_eq!(all.rules[0].clauses, [Clause::default()], "allows everybody");
+    assert_eq!(rules(&all)[0].clauses, [Clause::default()], "allows everybody");
     for bad in [
         "spec:\n  rules:\n  - from: []\n",
         "spec:\n  rules:\n  - from: [{source: {}}]\n",
@@ -199,7 +210,6 @@ fn nothing_and_everything_are_told_apart() {
         "spec:\n  action: AUDIT\n",
         "spec:\n  action: CUSTOM\n",
         "spec:\n  action: allow\n",
-        "spec:\n  targetRefs: [{kind: Service, name: x}]\n",
         "spec:\n  selector: {matchExpressions: []}\n",
     ] {
         assert!(policy(bad).is_err(), "{bad} was taken");
@@ -259,4 +269,96 @@ fn a_misspelt_kind_takes_no_policy_away() {
     assert!(parsed.passed_over.is_empty());
     let told = parsed.problems[0].to_string();
     assert!(told.contains("policy.yaml:2") && told.contains("AuthorizationPolicy"), "{told}");
+}
+
+/// The first match of the first clause of a policy for requests.
+fn request(spec: &str) -> Result<RequestMatch, Box<Problem>> {
+    let spec = format!("spec:\n  targetRefs: [{{kind: Service, name: web}}]\n  rules:\n  - {spec}\n");
+    let Judges::Requests { rules, .. } = policy(&spec)?.judges else { panic!("it is for connections") };
+    Ok(rules[0].clauses[0].matches[0].clone())
+}
+
+#[test]
+fn what_is_for_requests_says_all_that_a_waypoint_reads() {
+    let exact = |text: &str| StringMatch::Exact(text.into());
+    let value = |of, values: &[StringMatch], not_values: &[StringMatch]| RequestMatch {
+        values: vec![ValueMatch { of, values: values.to_vec(), not_values: not_values.to_vec() }],
+        ..RequestMatch::default()
+    };
+    let claim: Box<[std::sync::Arc<str>]> = ["realm".into(), "roles".into()].into();
+    for (spec, expected) in [
+        ("to: [{operation: {methods: [GET]}}]", value(Subject::Method, &[exact("GET")], &[])),
+        ("to: [{operation: {notHosts: [a.b]}}]", value(Subject::Host, &[], &[exact("a.b")])),
+        (
+            "from: [{source: {requestPrincipals: ['*']}}]",
+            value(Subject::Principal, &[StringMatch::Presence], &[]),
+        ),
+        (
+            "when: [{key: 'request.headers[X-Team]', notValues: [red]}]",
+            value(Subject::Header("x-team".into()), &[], &[exact("red")]),
+        ),
+        (
+            "when: [{key: request.auth.audiences, values: [shop]}]",
+            value(Subject::Audience, &[exact("shop")], &[]),
+        ),
+        (
+            "when: [{key: 'request.auth.claims[realm][roles]', values: [admin]}]",
+            value(Subject::Claim(claim), &[exact("admin")], &[]),
+        ),
+        (
+            "to: [{operation: {paths: ['/a/{*}', '/b*'], notPaths: [/b/c]}}]",
+            RequestMatch {
+                paths: vec![
+                    PathPattern::Template(Template::new("/a/{*}").expect("one")),
+                    PathPattern::Text(StringMatch::Prefix("/b".into())),
+                ],
+                not_paths: vec![PathPattern::Text(exact("/b/c"))],
+                ..RequestMatch::default()
+            },
+        ),
+        (
+            "from: [{source: {remoteIpBlocks: [10.0.0.0/8]}}]",
+            RequestMatch {
+                caller: Match {
+                    source_ips: vec!["10.0.0.0/8".parse().expect("a block")],
+                    ..Match::default()
+                },
+                ..RequestMatch::default()
+            },
+        ),
+    ] {
+        assert_eq!(request(spec).expect(spec), expected, "{spec}");
+    }
+}
+
+#[test]
+fn what_no_waypoint_could_judge_by_is_refused() {
+    for (spec, field, reason) in [
+        ("to: [{operation: {paths: [/a/../b]}}]", "paths[0]", "normal form"),
+        ("to: [{operation: {paths: ['/a%2fb']}}]", "paths[0]", "encoded slash"),
+        ("to: [{operation: {paths: ['/a/{**}/b']}}]", "paths[0]", "stands at the end"),
+        ("to: [{operation: {paths: ['/a*b']}}]", "paths[0]", "wildcard"),
+        ("to: [{operation: {}}]", "operation", "says nothing"),
+        ("when: [{key: connection.sni, values: [a]}]", "when[0]", "does not see connection.sni"),
+        ("when: [{key: 'request.headers[]', values: [a]}]", "key", "not a key"),
+        ("when: [{key: 'request.headers[a][b]', values: [a]}]", "key", "not a key"),
+        ("from: [{source: {ipBlocks: [10.0.0.1], remoteIpBlocks: [10.0.0.1]}}]", "from", "same address"),
+    ] {
+        let problem = request(spec).expect_err(spec);
+        let told = problem.to_string();
+        assert!(told.contains(field) && told.contains(reason), "{spec}: {told}");
+    }
+    for (spec, reason) in [
+        ("{targetRefs: [{kind: Pod, name: a}]}", "is no target"),
+        ("{targetRefs: [{kind: Service, name: a, namespace: b}]}", "own namespace"),
+        ("{targetRefs: [{kind: Service, name: a}], selector: {matchLabels: {a: b}}}", "not for both"),
+        ("{targetRef: {kind: Service, name: a}, targetRefs: [{kind: Service, name: a}]}", "one thing"),
+        ("{action: AUDIT}", "name it by targetRefs"),
+        ("{action: CUSTOM, targetRefs: [{kind: Service, name: a}]}", "not done yet"),
+    ] {
+        let told = policy(&format!("spec: {spec}\n")).expect_err(spec).to_string();
+        assert!(told.contains(reason), "{spec}: {told}");
+    }
+    let audit = policy("spec: {action: AUDIT, targetRefs: [{kind: Service, name: a}]}\n").expect("valid");
+    assert!(matches!(audit.judges, Judges::Requests { action: RequestAction::Audit, .. }));
 }

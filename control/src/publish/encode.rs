@@ -433,7 +433,7 @@ fn policy_message(from: &Policy) -> security::Authorization {
     }
 }
 
-fn match_message(from: &Match) -> security::Match {
+pub(super) fn match_message(from: &Match) -> security::Match {
     security::Match {
         namespaces: texts(&from.namespaces),
         not_namespaces: texts(&from.not_namespaces),
@@ -450,18 +450,19 @@ fn match_message(from: &Match) -> security::Match {
     }
 }
 
-fn texts(from: &[StringMatch]) -> Vec<security::StringMatch> {
+pub(super) fn texts(from: &[StringMatch]) -> Vec<security::StringMatch> {
+    from.iter().map(text).collect()
+}
+
+pub(super) fn text(from: &StringMatch) -> security::StringMatch {
     use security::string_match::MatchType;
-    from.iter()
-        .map(|from| security::StringMatch {
-            match_type: Some(match from {
-                StringMatch::Exact(text) => MatchType::Exact(text.to_string()),
-                StringMatch::Prefix(text) => MatchType::Prefix(text.to_string()),
-                StringMatch::Suffix(text) => MatchType::Suffix(text.to_string()),
-                StringMatch::Presence => MatchType::Presence(()),
-            }),
-        })
-        .collect()
+    let match_type = match from {
+        StringMatch::Exact(text) => MatchType::Exact(text.to_string()),
+        StringMatch::Prefix(text) => MatchType::Prefix(text.to_string()),
+        StringMatch::Suffix(text) => MatchType::Suffix(text.to_string()),
+        StringMatch::Presence => MatchType::Presence(()),
+    };
+    security::StringMatch { match_type: Some(match_type) }
 }
 
 fn accounts(from: &[mesh::ServiceAccountMatch]) -> Vec<security::ServiceAccountMatch> {

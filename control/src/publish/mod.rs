@@ -7,6 +7,7 @@
 mod answer;
 mod clients;
 pub(crate) mod encode;
+mod requests;
 mod routes;
 mod server;
 mod stream;

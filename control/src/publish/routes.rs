@@ -27,6 +27,7 @@ pub(super) fn message(from: &ServiceRoutes) -> wire::ServiceRoutes {
         hostname: from.service.hostname.to_string(),
         ports: from.ports.iter().map(port).collect(),
         routes: from.routes().iter().map(route).collect(),
+        policies: from.policies.all().iter().map(super::requests::message).collect(),
     }
 }
 
@@ -42,6 +43,7 @@ fn route(from: &Route) -> wire::Route {
         created: from.created.to_string(),
         port: from.port.map_or(0, u32::from),
         rules: from.rules.iter().map(rule).collect(),
+        for_namespace: from.for_namespace.as_deref().unwrap_or_default().to_owned(),
     }
 }
 

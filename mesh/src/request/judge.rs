@@ -3,13 +3,12 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    PathPattern, RequestAction, RequestAttempt, RequestDecision, RequestMatch, RequestPolicy, RequestRefusal,
-    RequestRule, RequestVerdict, Subject, Token,
+    Head, PathPattern, RequestAction, RequestAttempt, RequestDecision, RequestMatch, RequestPolicy,
+    RequestRefusal, RequestRule, RequestVerdict, Subject, Token,
 };
 use crate::{
     PolicyKey, StringMatch,
     compiled::{self, Facts, Strings},
-    route,
 };
 
 /// The most policies that one decision names beside its verdict.
@@ -48,10 +47,7 @@ impl RequestPolicies {
     }
 
     /// Judges a request, or a connection that is carried as it is.
-    pub fn authorize<R: route::Request, T: Token>(
-        &self,
-        attempt: &RequestAttempt<'_, R, T>,
-    ) -> RequestDecision {
+    pub fn authorize<R: Head, T: Token>(&self, attempt: &RequestAttempt<'_, R, T>) -> RequestDecision {
         judge(&self.compiled, attempt)
     }
 }
@@ -94,7 +90,7 @@ impl Compiled {
         Self { key: key.clone(), action: *action, dry_run: *dry_run, by_path, rules }
     }
 
-    fn matches<R: route::Request, T: Token>(&self, asked: &Asked<'_, R, T>) -> bool {
+    fn matches<R: Head, T: Token>(&self, asked: &Asked<'_, R, T>) -> bool {
         // Without a request to be read a DENY looks at the caller alone.
         let unread = self.action != RequestAction::Allow;
         self.rules.iter().any(|rule| {
@@ -139,7 +135,7 @@ fn in_lower_case(value: &StringMatch) -> StringMatch {
 
 impl Condition {
     /// `unread`: what is said where there is no request to be read.
-    fn holds<R: route::Request, T: Token>(&self, asked: &Asked<'_, R, T>, unread: bool) -> bool {
+    fn holds<R: Head, T: Token>(&self, asked: &Asked<'_, R, T>, unread: bool) -> bool {
         let (content, negated) = match (self, &asked.attempt.content) {
             (Self::Caller(condition), _) => return condition.holds(&asked.facts),
             (_, None) => return unread,
@@ -151,7 +147,7 @@ impl Condition {
             Self::Value { of, strings, .. } => match of {
                 Subject::Host => hosts(content.host).iter().any(|host| strings.hold(host)),
                 Subject::Method => strings.hold(content.head.method()),
-                Subject::Header(name) => content.head.header(name).is_some_and(|value| strings.hold(&value)),
+                Subject::Header(name) => content.head.has(name, &mut |value| strings.hold(value)),
                 Subject::Principal => {
                     content.token.and_then(Token::principal).is_some_and(|text| strings.hold(text))
                 }
@@ -194,10 +190,7 @@ impl PathPattern {
 }
 
 /// What the policies say, which are in order of their names.
-fn judge<R: route::Request, T: Token>(
-    policies: &[Compiled],
-    attempt: &RequestAttempt<'_, R, T>,
-) -> RequestDecision {
+fn judge<R: Head, T: Token>(policies: &[Compiled], attempt: &RequestAttempt<'_, R, T>) -> RequestDecision {
     if policies.is_empty() {
         let verdict = RequestVerdict::Allow(None);
         return RequestDecision { verdict, audited: Vec::new(), dry_run: Vec::new() };

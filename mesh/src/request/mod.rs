@@ -84,6 +84,13 @@ pub enum Subject {
     Claim(Box<[Arc<str>]>),
 }
 
+/// What is asked of a request's head.
+pub trait Head {
+    fn method(&self) -> &str;
+    /// Whether a value of that header, by its name in lower case, passes the test; each of several by itself.
+    fn has(&self, name: &str, test: &mut dyn FnMut(&str) -> bool) -> bool;
+}
+
 /// What a token proved.
 pub trait Token {
     /// `ISSUER/SUBJECT`.
@@ -156,4 +163,13 @@ pub enum RequestRefusal {
     NotAllowed(PolicyKey),
     #[error("{1}, and policy {0} judges by paths")]
     Ambiguous(PolicyKey, Ambiguity),
+}
+
+impl RequestRefusal {
+    /// The policy that decided, or the first of those that did.
+    pub fn policy(&self) -> &PolicyKey {
+        match self {
+            Self::Denied(policy) | Self::NotAllowed(policy) | Self::Ambiguous(policy, _) => policy,
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 pub use table::{Found, Matched, Request};
 
-use crate::ServiceKey;
+use crate::{ServiceKey, request::RequestPolicies};
 use table::Table;
 
 /// The kinds of routes, in the order in which they sort.
@@ -53,6 +53,8 @@ pub struct ServiceRoutes {
     pub service: ServiceKey,
     /// What its ports speak, where that was said.
     pub ports: Vec<(u16, Protocol)>,
+    /// What judges its requests before they are routed.
+    pub policies: RequestPolicies,
     routes: Vec<Route>,
     table: Table,
 }
@@ -65,6 +67,9 @@ pub struct Route {
     pub created: Arc<str>,
     /// Only requests of this port of the service; `None` for all of them.
     pub port: Option<u16>,
+    /// Only requests of callers of that namespace, for whom it is in the place of those that are for everybody: the
+    /// route of a consumer.
+    pub for_namespace: Option<Arc<str>>,
     pub rules: Vec<Rule>,
 }
 
@@ -245,6 +250,13 @@ impl Rule {
     }
 }
 
+impl Route {
+    fn is_for(&self, port: u16, caller: Option<&str>) -> bool {
+        self.port.is_none_or(|of| of == port)
+            && (self.for_namespace.is_none() || self.for_namespace.as_deref() == caller)
+    }
+}
+
 /// A pattern that does not compile.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{pattern:?} is no regular expression that can be used: {reason}")]
@@ -272,7 +284,12 @@ impl ServiceRoutes {
         routes: Vec<Route>,
     ) -> Result<Self, BadPattern> {
         let table = Table::new(&routes)?;
-        Ok(Self { service, ports, routes, table })
+        Ok(Self { service, ports, policies: RequestPolicies::default(), routes, table })
+    }
+
+    /// With policies for its requests.
+    pub fn with_policies(self, policies: RequestPolicies) -> Self {
+        Self { policies, ..self }
     }
 
     /// What a port speaks.
@@ -280,14 +297,14 @@ impl ServiceRoutes {
         self.ports.iter().find(|(of, _)| *of == port).map_or(Protocol::Unknown, |(_, protocol)| *protocol)
     }
 
-    /// Whether routes are for requests of that port.
-    pub fn has_routes_of(&self, port: u16) -> bool {
-        self.routes.iter().any(|route| route.port.is_none_or(|of| of == port))
+    /// Whether routes are for requests to that port by callers of that namespace.
+    pub fn has_routes_of(&self, port: u16, caller: Option<&str>) -> bool {
+        self.routes.iter().any(|route| route.is_for(port, caller))
     }
 
     /// Whether a route is for that port by name, and not for all ports of the service.
-    pub fn is_named_by_routes(&self, port: u16) -> bool {
-        self.routes.iter().any(|route| route.port == Some(port))
+    pub fn is_named_by_routes(&self, port: u16, caller: Option<&str>) -> bool {
+        self.routes.iter().any(|route| route.port.is_some() && route.is_for(port, caller))
     }
 
     /// Its routes.
@@ -295,15 +312,18 @@ impl ServiceRoutes {
         &self.routes
     }
 
-    /// The rule for a request to `port` of the service.
-    pub fn find(&self, port: u16, request: &impl Request) -> Found<'_> {
-        self.table.find(&self.routes, port, request)
+    /// The rule for a request to `port` of the service, by a caller of that namespace; `None` if his is not known.
+    pub fn find(&self, port: u16, caller: Option<&str>, request: &impl Request) -> Found<'_> {
+        self.table.find(&self.routes, port, caller, request)
     }
 }
 
 /// Equal if they say the same; the order that was made of it follows from it.
 impl PartialEq for ServiceRoutes {
     fn eq(&self, other: &Self) -> bool {
-        self.service == other.service && self.ports == other.ports && self.routes == other.routes
+        self.service == other.service
+            && self.ports == other.ports
+            && self.policies == other.policies
+            && self.routes == other.routes
     }
 }

@@ -117,7 +117,7 @@ fn sent_received(connection: &Connection) -> (u64, u64) {
     }
 }
 
-fn list(policies: &[PolicyKey]) -> String {
+pub(super) fn list(policies: &[PolicyKey]) -> String {
     policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 

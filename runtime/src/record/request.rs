@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh::{Identity, RouteKey, Service, Workload};
+use mesh::{Identity, PolicyKey, RouteKey, Service, Workload};
 
 use self::series::{Kept, RequestLabels};
 use super::{
@@ -95,6 +95,9 @@ pub struct Request {
     is_grpc: bool,
     flag: Flag,
     reason: Option<Box<str>>,
+    policy: Option<PolicyKey>,
+    dry_run: Vec<PolicyKey>,
+    audited: Vec<PolicyKey>,
     tries: u32,
     sent: u64,
     received: u64,
@@ -131,6 +134,9 @@ impl Requests {
             is_grpc: false,
             flag: Flag::None,
             reason: None,
+            policy: None,
+            dry_run: Vec::new(),
+            audited: Vec::new(),
             tries: 0,
             sent: 0,
             received: 0,
@@ -169,6 +175,21 @@ impl Request {
     /// The rule that was for it.
     pub fn route(&mut self, route: &RouteKey, rule: usize, name: Option<&Arc<str>>) {
         self.route = Some((route.clone(), rule, name.cloned()));
+    }
+
+    /// The policy that decided.
+    pub fn policy(&mut self, policy: &PolicyKey) {
+        self.policy = Some(policy.clone());
+    }
+
+    /// Policies in dry-run that would have decided otherwise.
+    pub fn dry_run(&mut self, policies: &[PolicyKey]) {
+        self.dry_run = policies.to_vec();
+    }
+
+    /// AUDIT policies that match.
+    pub fn audited(&mut self, policies: &[PolicyKey]) {
+        self.audited = policies.to_vec();
     }
 
     /// It is a call of gRPC.
@@ -236,6 +257,12 @@ impl Drop for Request {
                 line.text("route", &route.to_string());
                 line.number("rule", *rule as u64);
                 name.iter().for_each(|name| line.text("rule_name", name));
+            }
+            self.policy.iter().for_each(|policy| line.text("policy", &policy.to_string()));
+            for (name, policies) in [("dry_run", &self.dry_run), ("audited", &self.audited)] {
+                if !policies.is_empty() {
+                    line.text(name, &super::access::list(policies));
+                }
             }
             line.number("tries", self.tries);
             line.number("bytes_recv", self.received);

@@ -1,7 +1,7 @@
 //! A request, phase by phase, over one context:
 //!
 //! ```text
-//! begin ─▶ match ─▶ authorize ─▶ filter ─▶ pick ─▶ send ─▶ answer
+//! begin ─▶ authorize ─▶ match ─▶ filter ─▶ pick ─▶ send ─▶ answer
 //!                                            ▲       │
 //!                                            └─retry─┘
 //! ```
@@ -23,6 +23,7 @@ use runtime::record::Flag;
 
 use crate::{
     arrival::{Call, Called},
+    authorize,
     body::{Body, SharedRecord},
     http::Handover,
     worker::Worker,
@@ -110,6 +111,7 @@ async fn phases(
         return Err(Settled::new(StatusCode::NOT_IMPLEMENTED, Flag::Malformed, reason));
     }
     host::settle(&mut head)?;
+    authorize::request(context, &mut head)?;
     let routes = matching::routes(context);
     let found = routes.as_ref().map_or(Found::NoRoute, |routes| matching::find(context, routes, &head));
     let matched = match found {
@@ -124,7 +126,6 @@ async fn phases(
         let (route, rule) = (matched.route, matched.rule);
         context.record.borrow_mut().route(&route.key, matched.index, rule.name.as_ref());
     }
-    // Authorization of requests has its place here, before anything is changed.
     let upgrade = filter::hop_by_hop(&mut head.headers, handover.is_some());
     let mut changes = filter::Changes::default();
     if let Some(matched) = &matched {

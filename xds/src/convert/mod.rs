@@ -5,6 +5,7 @@
 
 mod address;
 mod policy;
+mod requests;
 mod routes;
 
 use std::{net::IpAddr, sync::Arc};

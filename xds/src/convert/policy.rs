@@ -1,7 +1,5 @@
 //! `istio.security.Authorization` → [`mesh::Policy`].
 
-use std::sync::Arc;
-
 use ipnet::IpNet;
 use mesh::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch};
 use prost::Message;
@@ -56,7 +54,7 @@ impl Converter {
         Ok(Rule { clauses: from.clauses.iter().map(clause).collect::<Result<_, _>>()? })
     }
 
-    fn r#match(&mut self, from: &wire::Match) -> Result<Match, Invalid> {
+    pub(super) fn r#match(&mut self, from: &wire::Match) -> Result<Match, Invalid> {
         Ok(Match {
             namespaces: self.texts("namespaces", &from.namespaces)?,
             not_namespaces: self.texts("not_namespaces", &from.not_namespaces)?,
@@ -73,22 +71,27 @@ impl Converter {
         })
     }
 
-    fn texts(
+    pub(super) fn texts(
         &mut self,
         field: &'static str,
         from: &[wire::StringMatch],
     ) -> Result<Vec<StringMatch>, Invalid> {
+        from.iter().map(|from| self.text(field, from)).collect()
+    }
+
+    pub(super) fn text(
+        &mut self,
+        field: &'static str,
+        from: &wire::StringMatch,
+    ) -> Result<StringMatch, Invalid> {
         use wire::string_match::MatchType;
-        let mut text = |text: &str| -> Arc<str> { self.share(text) };
-        from.iter()
-            .map(|from| match &from.match_type {
-                Some(MatchType::Exact(exact)) => Ok(StringMatch::Exact(text(exact))),
-                Some(MatchType::Prefix(prefix)) => Ok(StringMatch::Prefix(text(prefix))),
-                Some(MatchType::Suffix(suffix)) => Ok(StringMatch::Suffix(text(suffix))),
-                Some(MatchType::Presence(())) => Ok(StringMatch::Presence),
-                None => Err(invalid(field, "a match of no kind we know")),
-            })
-            .collect()
+        match &from.match_type {
+            Some(MatchType::Exact(exact)) => Ok(StringMatch::Exact(self.share(exact))),
+            Some(MatchType::Prefix(prefix)) => Ok(StringMatch::Prefix(self.share(prefix))),
+            Some(MatchType::Suffix(suffix)) => Ok(StringMatch::Suffix(self.share(suffix))),
+            Some(MatchType::Presence(())) => Ok(StringMatch::Presence),
+            None => Err(invalid(field, "a match of no kind we know")),
+        }
     }
 
     fn accounts(

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use mesh::{
     RouteKey, ServiceKey, ServiceRoutes,
+    request::RequestPolicies,
     route::{
         Backend, Cors, FieldMatch, Filter, HeaderChange, Match, Mirror, PathChange, PathMatch, Protocol,
         Redirect, Retry, Rewrite, Route, RouteKind, Rule, TextMatch, Timeouts, To,
@@ -33,7 +34,11 @@ impl Converter {
         let ports = from.ports.iter().map(|of| Ok((port("ports", of.port)?, protocol(of.protocol))));
         let ports = ports.collect::<Result<_, Invalid>>()?;
         let routes = from.routes.iter().map(|route| self.route(route)).collect::<Result<_, _>>()?;
-        ServiceRoutes::new(service, ports, routes).map_err(|error| invalid("routes", error.to_string()))
+        let policies =
+            from.policies.iter().map(|policy| self.request_policy(policy)).collect::<Result<_, _>>()?;
+        let routes = ServiceRoutes::new(service, ports, routes);
+        let routes = routes.map_err(|error| invalid("routes", error.to_string()))?;
+        Ok(routes.with_policies(RequestPolicies::new(policies)))
     }
 
     /// Routes by which every request of the service is answered 500.
@@ -52,7 +57,7 @@ impl Converter {
             name: self.share("unreadable"),
             kind: RouteKind::Http,
         };
-        let route = Route { key, created: "".into(), port: None, rules: vec![rule] };
+        let route = Route { key, created: "".into(), port: None, for_namespace: None, rules: vec![rule] };
         ServiceRoutes::new(service, Vec::new(), vec![route])
             .map_err(|error| invalid("routes", error.to_string()))
     }
@@ -71,6 +76,7 @@ impl Converter {
             },
             created: from.created.as_str().into(),
             port: Some(port("route.port", from.port)?).filter(|&port| port != 0),
+            for_namespace: (!from.for_namespace.is_empty()).then(|| self.share(&from.for_namespace)),
             rules: from.rules.iter().map(|rule| self.route_rule(rule)).collect::<Result<_, _>>()?,
         })
     }

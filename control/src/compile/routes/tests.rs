@@ -6,7 +6,10 @@ use mesh::{
 };
 
 use crate::{
-    compile::{Compiled, tests::compiled},
+    compile::{
+        Compiled, Condition, Word,
+        tests::{compiled, compiled_as_is},
+    },
     manifest::Severity,
 };
 
@@ -133,7 +136,7 @@ fn what_a_route_refers_to_in_vain_is_told_and_costs_its_share_only() {
         ("{name: nobody, port: 80}", "backendRefs[0].name: there is no service shop/nobody"),
         ("{name: web-v2, port: 99}", "backendRefs[0].port: service shop/web-v2 has no port 99"),
         ("{name: web-v2}", "backendRefs[0].port: a Service as backend needs a port"),
-        ("{name: web-v2, port: 80, namespace: other}", "backendRefs[0].namespace: nobody permits"),
+        ("{name: web-v2, port: 80, namespace: other}", "backendRefs[0].namespace: no ReferenceGrant permits"),
         ("{kind: Bucket, group: x, name: b}", "backendRefs[0].kind: a backend is a Service"),
     ] {
         let route = route(&format!("{{backendRefs: [{backend}, {{name: web, port: 80}}]}}"));
@@ -179,4 +182,185 @@ fn who_requires_a_waypoint_excepts_what_all_of_them_except() {
     assert_eq!(ports(&by_both, "web-1"), Some(vec![15020]));
     assert_eq!(ports(&by_both, "web-2"), Some(vec![15020]));
     assert_eq!(ports(&by_both, "wp-1"), None, "the waypoint itself is called directly");
+}
+
+/// What is said of the only route at its parents: `TYPE=STATUS/REASON`, in their order.
+fn standing(compiled: &Compiled) -> Vec<Vec<String>> {
+    assert!(compiled.routes_status.len() <= 1, "{:?}", compiled.routes_status);
+    let parents = compiled.routes_status.values().flatten();
+    let words = |condition: &Condition| {
+        assert!(!condition.message.is_empty(), "{condition:?}");
+        format!("{}={}/{}", condition.kind, condition.status, condition.reason)
+    };
+    parents.map(|parent| parent.conditions.iter().map(words).collect()).collect()
+}
+
+const ACCEPTED: &str = "Accepted=true/Accepted";
+const RESOLVED: &str = "ResolvedRefs=true/ResolvedRefs";
+
+#[test]
+fn a_route_is_told_how_it_stands_with_each_parent() {
+    let entry = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: bank, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec: {hosts: [bank.example], addresses: [240.1.0.1], resolution: DNS, ports: [{number: 80, name: http}]}
+";
+    let service = "group: '', kind: Service";
+    for (parent, said) in [
+        (format!("{service}, name: web"), vec![ACCEPTED, RESOLVED]),
+        (format!("{service}, name: web, port: 80"), vec![ACCEPTED, RESOLVED]),
+        (format!("{service}, name: web, sectionName: http"), vec![ACCEPTED, RESOLVED]),
+        ("group: networking.istio.io, kind: ServiceEntry, name: bank".to_owned(), vec![ACCEPTED, RESOLVED]),
+        (format!("{service}, name: web, port: 99"), vec!["Accepted=false/NoMatchingParent", RESOLVED]),
+        (format!("{service}, name: web, sectionName: no"), vec!["Accepted=false/NoMatchingParent", RESOLVED]),
+        (
+            format!("{service}, name: web, port: 80, sectionName: x"),
+            vec!["Accepted=false/NoMatchingParent", RESOLVED],
+        ),
+        (format!("{service}, name: nobody"), vec!["Accepted=false/NoMatchingParent", RESOLVED]),
+        // It has no waypoint.
+        (format!("{service}, name: web-v2"), vec!["Accepted=false/NoMatchingParent", RESOLVED]),
+        // A waypoint is ours, and serves whatever names it.
+        ("name: wp".to_owned(), vec!["Accepted=false/InvalidKind", RESOLVED]),
+        // Somebody else's.
+        ("name: ingress".to_owned(), vec![]),
+        ("group: x, kind: Y, name: z".to_owned(), vec![]),
+    ] {
+        let route = route("{backendRefs: [{name: web, port: 80}]}")
+            .replace("{group: '', kind: Service, name: web}", &format!("{{{parent}}}"));
+        let compiled = compiled(&[SHOP, GATEWAY, entry, &route]);
+        let found = standing(&compiled);
+        assert_eq!(found.concat(), said, "{parent}");
+        assert_eq!(found.is_empty(), said.is_empty());
+    }
+}
+
+#[test]
+fn what_a_route_refers_to_in_vain_is_its_condition() {
+    let mirror = "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: nobody, port: 80}}}], \
+                  backendRefs: [{name: web, port: 80}]";
+    let foreign = "filters: [{type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}]";
+    for (rules, said) in [
+        ("{backendRefs: [{name: nobody, port: 80}]}", vec![ACCEPTED, "ResolvedRefs=false/BackendNotFound"]),
+        ("{backendRefs: [{name: web}]}", vec![ACCEPTED, "ResolvedRefs=false/BackendNotFound"]),
+        ("{backendRefs: [{kind: Bucket, name: b}]}", vec![ACCEPTED, "ResolvedRefs=false/InvalidKind"]),
+        (
+            "{backendRefs: [{name: web, port: 80, namespace: other}]}",
+            vec![ACCEPTED, "ResolvedRefs=false/RefNotPermitted"],
+        ),
+        ("{backendRefs: [{name: db, port: 80}]}", vec![ACCEPTED, "ResolvedRefs=false/UnsupportedProtocol"]),
+        (&format!("{{{mirror}}}"), vec![ACCEPTED, "ResolvedRefs=false/BackendNotFound"]),
+        (
+            &format!("{{{foreign}}}, {{backendRefs: [{{name: web, port: 80}}]}}"),
+            vec![ACCEPTED, "ResolvedRefs=false/InvalidKind", "PartiallyInvalid=true/UnsupportedValue"],
+        ),
+        (
+            &format!("{{{foreign}}}"),
+            vec!["Accepted=false/UnsupportedValue", "ResolvedRefs=false/InvalidKind"],
+        ),
+        ("{filters: [{type: Magic}]}", vec!["Accepted=false/UnsupportedValue"]),
+        (
+            "{filters: [{type: URLRewrite, urlRewrite: {}}, {type: RequestRedirect, requestRedirect: {}}]}",
+            vec!["Accepted=false/IncompatibleFilters"],
+        ),
+    ] {
+        let db = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\n\
+                  spec: {clusterIP: 10.96.0.7, ports: [{name: mysql, port: 80}]}\n";
+        let compiled = compiled_as_is(&[SHOP, GATEWAY, db, &route(rules)], &|_, _| Word::None);
+        assert_eq!(standing(&compiled).concat(), said, "{rules}");
+    }
+}
+
+#[test]
+fn of_routes_of_several_kinds_for_one_port_those_of_calls_are_followed() {
+    let http = route("{backendRefs: [{name: web, port: 80}]}");
+    let calls = |port: &str| {
+        http.replace("HTTPRoute", "GRPCRoute")
+            .replace("metadata: {name: web,", "metadata: {name: calls,")
+            .replace("name: web}], rules", &format!("name: web{port}}}], rules"))
+    };
+    let accepted = |texts: &[&str]| -> Vec<(String, String)> {
+        let compiled = compiled(texts);
+        let statuses = compiled.routes_status.iter();
+        statuses
+            .map(|(key, parents)| (key.name.to_string(), parents[0].conditions[0].reason.to_owned()))
+            .collect()
+    };
+    let pair = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
+    assert_eq!(
+        accepted(&[SHOP, GATEWAY, &http, &calls("")]),
+        [pair("web", "Conflicted"), pair("calls", "Accepted")]
+    );
+    assert_eq!(
+        accepted(&[SHOP, GATEWAY, &http, &calls(", port: 81")]),
+        [pair("web", "Accepted"), pair("calls", "Accepted")],
+        "port 80 is left"
+    );
+}
+
+const TILL: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: till-1, namespace: till, labels: {app: till}}
+spec: {nodeName: a, serviceAccountName: till}
+status: {podIP: 10.1.0.4}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: till, namespace: till}
+spec: {clusterIP: 10.96.0.4, selector: {app: till}, ports: [{name: http, port: 80}]}
+";
+
+/// A route of the namespace `till` for the service `shop/web`.
+fn of_consumer(backend: &str) -> String {
+    route(&format!("{{backendRefs: [{backend}]}}"))
+        .replacen("namespace: shop", "namespace: till", 1)
+        .replace("name: web}], rules", "name: web, namespace: shop}], rules")
+}
+
+#[test]
+fn a_route_of_a_consumer_is_told_to_the_producers_waypoint_for_his_callers_only() {
+    let compiled = compiled(&[SHOP, GATEWAY, TILL, &of_consumer("{name: till, port: 80}")]);
+    assert_eq!(problems(&compiled), Vec::<String>::new());
+    assert_eq!(standing(&compiled).concat(), [ACCEPTED, RESOLVED]);
+    let web =
+        compiled.routes.values().find(|routes| routes.service.hostname.starts_with("web.shop")).unwrap();
+    let [route] = web.routes() else { panic!("{web:?}") };
+    assert_eq!((route.for_namespace.as_deref(), &*route.key.namespace), (Some("till"), "till"));
+    assert_eq!(workload(&compiled, "till-1").routed_from, std::slice::from_ref(&web.service));
+}
+
+#[test]
+fn whoever_is_referred_to_from_another_namespace_has_to_permit_it() {
+    let grant = |from: &str, kind: &str, name: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: g, namespace: shop}}\n\
+             spec: {{from: [{{group: gateway.networking.k8s.io, kind: {kind}, namespace: {from}}}], \
+             to: [{{group: '', kind: Service, name: {name}}}]}}\n"
+        )
+    };
+    let to = of_consumer("{name: web-v2, namespace: shop, port: 80}");
+    let refused = "ResolvedRefs=false/RefNotPermitted";
+    for (grant, said) in [
+        (grant("till", "HTTPRoute", "web-v2"), RESOLVED),
+        (grant("till", "HTTPRoute", "''"), RESOLVED),
+        (grant("till", "HTTPRoute", "web"), refused),
+        (grant("till", "GRPCRoute", "web-v2"), refused),
+        (grant("other", "HTTPRoute", "web-v2"), refused),
+        // One of another namespace says nothing.
+        (grant("till", "HTTPRoute", "web-v2").replace("namespace: shop}\n", "namespace: till}\n"), refused),
+    ] {
+        let compiled = compiled(&[SHOP, GATEWAY, TILL, &to, &grant]);
+        assert_eq!(standing(&compiled).concat(), [ACCEPTED, said], "{grant}");
+        let web = compiled.routes.values().find(|routes| routes.service.hostname.starts_with("web.shop"));
+        let to = &web.unwrap().routes()[0].rules[0].backends[0].to;
+        assert_eq!(matches!(to, To::Service { .. }), said == RESOLVED, "{to:?}");
+    }
+    // To go on to what was called nobody has to permit.
+    let on = compiled(&[SHOP, GATEWAY, TILL, &of_consumer("{name: web, namespace: shop, port: 80}")]);
+    assert_eq!(standing(&on).concat(), [ACCEPTED, RESOLVED]);
+    // What is not there is not told to who may not refer to it.
+    let nobody = compiled(&[SHOP, GATEWAY, TILL, &of_consumer("{name: nobody, namespace: shop, port: 80}")]);
+    assert_eq!(standing(&nobody).concat(), [ACCEPTED, refused]);
 }

@@ -7,6 +7,9 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::{Reference, Wrong, bounded};
 
+/// Why filters that are right by themselves are refused together.
+pub(super) const NOT_BOTH: &str = "a request is redirected or rewritten, not both";
+
 /// A header's name and value.
 type Pair = (Arc<str>, Arc<str>);
 
@@ -122,6 +125,13 @@ struct CorsManifest {
     max_age: Option<u32>,
 }
 
+impl Manifest {
+    /// What it says it is.
+    pub(super) fn kind(&self) -> &str {
+        &self.kind
+    }
+}
+
 /// Headers of which HTTP itself makes use (RFC 9110, 7.6.1; RFC 9112, 6). Others than those that a message has would make
 /// the two ends of a connection disagree on where it ends.
 const OF_CONNECTIONS: [&str; 9] = [
@@ -147,7 +157,7 @@ pub(super) fn all_of(from: Option<Vec<Manifest>>, field: &str) -> Result<Vec<Fil
     if has(|filter| matches!(filter, Filter::Redirect(_)))
         && has(|filter| matches!(filter, Filter::Rewrite(_)))
     {
-        return Err((field, "a request is redirected or rewritten, not both".to_owned()));
+        return Err((field, NOT_BOTH.to_owned()));
     }
     Ok(filters)
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::manifest::{Object, parse};
 
 /// What is made of a route whose spec is this, in YAML.
-fn read(spec: &str) -> Result<HttpRoute, String> {
+fn read(spec: &str) -> Result<Route, String> {
     let head =
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\n";
     let mut parsed = parse(Path::new("r.yaml"), &format!("{head}spec: {spec}\n"));
@@ -105,4 +105,81 @@ fn durations_are_those_of_the_gateway_api() {
 fn a_route_without_rules_has_one_that_leads_nowhere() {
     let route = read("{parentRefs: [{kind: Service, name: web}]}").unwrap();
     assert!(route.rules.len() == 1 && route.rules[0].backends.is_empty());
+}
+
+/// What is made of a GRPCRoute with this rule, in YAML.
+fn read_calls(rule: &str) -> Result<Rule, String> {
+    let head =
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: r, namespace: shop}\n";
+    let mut parsed = parse(Path::new("r.yaml"), &format!("{head}spec: {{rules: [{rule}]}}\n"));
+    if let Some(problem) = parsed.problems.first() {
+        return Err(format!("{}: {}", problem.field, problem.reason));
+    }
+    match parsed.objects.remove(0).1 {
+        Object::GRPCRoute(mut route) => Ok(route.rules.remove(0)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_route_of_calls_is_read() {
+    let rule = read_calls(
+        "{name: buy, matches: [{method: {service: shop.v1.Cart, method: Buy}, headers: [{name: X-Beta, value: '1'}]}, \
+         {method: {type: RegularExpression, service: 'shop\\..*', method: ''}}], \
+         filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [x]}}], \
+         backendRefs: [{name: cart, port: 80, weight: 3}]}",
+    )
+    .unwrap();
+    let exact = |text: &str| Some(TextMatch::Exact(text.into()));
+    let path = PathMatch::Rpc { service: exact("shop.v1.Cart"), method: exact("Buy") };
+    assert_eq!((&rule.matches[0].path, &*rule.matches[0].headers[0].name), (&path, "x-beta"));
+    let any = PathMatch::Rpc { service: Some(TextMatch::Regex("shop\\..*".into())), method: None };
+    assert_eq!(rule.matches[1].path, any);
+    assert_eq!((rule.filters.len(), rule.backends[0].weight), (1, 3));
+    // Without a match it is for every call, and for nothing that is no call.
+    assert_eq!(read_calls("{}").unwrap().matches[0].path, PathMatch::Rpc { service: None, method: None });
+}
+
+#[test]
+fn what_is_wrong_with_a_route_of_calls_is_told_with_its_field() {
+    for (rule, says) in [
+        ("{matches: [{method: {service: a/b}}]}", "spec.rules[0].matches[0].method.service: "),
+        ("{matches: [{method: {method: 1a}}]}", "spec.rules[0].matches[0].method.method: "),
+        ("{matches: [{method: {type: Exact}}]}", "spec.rules[0].matches[0].method: "),
+        ("{matches: [{method: {type: Glob, service: a}}]}", "spec.rules[0].matches[0].method.type: "),
+        ("{matches: [{path: {value: /}}]}", "spec.rules[0].matches[0]"),
+        ("{filters: [{type: URLRewrite, urlRewrite: {}}]}", "spec.rules[0].filters[0].type: "),
+        (
+            "{backendRefs: [{name: a, port: 1, filters: [{type: CORS, cors: {}}]}]}",
+            "spec.rules[0].backendRefs[0].filters[0].type: ",
+        ),
+        ("{timeouts: {request: 1s}}", "spec.rules[0]"),
+        ("{name: a}, {name: a}", "spec.rules[1].name: "),
+    ] {
+        let said = read_calls(rule).unwrap_err();
+        assert!(said.starts_with(says), "{rule}: {said}");
+    }
+}
+
+#[test]
+fn a_grant_is_for_whom_and_what_it_names() {
+    let read = |spec: &str| {
+        let head = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: b}\n";
+        let mut parsed = parse(Path::new("g.yaml"), &format!("{head}spec: {spec}\n"));
+        match parsed.objects.pop() {
+            Some((_, Object::ReferenceGrant(grant))) => Ok(*grant),
+            other => Err(format!("{other:?} {:?}", parsed.problems)),
+        }
+    };
+    let from = "from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}]";
+    let all = read(&format!("{{{from}, to: [{{group: '', kind: Service}}]}}")).unwrap();
+    assert!(all.permits("HTTPRoute", "a", "web"));
+    assert!(!all.permits("GRPCRoute", "a", "web") && !all.permits("HTTPRoute", "c", "web"));
+    let one = read(&format!("{{{from}, to: [{{group: '', kind: Service, name: web}}]}}")).unwrap();
+    assert!(one.permits("HTTPRoute", "a", "web") && !one.permits("HTTPRoute", "a", "other"));
+    let secrets = read(&format!("{{{from}, to: [{{group: '', kind: Secret}}]}}")).unwrap();
+    assert!(!secrets.permits("HTTPRoute", "a", "web"));
+    // What might narrow it is not passed over.
+    assert!(read(&format!("{{{from}, to: [{{group: '', kind: Service, only: web}}]}}")).is_err());
+    assert!(read(&format!("{{{from}}}")).is_err());
 }

@@ -1,0 +1,189 @@
+//! The phase that asks whether a request may be: `mesh` decides, by what is said of the request here.
+//!
+//! Policies judge who calls (whom the tunnel has proved), before anything of the request is changed or routed.
+
+use std::{
+    borrow::Cow,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ::http::{StatusCode, Uri, header, request::Parts};
+use mesh::{
+    GatewayAddress, PolicyKey, Snapshot,
+    request::{
+        Ambiguity, Content, Head, NoToken, NormalPath, RequestAttempt, RequestDecision, RequestPolicies,
+        RequestRefusal, RequestVerdict, normal_path,
+    },
+};
+use runtime::record::{self, Flag};
+
+use crate::{
+    arrival::{Call, Called, Failure},
+    request::{Context, Settled},
+    shared::Settings,
+    worker::Worker,
+};
+
+/// Whether a request may be. Whatever comes after reads its path as it was judged.
+///
+/// # Errors
+/// With the answer, if it may not.
+pub(crate) fn request(context: &Context, head: &mut Parts) -> Result<(), Settled> {
+    let ambiguous = normalise(head);
+    let (worker, call) = (&context.worker, &context.call);
+    let Some(policies) = policies(&context.snapshot, call, &worker.shared.settings) else { return Ok(()) };
+    let host = head.headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
+    let path = NormalPath { path: Cow::Borrowed(head.uri.path()), ambiguous };
+    let content = Content {
+        head: &Read(head),
+        host: host.as_deref().unwrap_or_default(),
+        path: &path,
+        token: None::<&NoToken>,
+    };
+    let decision = policies.authorize(&attempt(call, Some(content)));
+    let mut record = context.record.borrow_mut();
+    record.audited(&decision.audited);
+    record.dry_run(&decision.dry_run);
+    match decided(worker, decision) {
+        Ok(policy) => {
+            policy.iter().for_each(|policy| record.policy(policy));
+            Ok(())
+        }
+        Err(refusal) => {
+            record.policy(refusal.policy());
+            let status = match refusal {
+                RequestRefusal::Ambiguous(..) => StatusCode::BAD_REQUEST,
+                RequestRefusal::Denied(_) | RequestRefusal::NotAllowed(_) => StatusCode::FORBIDDEN,
+            };
+            Err(Settled::new(status, Flag::Denied, refusal.to_string()))
+        }
+    }
+}
+
+/// Whether a connection may be that is carried as it is: of its requests nothing can be read.
+///
+/// # Errors
+/// If it may not.
+pub(crate) fn connection(
+    worker: &Worker,
+    call: &Call,
+    record: &mut record::Connection,
+) -> Result<(), Failure> {
+    let snapshot = worker.shared.mesh.current();
+    let Some(policies) = policies(&snapshot, call, &worker.shared.settings) else { return Ok(()) };
+    let decision = policies.authorize(&attempt(call, None::<Content<'_, Read<'_>, NoToken>>));
+    record.dry_run(&decision.dry_run);
+    match decided(worker, decision) {
+        Ok(policy) => {
+            policy.iter().for_each(|policy| record.policy(policy));
+            Ok(())
+        }
+        Err(refusal) => {
+            record.policy(refusal.policy());
+            Err(refusal.into())
+        }
+    }
+}
+
+fn decided(worker: &Worker, decision: RequestDecision) -> Result<Option<PolicyKey>, RequestRefusal> {
+    let metrics = &worker.shared.metrics;
+    metrics.audited.inc_by(decision.audited.len() as u64);
+    match decision.verdict {
+        RequestVerdict::Allow(policy) => Ok(policy),
+        RequestVerdict::Refuse(refusal) => {
+            metrics.denied.inc();
+            Err(refusal)
+        }
+    }
+}
+
+fn attempt<'a, R, T>(call: &'a Call, content: Option<Content<'a, R, T>>) -> RequestAttempt<'a, R, T> {
+    let called = match &call.called {
+        Called::Service(service) => service.addresses.first().map(|at| at.address),
+        Called::Workload(workload) => workload.addresses.first().copied(),
+    };
+    RequestAttempt {
+        source: Some(&call.claims.caller),
+        source_ip: call.source.ip(),
+        // A headless service has none.
+        destination_ip: called.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        port: call.port,
+        content,
+    }
+}
+
+/// Puts the path in its normal form: what is judged, routed and sent is the same. What may mean several things stays
+/// as it is.
+fn normalise(head: &mut Parts) -> Option<Ambiguity> {
+    let NormalPath { path, ambiguous } = normal_path(head.uri.path());
+    if ambiguous.is_some() || *path == *head.uri.path() {
+        return ambiguous;
+    }
+    let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let target = format!("{path}{query}");
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    parts.path_and_query = target.try_into().ok();
+    // Of a valid path and query one is made again.
+    head.uri = Uri::from_parts(parts).unwrap_or_default();
+    ambiguous
+}
+
+/// A head as policies read it.
+struct Read<'a>(&'a Parts);
+
+impl Head for Read<'_> {
+    fn method(&self) -> &str {
+        self.0.method.as_str()
+    }
+
+    fn has(&self, name: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        // What is no text is there all the same.
+        self.0.headers.get_all(name).iter().any(|value| test(&String::from_utf8_lossy(value.as_bytes())))
+    }
+}
+
+/// The policies for what was called.
+fn policies<'s>(snapshot: &'s Snapshot, call: &Call, settings: &Settings) -> Option<&'s RequestPolicies> {
+    let service = match &call.called {
+        Called::Service(service) => &service.key,
+        // Those of the waypoint as a whole are kept with its own service.
+        Called::Workload(workload) => match workload.waypoint.as_ref()? {
+            GatewayAddress::Host { service, .. } => service,
+            GatewayAddress::Address { address, .. } => {
+                &snapshot.service_at(&settings.network, address.address)?.key
+            }
+        },
+    };
+    let policies = &snapshot.routes(service)?.policies;
+    (!policies.all().is_empty()).then_some(policies)
+}
+
+#[cfg(test)]
+mod tests {
+    use ::http::Request;
+
+    use super::*;
+
+    #[test]
+    fn what_is_judged_is_what_is_sent() {
+        let normal = |target: &str| {
+            let mut head = Request::builder().uri(target).body(()).unwrap().into_parts().0;
+            let ambiguous = normalise(&mut head);
+            (head.uri.to_string(), ambiguous)
+        };
+        assert_eq!(normal("/a/../b?c=/../d"), ("/b?c=/../d".to_owned(), None));
+        assert_eq!(normal("/%61"), ("/a".to_owned(), None));
+        assert_eq!(normal("/..?x"), ("/?x".to_owned(), None));
+        assert_eq!(normal("*"), ("*".to_owned(), None));
+        assert_eq!(normal("/a//%61"), ("/a//%61".to_owned(), Some(Ambiguity::EmptySegment)), "as it was");
+    }
+
+    #[test]
+    fn each_value_of_a_header_is_read_and_so_is_what_is_no_text() {
+        let request = Request::builder().header("x", "a").header("x", "b").header("y", &b"\xff"[..]);
+        let head = request.body(()).unwrap().into_parts().0;
+        let read = Read(&head);
+        assert!(read.has("x", &mut |value| value == "a") && read.has("x", &mut |value| value == "b"));
+        assert!(read.has("y", &mut |_| true) && !read.has("z", &mut |_| true));
+    }
+}
