@@ -13,6 +13,11 @@ struct Reason {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
 /// The metrics under `culvert_waypoint_`.
 pub(crate) struct Metrics {
     pub(crate) tunnels: Gauge,
@@ -22,6 +27,7 @@ pub(crate) struct Metrics {
     pub(crate) denied: Counter,
     pub(crate) audited: Counter,
     refused: Family<Reason, Counter>,
+    mirrors: Family<Outcome, Counter>,
 }
 
 impl Metrics {
@@ -34,6 +40,7 @@ impl Metrics {
             denied: Counter::default(),
             audited: Counter::default(),
             refused: Family::default(),
+            mirrors: Family::default(),
         };
         registry.under("culvert_waypoint", |registry| {
             registry.register("tunnels", "HBONE tunnels of callers now", metrics.tunnels.clone());
@@ -47,8 +54,15 @@ impl Metrics {
             registry.register("audited", "Matches of AUDIT policies", metrics.audited.clone());
             let help = "Connections that were not taken, by reason";
             registry.register("refused", help, metrics.refused.clone());
+            let help = "Copies of requests, by what became of them; of body: it was too large or broke off";
+            registry.register("mirrors", help, metrics.mirrors.clone());
         });
         metrics
+    }
+
+    /// Counts a copy of a request.
+    pub(crate) fn mirrored(&self, outcome: &'static str) {
+        self.mirrors.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts a connection that was not taken.
