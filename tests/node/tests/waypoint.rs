@@ -125,6 +125,75 @@ fn a_policy_at_the_destination_judges_the_caller_and_not_the_waypoint() -> Resul
     Ok(())
 }
 
+/// Whoever may read, may not post nor come near what is under `/admin`, however he spells it.
+const READERS: &str = "
+targetRefs: [{kind: Service, name: web}]
+action: ALLOW
+rules:
+- from: [{source: {principals: [cluster.local/ns/mesh/sa/client]}}]
+  to: [{operation: {methods: [GET], paths: [/, '/items/{*}'], ports: ['80']}}]
+- from: [{source: {principals: [cluster.local/ns/mesh/sa/intern]}}]
+  to: [{operation: {methods: [GET]}}]
+  when: [{key: 'request.headers[x-beta]', values: ['1']}]
+- to: [{operation: {ports: ['83']}}]
+";
+const NO_ADMIN: &str = "
+targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: wp}]
+action: DENY
+rules:
+- to: [{operation: {paths: [/admin, '/admin/{**}'], ports: ['80', '82']}}]
+";
+
+#[test]
+fn requests_are_judged_by_what_they_say_and_by_who_calls() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let manifests = stage.scene.world.manifests();
+    manifests.authorization_policy("mesh", "readers", READERS)?;
+    manifests.authorization_policy("mesh", "no-admin", NO_ADMIN)?;
+    let ask = |pod: &str, more: &[&str], path: &str| -> Result<u16> {
+        let target = format!("{WEB}{path}");
+        let line = [&["--path-as-is", target.as_str()], more].concat();
+        Ok(stage.curl(pod, &line)?.status)
+    };
+    let refused = || Ok(Some(ask("client", &[], "/other")?).filter(|status| *status == 403));
+    bed::eventually(PATIENCE, "what is not allowed to be refused", refused)?;
+    for (path, status) in [
+        ("/", 200),
+        ("/items/7?x=/admin", 200),
+        ("/items/%37", 200),
+        ("/x/../items/7", 200),
+        ("/items/7/parts", 403),
+        ("/admin", 403),
+        ("/%61dmin/users", 403),
+        ("/items/../admin/", 403),
+        ("//admin", 400),
+        ("/items/a%2fb", 400),
+        ("/x/..;/admin", 400),
+    ] {
+        same(path, ask("client", &[], path)?, status)?;
+    }
+    same(
+        "what was judged was sent",
+        stage.curl("client", &["--path-as-is", &format!("{WEB}/x/../%69tems/7")])?.seen[0]["path"].as_str(),
+        Some("/items/7"),
+    )?;
+    same("another method", ask("client", &["-X", "POST"], "/")?, 403)?;
+    same("another caller", ask("intern", &[], "/")?, 403)?;
+    same("with a header", ask("intern", &["-H", "x-beta: 1"], "/anything")?, 200)?;
+    // What is no HTTP: an ALLOW that asks for more than the caller does not help, and a DENY asks for less.
+    let client = stage.scene.pod("client");
+    let to = |port: u16| format!("10.96.0.1:{port}").parse();
+    well(app(client, "peer", to(83)?)?)?;
+    for port in [81, 82] {
+        let kind = if port == 81 { "echo" } else { "banner" };
+        fails(app(client, kind, to(port)?)?, &["reset", "eof", "broken_pipe", "refused"])?;
+    }
+    let denied = |line: &Value| line["policy"] == "mesh/no-admin" && line["status"] == 403;
+    let line = bed::report::wait_access(&mut stage.waypoint, 0, PATIENCE, "the denial", denied)?;
+    same("its reason", line["error"].as_str(), Some("denied by policy mesh/no-admin"))?;
+    same("its flag", line["flags"].as_str(), Some("UAEX"))
+}
+
 #[test]
 fn without_its_waypoint_a_service_is_not_reached() -> Result<()> {
     let mut stage = Stage::new()?;
