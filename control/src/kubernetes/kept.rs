@@ -13,7 +13,7 @@ use crate::manifest::{Kind, ObjectKey};
 
 /// Whether objects of this kind are kept so.
 pub fn is_kept(kind: Kind) -> bool {
-    matches!(kind, Kind::Gateway | Kind::HTTPRoute)
+    kind == Kind::Gateway || kind.is_route()
 }
 
 /// An object and where it is.
@@ -63,14 +63,10 @@ impl Kept {
         self.changed();
     }
 
-    pub fn get(&self, key: &ObjectKey) -> Option<Arc<Whole>> {
-        self.lock().get(key).cloned()
-    }
-
-    /// All of a kind.
-    pub fn all(&self, kind: Kind) -> Vec<(ObjectKey, Arc<Whole>)> {
+    /// All of these kinds.
+    pub fn all(&self, is: impl Fn(Kind) -> bool) -> BTreeMap<ObjectKey, Arc<Whole>> {
         let objects = self.lock();
-        let all = objects.iter().filter(|(key, _)| key.kind == kind);
+        let all = objects.iter().filter(|(key, _)| is(key.kind));
         all.map(|(key, whole)| (key.clone(), whole.clone())).collect()
     }
 

@@ -7,6 +7,7 @@
 //!      │  └──── mark: what agents said of their pods, written on the pods
 //!      └─────── authority, lease: the mesh's root, and which replica keeps what belongs to the whole mesh;
 //!               verdicts: what is made of people's manifests, written in their status;
+//!               routes: how they stand with their parents, likewise;
 //!               waypoints: Gateways are deployed, and told what became of them
 //! ```
 //!
@@ -25,6 +26,7 @@ mod mark;
 mod refused;
 mod review;
 mod rotation;
+mod routes;
 mod verdicts;
 mod waypoints;
 
@@ -243,6 +245,7 @@ impl Cluster {
             self.tasks.spawn(keeper.run());
         }
         let (api, held) = (self.api.clone(), self.held.clone());
+        self.tasks.spawn(routes::keep(api.clone(), held.clone(), outline.subscribe(), election.leading()));
         self.tasks.spawn(verdicts::keep(api, held, outline.subscribe(), election.leading()));
         self.tasks.spawn(election.run());
         let (held, metrics) = (self.held.clone(), self.metrics.clone());

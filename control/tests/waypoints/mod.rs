@@ -199,3 +199,39 @@ async fn what_is_somebody_elses_is_left_alone() {
     assert_eq!(cluster.get(DEPLOYMENTS, "shop", "wp"), None, "istiod deploys it");
     assert!(cluster.get(GATEWAYS, "shop", "wp").unwrap()["status"].is_null());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_is_told_how_it_stands_with_its_parents() {
+    const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/httproutes";
+    let cluster = with_gateway("culvert-waypoint");
+    cluster.serve(VERSION, "httproutes");
+    let mut service = cluster.get(SERVICES, "shop", "web").unwrap();
+    service["metadata"]["labels"] = json!({"istio.io/use-waypoint": "wp"});
+    cluster.put(SERVICES, service);
+    let theirs = json!({
+        "parentRef": {"name": "edge"}, "controllerName": "other.example/controller", "conditions": [],
+    });
+    let route = |generation: i64, backend: &str| {
+        json!({
+            "metadata": {"name": "web", "namespace": "shop", "generation": generation},
+            "spec": {
+                "parentRefs": [{"group": "", "kind": "Service", "name": "web"}],
+                "rules": [{"backendRefs": [{"name": backend, "port": 80}]}],
+            },
+            "status": {"parents": [theirs]},
+        })
+    };
+    cluster.put(ROUTES, route(1, "web"));
+    let _control = Running::start(&cluster).await;
+    let parents = || cluster.get(ROUTES, "shop", "web").unwrap()["status"]["parents"].clone();
+    let told = |kind: &str| condition(&json!({"status": parents()[1]}), kind);
+    eventually("accepted", || told("Accepted") == said("True", "Accepted")).await;
+    assert_eq!(told("ResolvedRefs"), said("True", "ResolvedRefs"));
+    assert_eq!(
+        (&parents()[0], &parents()[1]["controllerName"]),
+        (&theirs, &json!("culvert.dev/gateway-controller"))
+    );
+    assert_eq!(parents()[1]["parentRef"], json!({"group": "", "kind": "Service", "name": "web"}));
+    cluster.put(ROUTES, route(2, "nowhere"));
+    eventually("told of what is missing", || told("ResolvedRefs") == said("False", "BackendNotFound")).await;
+}

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::FIELD_MANAGER;
-use crate::kubernetes::conditions::{Condition, among};
+use crate::kubernetes::conditions::{among, condition};
 use apiserver::{Api, ApiError};
 
 /// By this name classes, and what is written in statuses, are ours.
@@ -101,7 +101,7 @@ async fn one(api: &Api, name: &str) -> Result<bool, ApiError> {
 fn due(class: &Value) -> Option<Value> {
     let generation = class["metadata"]["generation"].as_i64().unwrap_or_default();
     let there = &class["status"]["conditions"];
-    let accepted = Condition::new("Accepted", true, "Accepted", "its Gateways are waypoints");
+    let accepted = condition("Accepted", true, "Accepted", "its Gateways are waypoints");
     let wanted = among(there, &[accepted], generation, Timestamp::now());
     (*there != wanted).then_some(wanted)
 }

@@ -28,7 +28,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use self::objects::{Mesh, Pods};
+pub use self::{
+    class::CONTROLLER,
+    objects::{Mesh, Pods},
+};
 use self::{
     class::Classes,
     edited::{Edited, version},
@@ -120,10 +123,9 @@ impl Keeper {
 
     async fn turn(&self, term: &mut Term) {
         term.classes.look(&self.api).await;
-        let all = self.held.kept.all(Kind::Gateway);
+        let all = self.held.kept.all(|kind| kind == Kind::Gateway);
         let ours: Vec<Arc<Whole>> = all
-            .into_iter()
-            .map(|(_, whole)| whole)
+            .into_values()
             .filter(|whole| term.classes.has(class(&whole.object)))
             .filter(|whole| whole.object["metadata"]["deletionTimestamp"].is_null())
             .collect();

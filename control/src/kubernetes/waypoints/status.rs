@@ -6,7 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::objects::Unfit;
-use crate::kubernetes::conditions::{Condition, among};
+use crate::kubernetes::conditions::{Condition, among, condition};
 
 /// What stands behind a Gateway now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,18 +82,18 @@ pub fn differs(gateway: &Value, wanted: &Value) -> bool {
 fn accepted(facts: &Facts, unsuited: usize, listeners: usize) -> Condition {
     match &facts.applied {
         Err(Hindrance::Unfit(Unfit { reason, message })) => {
-            Condition::new("Accepted", false, reason, message.clone())
+            condition("Accepted", false, reason, message.clone())
         }
         _ if unsuited > 0 => {
             let message = format!("{unsuited} of {listeners} listeners are nothing for a waypoint");
-            Condition::new("Accepted", unsuited < listeners, "ListenersNotValid", message)
+            condition("Accepted", unsuited < listeners, "ListenersNotValid", message)
         }
-        _ => Condition::new("Accepted", true, "Accepted", "it is a waypoint of this mesh"),
+        _ => condition("Accepted", true, "Accepted", "it is a waypoint of this mesh"),
     }
 }
 
 fn programmed(facts: &Facts) -> Condition {
-    let not = |reason, message: String| Condition::new("Programmed", false, reason, message);
+    let not = |reason, message: String| condition("Programmed", false, reason, message);
     let Facts { applied, addresses, pods, ready } = facts;
     match applied {
         Err(Hindrance::Unfit(Unfit { message, .. }) | Hindrance::Taken(message)) => {
@@ -101,7 +101,7 @@ fn programmed(facts: &Facts) -> Condition {
         }
         _ if *ready > 0 && !addresses.is_empty() => {
             // How many they are changes with every roll, and is not worth a write.
-            Condition::new("Programmed", true, "Programmed", "pods are ready")
+            condition("Programmed", true, "Programmed", "pods are ready")
         }
         Err(Hindrance::Waits(message)) => not("Pending", message.clone()),
         Ok(()) if addresses.is_empty() => {
@@ -122,10 +122,10 @@ fn of_listener(listener: &Value, programmed: bool) -> [Condition; 4] {
         (false, _) => "Invalid",
     };
     [
-        Condition::new("Accepted", suits, reason, message.clone()),
-        Condition::new("Programmed", works, state, message),
-        Condition::new("Conflicted", false, "NoConflicts", ""),
-        Condition::new("ResolvedRefs", true, "ResolvedRefs", ""),
+        condition("Accepted", suits, reason, message.clone()),
+        condition("Programmed", works, state, message),
+        condition("Conflicted", false, "NoConflicts", ""),
+        condition("ResolvedRefs", true, "ResolvedRefs", ""),
     ]
 }
 
