@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::FIELD_MANAGER;
+use super::{
+    FIELD_MANAGER,
+    objects::{MANAGED_BY, MANAGER},
+};
 use crate::kubernetes::conditions::{among, condition};
 use apiserver::{Api, ApiError};
 
@@ -69,7 +72,7 @@ async fn one(api: &Api, name: &str) -> Result<bool, ApiError> {
         None if name == OWN => {
             let class = json!({
                 "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
-                "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "culvert"}},
+                "metadata": {"name": name, "labels": {MANAGED_BY: MANAGER}},
                 "spec": {"controllerName": CONTROLLER, "description": "Waypoints of Culvert, which control deploys"},
             });
             match api.apply(&format!("{path}?fieldManager={FIELD_MANAGER}"), &class).await {

@@ -121,7 +121,7 @@ pub fn roots(namespace: &str, gateways: &[&Value], bundle: &str) -> Wanted {
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {
             "name": BUNDLE, "namespace": namespace, "ownerReferences": owners,
-            "labels": {"app.kubernetes.io/part-of": "culvert", MANAGED_BY: MANAGER},
+            "labels": {MANAGED_BY: MANAGER},
         },
         "data": {BUNDLE_KEY: bundle},
     });
@@ -180,7 +180,7 @@ fn labels(gateway: &Value) -> Value {
     for (key, value) in [
         (GATEWAY_NAME, name),
         ("gateway.networking.k8s.io/gateway-class-name", class(gateway)),
-        ("app.kubernetes.io/part-of", "culvert"),
+        ("app.kubernetes.io/component", "waypoint"),
         (MANAGED_BY, MANAGER),
     ] {
         labels.insert(key.to_owned(), value.into());
