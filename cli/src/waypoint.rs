@@ -11,7 +11,7 @@ use crate::{
     object::{self, items, text},
     table::{self, Paint},
 };
-use apiserver::Api;
+use apiserver::{Api, ApiError};
 
 const API: &str = "/apis/gateway.networking.k8s.io/v1";
 /// Whose Gateways are waypoints.
@@ -152,8 +152,8 @@ async fn apply(api: &Api, args: &Apply) -> anyhow::Result<String> {
     let (namespace, name) = (object::namespace(&gateway), object::name(&gateway));
     let path = path(namespace, name);
     if let Some(there) = api.find(&path).await? {
-        let class = text(&there["spec"]["gatewayClassName"]);
-        if !CLASSES.contains(&class) {
+        if !is_waypoint(&there) {
+            let class = text(&there["spec"]["gatewayClassName"]);
             bail!(
                 "Gateway {namespace}/{name} is there, of class {class}: it is no waypoint, and is left alone"
             );
@@ -191,8 +191,24 @@ async fn programmed(api: &Api, path: &str, limit: Duration) -> anyhow::Result<()
     }
 }
 
+/// The Gateways of all namespaces; `None` where the cluster does not have the Gateway API.
+///
+/// # Errors
+/// If the API server cannot be asked.
+pub(crate) async fn gateways(api: &Api) -> Result<Option<Vec<Value>>, ApiError> {
+    match api.find(API).await? {
+        Some(_) => api.list(&format!("{API}/gateways"), "").await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Whether a Gateway is a waypoint.
+pub(crate) fn is_waypoint(gateway: &Value) -> bool {
+    CLASSES.contains(&text(&gateway["spec"]["gatewayClassName"]))
+}
+
 /// Status and words of a condition.
-fn condition(object: &Value, kind: &str) -> (String, String) {
+pub(crate) fn condition(object: &Value, kind: &str) -> (String, String) {
     let said = items(&object["status"]["conditions"]).iter().find(|one| one["type"] == kind);
     let Some(said) = said else {
         return ("Unknown".to_owned(), "control has not said anything yet".to_owned());
@@ -209,7 +225,7 @@ async fn list(api: &Api, within: Option<&str>, paint: &Paint) -> anyhow::Result<
     };
     let mut rows = Vec::new();
     for gateway in api.list(&collection, "").await? {
-        if !CLASSES.contains(&text(&gateway["spec"]["gatewayClassName"])) {
+        if !is_waypoint(&gateway) {
             continue;
         }
         let (namespace, name) = (object::namespace(&gateway), object::name(&gateway));
@@ -254,7 +270,7 @@ async fn delete(api: &Api, args: &Delete) -> anyhow::Result<String> {
     let (namespace, name) = named(&args.whom, None)?;
     let path = path(namespace, name);
     let Some(there) = api.find(&path).await? else { bail!("there is no Gateway {namespace}/{name}") };
-    if !CLASSES.contains(&text(&there["spec"]["gatewayClassName"])) {
+    if !is_waypoint(&there) {
         bail!("Gateway {namespace}/{name} is no waypoint, and is left alone");
     }
     let users = users(api, namespace, name).await?;
