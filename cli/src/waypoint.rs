@@ -151,13 +151,11 @@ async fn apply(api: &Api, args: &Apply) -> anyhow::Result<String> {
     let gateway = gateway(args)?;
     let (namespace, name) = (object::namespace(&gateway), object::name(&gateway));
     let path = path(namespace, name);
-    if let Some(there) = api.find(&path).await? {
-        if !is_waypoint(&there) {
-            let class = text(&there["spec"]["gatewayClassName"]);
-            bail!(
-                "Gateway {namespace}/{name} is there, of class {class}: it is no waypoint, and is left alone"
-            );
-        }
+    if let Some(there) = api.find(&path).await?
+        && !is_waypoint(&there)
+    {
+        let class = text(&there["spec"]["gatewayClassName"]);
+        bail!("Gateway {namespace}/{name} is there, of class {class}: it is no waypoint, and is left alone");
     }
     let query = format!("?fieldManager={MANAGER}&fieldValidation=Strict&force=true");
     api.apply(&format!("{path}{query}"), &gateway).await?;

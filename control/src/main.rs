@@ -357,7 +357,7 @@ impl ClusterArgs {
             namespace: self.namespace.clone(),
             audiences: self.audience.clone(),
             node_accounts: self.node_service_account.clone(),
-            waypoints: self.waypoints.pods(),
+            waypoints: self.waypoints.pods().map(Arc::new),
         }
     }
 }

@@ -142,7 +142,7 @@ fn settings(cluster: &Cluster) -> Settings {
             namespace: Some("culvert-system".to_owned()),
             audiences: Vec::new(),
             node_accounts: Vec::new(),
-            waypoints: Some(waypoints::pods()),
+            waypoints: Some(Arc::new(waypoints::pods())),
         }),
         listen: "127.0.0.1:0".parse().unwrap(),
         names: Vec::new(),

@@ -81,7 +81,7 @@ pub struct Settings {
     /// Service accounts that speak for the nodes of their pods; none means [`NODE_ACCOUNTS`].
     pub node_accounts: Vec<Account>,
     /// How waypoints are deployed; without it none is.
-    pub waypoints: Option<WaypointPods>,
+    pub waypoints: Option<Arc<WaypointPods>>,
 }
 
 /// How the API server is reached.
@@ -122,7 +122,7 @@ pub struct Cluster {
     metrics: Arc<Metrics>,
     audiences: Vec<String>,
     accounts: BTreeSet<Account>,
-    waypoints: Option<WaypointPods>,
+    waypoints: Option<Arc<WaypointPods>>,
     tasks: JoinSet<()>,
 }
 

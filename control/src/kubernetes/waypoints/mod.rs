@@ -60,7 +60,7 @@ pub struct Keeper {
     pub api: Api,
     pub held: Arc<Held>,
     /// Without them nothing is deployed, and Gateways are told of what others have deployed.
-    pub pods: Option<Pods>,
+    pub pods: Option<Arc<Pods>>,
     pub mesh: Mesh,
     pub signs: watch::Receiver<Arc<Authority>>,
     pub leading: watch::Receiver<bool>,
