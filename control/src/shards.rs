@@ -1,10 +1,11 @@
 //! The mesh, compiled namespace by namespace: what has not changed is not looked at again.
 //!
-//! Whatever one namespace's objects say concerns its own workloads, with three exceptions. Policies of the root
+//! Whatever one namespace's objects say concerns its own workloads, with four exceptions. Policies of the root
 //! namespace concern everybody: they are part of each compilation, and a change of one compiles everything. The
 //! nodes of its pods, likewise, for those that have pods there. And an endpoint that is named by its address alone
-//! may be a workload of another namespace ([`Couplings`]): such namespaces are compiled together, as one shard. So
-//! the shards' sum is what one compilation of everything gives, which a test holds them to.
+//! may be a workload of another namespace ([`Couplings`]), as what a route refers to may be of another: such namespaces
+//! are compiled together, as one shard. So the shards' sum is what one compilation of everything gives, which a test
+//! holds them to.
 
 mod couplings;
 #[cfg(test)]

@@ -77,6 +77,7 @@ fn route(name: &str, matches: Vec<Match>) -> Route {
         key: RouteKey { namespace: "shop".into(), name: name.into(), kind: RouteKind::Http },
         created: "".into(),
         port: None,
+        for_namespace: None,
         rules: matches.into_iter().map(rule).collect(),
     }
 }
@@ -88,7 +89,11 @@ fn routes(routes: Vec<Route>) -> ServiceRoutes {
 
 /// `route#rule`, or what else was found.
 fn told(routes: &ServiceRoutes, port: u16, ask: &Ask) -> String {
-    match routes.find(port, ask) {
+    told_to(None, routes, port, ask)
+}
+
+fn told_to(caller: Option<&str>, routes: &ServiceRoutes, port: u16, ask: &Ask) -> String {
+    match routes.find(port, caller, ask) {
         Found::NoRoute => "no route".into(),
         Found::NoMatch => "no match".into(),
         Found::Rule(found) => format!("{}#{}", found.route.key.name, found.index),
@@ -200,7 +205,7 @@ fn a_call_of_grpc_goes_to_the_rule_that_names_most_of_it() {
         let mut some: Vec<Match> = order[first..].to_vec();
         some.reverse();
         let last = some.len() - 1;
-        assert_eq!(told(&routes(vec![route("r", some)]), 80, &ask), format!("r#{last}"));
+        assert_eq!(told(&routes(vec![of_calls(route("r", some))]), 80, &ask), format!("r#{last}"));
     }
 }
 
@@ -229,11 +234,15 @@ fn a_route_of_a_port_is_for_that_port() {
     assert_eq!(told(&routes(vec![]), 80, &get("/")), "no route");
     let (named, all) = (&both, routes(vec![of(None, "all")]));
     assert_eq!(
-        (named.has_routes_of(80), named.has_routes_of(81), all.has_routes_of(81)),
+        (named.has_routes_of(80, None), named.has_routes_of(81, None), all.has_routes_of(81, None)),
         (true, false, true)
     );
     assert_eq!(
-        (named.is_named_by_routes(80), named.is_named_by_routes(81), all.is_named_by_routes(81)),
+        (
+            named.is_named_by_routes(80, None),
+            named.is_named_by_routes(81, None),
+            all.is_named_by_routes(81, None)
+        ),
         (true, false, false)
     );
 }
@@ -248,7 +257,7 @@ fn a_rule_without_matches_is_for_everything_and_a_route_without_rules_for_nothin
 #[test]
 fn the_prefix_that_matched_is_told() {
     let routes = routes(vec![route("r", vec![prefix("/a/b/"), prefix("/")])]);
-    let of = |path| match routes.find(80, &get(path)) {
+    let of = |path| match routes.find(80, None, &get(path)) {
         Found::Rule(found) => found.prefix.map(str::to_owned),
         Found::NoRoute | Found::NoMatch => panic!("{path}"),
     };
@@ -261,5 +270,108 @@ fn patterns_are_bounded_and_cannot_reach_out_of_their_group() {
     assert!(check_pattern("/a.*").is_ok());
     for bad in ["(", "a)|(b", "(?=x)", "\\", &"a".repeat(2000), "((a{100}){100}){100}"] {
         assert!(check_pattern(bad).is_err(), "{bad:.20}");
+    }
+}
+
+fn of_consumer(namespace: &str, of: Route) -> Route {
+    let key = RouteKey { namespace: namespace.into(), ..of.key.clone() };
+    Route { key, for_namespace: Some(namespace.into()), ..of }
+}
+
+fn of_calls(of: Route) -> Route {
+    Route { key: RouteKey { kind: RouteKind::Grpc, ..of.key.clone() }, ..of }
+}
+
+#[test]
+fn the_routes_of_a_callers_own_namespace_are_in_the_place_of_those_for_everybody() {
+    let producer = route("web", vec![exact("/a"), prefix("/")]);
+    let consumer = of_consumer("till", route("own", vec![prefix("/a")]));
+    let all = routes(vec![producer.clone(), consumer]);
+    for (caller, path, said) in [
+        (Some("till"), "/a", "own#0"),
+        // Merged they are not: of the producer's nothing is left for him.
+        (Some("till"), "/b", "no match"),
+        (Some("other"), "/a", "web#0"),
+        (Some("other"), "/b", "web#1"),
+        (None, "/a", "web#0"),
+    ] {
+        assert_eq!(told_to(caller, &all, 80, &get(path)), said, "{caller:?} {path}");
+    }
+    // Of one port they leave the others to the producer's.
+    let of_port = Route { port: Some(81), ..of_consumer("till", route("own", vec![prefix("/")])) };
+    let all = routes(vec![producer, of_port.clone()]);
+    assert_eq!(told_to(Some("till"), &all, 80, &get("/b")), "web#1");
+    assert_eq!(told_to(Some("till"), &all, 81, &get("/b")), "own#0");
+    // Where there are no others, everybody else's requests go to the service itself.
+    let alone = routes(vec![of_port]);
+    assert_eq!(told_to(Some("other"), &alone, 81, &get("/")), "no route");
+    assert_eq!(
+        (alone.has_routes_of(81, Some("till")), alone.has_routes_of(81, Some("other"))),
+        (true, false)
+    );
+    assert!(alone.is_named_by_routes(81, Some("till")) && !alone.is_named_by_routes(81, None));
+    // The routes of several consumers are nothing to each other.
+    let two = routes(vec![
+        of_consumer("a", route("of-a", vec![prefix("/")])),
+        of_consumer("b", route("of-b", vec![exact("/")])),
+    ]);
+    assert_eq!(told_to(Some("a"), &two, 80, &get("/")), "of-a#0");
+    assert_eq!(told_to(Some("b"), &two, 80, &get("/")), "of-b#0");
+}
+
+#[test]
+fn routes_of_calls_are_in_the_place_of_others_for_the_same_port() {
+    let http = route("web", vec![prefix("/")]);
+    let calls = of_calls(route("calls", vec![rpc(Some("pkg.Shop"), None)]));
+    let all = routes(vec![http.clone(), calls.clone()]);
+    assert_eq!(told(&all, 80, &get("/pkg.Shop/Buy")), "calls#0");
+    assert_eq!(told(&all, 80, &get("/index")), "no match");
+    let of_port = routes(vec![http.clone(), Route { port: Some(81), ..calls.clone() }]);
+    assert_eq!(told(&of_port, 80, &get("/pkg.Shop/Buy")), "web#0");
+    assert_eq!(told(&of_port, 81, &get("/index")), "no match");
+    // The consumer's kinds are his own.
+    let mixed = routes(vec![calls, of_consumer("till", http)]);
+    assert_eq!(told_to(Some("till"), &mixed, 80, &get("/index")), "web#0");
+    assert_eq!(told_to(Some("other"), &mixed, 80, &get("/index")), "no match");
+    // One that has no rules is a route all the same.
+    let bare = routes(vec![of_calls(route("none", vec![])), route("web", vec![prefix("/")])]);
+    assert_eq!(told(&bare, 80, &get("/index")), "no match");
+}
+
+#[test]
+fn of_calls_the_longer_names_hold_and_then_headers() {
+    // Each comes before all that follow it; the longest service outweighs any method, and any method any header.
+    let regex = |service: &str, method: &str| Match {
+        path: PathMatch::Rpc {
+            service: Some(TextMatch::Regex(service.into())),
+            method: Some(TextMatch::Regex(method.into())),
+        },
+        ..Match::default()
+    };
+    let order = [
+        rpc(Some("pkg.Shop"), Some("Buy")),
+        with_headers(rpc(Some("pkg.Shop"), None), &["x-1", "x-2"]),
+        with_headers(rpc(Some("pkg.Shop"), None), &["x-1"]),
+        regex("pkg.*", "B.+"),
+        regex("pkg.*", "B.*"),
+        rpc(None, Some("Buy")),
+        with_headers(rpc(None, None), &["x-1"]),
+        rpc(None, None),
+    ];
+    let ask = Ask {
+        method: "POST",
+        path: "/pkg.Shop/Buy",
+        headers: vec![("x-1", "1"), ("x-2", "1")],
+        ..Ask::default()
+    };
+    for first in 0..order.len() {
+        // Of two that weigh the same the first holds: so the others are not put before it.
+        let some: Vec<Match> = match first {
+            3 => order[first..].to_vec(),
+            _ => order[first..].iter().rev().cloned().collect(),
+        };
+        let at = if first == 3 { 0 } else { some.len() - 1 };
+        let found = told(&routes(vec![of_calls(route("r", some))]), 80, &ask);
+        assert_eq!(found, format!("r#{at}"), "{:?}", order[first]);
     }
 }

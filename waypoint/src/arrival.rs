@@ -15,7 +15,9 @@ use mesh::{Behind, PlanError, Refusal, Service, Snapshot, Workload, route::Proto
 
 use crate::{
     detect::{self, Spoken},
-    http, tcp,
+    http,
+    shared::Settings,
+    tcp,
     vault::Asserted,
     worker::Worker,
 };
@@ -41,6 +43,14 @@ pub(crate) struct Call {
     pub(crate) port: u16,
     /// By this its ztunnel says who calls, so that the destination can judge the caller.
     pub(crate) assertion: Option<Arc<Asserted>>,
+}
+
+impl Call {
+    /// The namespace whose routes of consumers are followed: the caller's, as it was proved, in this trust domain.
+    pub(crate) fn namespace(&self, settings: &Settings) -> Option<&str> {
+        let caller = &self.claims.caller;
+        (caller.trust_domain() == settings.identity.trust_domain()).then(|| caller.namespace())
+    }
 }
 
 /// Why a CONNECT is not taken.
@@ -117,7 +127,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut arrival: Arrival) {
             return arrival.refuse(failure.status());
         }
     };
-    let (protocol, is_routed) = protocol(&shared.mesh.current(), &call);
+    let (protocol, is_routed) = protocol(&shared.mesh.current(), &call, &shared.settings);
     if protocol == Protocol::Tcp {
         return tcp::carry(worker, &call, arrival).await;
     }
@@ -167,16 +177,17 @@ fn refresh(worker: &Worker, arrival: Arrival) {
 
 /// What is spoken, as far as it was said, and whether routes are for it. A route that names the port says that it
 /// speaks HTTP: then nobody gets round the route by speaking something that is only almost HTTP.
-fn protocol(snapshot: &Snapshot, call: &Call) -> (Protocol, bool) {
+fn protocol(snapshot: &Snapshot, call: &Call, settings: &Settings) -> (Protocol, bool) {
     let routes = match &call.called {
         Called::Service(service) if service.passthrough => return (Protocol::Tcp, false),
         Called::Service(service) => snapshot.routes(&service.key),
         Called::Workload(_) => None,
     };
     let Some(routes) = routes else { return (Protocol::Unknown, false) };
-    let is_routed = routes.has_routes_of(call.port);
+    let namespace = call.namespace(settings);
+    let is_routed = routes.has_routes_of(call.port, namespace);
     match routes.protocol(call.port) {
-        Protocol::Unknown if routes.is_named_by_routes(call.port) => (Protocol::Http1, is_routed),
+        Protocol::Unknown if routes.is_named_by_routes(call.port, namespace) => (Protocol::Http1, is_routed),
         protocol => (protocol, is_routed),
     }
 }

@@ -31,9 +31,11 @@ struct Rejected {
     message: String,
 }
 
-/// What came of a route's rules.
+/// What came of a route's rules, for one of its parents.
 #[derive(Default)]
 struct Outcome {
+    /// The services that are called.
+    called: Vec<ServiceKey>,
     unresolved: Vec<Unresolved>,
     /// Rules that cannot be carried out, and why.
     invalid: Vec<(usize, Arc<str>)>,
@@ -63,7 +65,8 @@ impl<'v> Compiler<'v, '_> {
                     continue;
                 }
                 let attached = self.parent(&key, parent);
-                let mut outcome = Outcome::default();
+                let called = attached.iter().flatten().map(|(service, _)| service.clone()).collect();
+                let mut outcome = Outcome { called, ..Outcome::default() };
                 let rules = route.rules.iter().enumerate();
                 let rules: Vec<route::Rule> =
                     rules.map(|(at, rule)| self.rule(&key, at, rule, &mut outcome)).collect();
@@ -72,6 +75,7 @@ impl<'v> Compiler<'v, '_> {
                         key: route_key(&key),
                         created: created(route),
                         port: *port,
+                        for_namespace: consumer(&key, service),
                         rules: rules.clone(),
                     };
                     of_services.entry(service.clone()).or_default().push(compiled);
@@ -154,8 +158,10 @@ impl<'v> Compiler<'v, '_> {
             return false;
         }
         let routes = of_services.get(service).into_iter().flatten();
-        let of_calls: Vec<Option<u16>> =
-            routes.filter(|route| route.key.kind == RouteKind::Grpc).map(|route| route.port).collect();
+        let whose = consumer(key, service);
+        let of_calls =
+            routes.filter(|route| route.key.kind == RouteKind::Grpc && route.for_namespace == whose);
+        let of_calls: Vec<Option<u16>> = of_calls.map(|route| route.port).collect();
         let taken = |port: u16| of_calls.iter().any(|of| of.is_none_or(|of| of == port));
         match port {
             Some(port) => taken(*port),
@@ -218,10 +224,6 @@ impl<'v> Compiler<'v, '_> {
                 format!("a route is for Services: {namespace}/{name} is a waypoint, and serves several");
             return Err(Rejected { part: "kind", reason: "InvalidKind", message });
         };
-        if *namespace != *key.namespace {
-            let message = "routes of a consumer, for services of another namespace, are not followed yet";
-            return Err(no("namespace", message.to_owned()));
-        }
         let mut attached = Vec::new();
         let mut without_waypoint = false;
         let mut held = services.iter().filter_map(|service| self.out.services.get(service)).peekable();
@@ -353,7 +355,7 @@ impl<'v> Compiler<'v, '_> {
 
     /// What a route refers to as a backend.
     fn to(&mut self, key: &ObjectKey, field: &str, to: &Reference, outcome: &mut Outcome) -> To {
-        match self.backend(key, to) {
+        match self.backend(key, to, &outcome.called) {
             Ok(found) => found,
             Err(unresolved) => {
                 let Unresolved { part, message, .. } = &unresolved;
@@ -365,19 +367,23 @@ impl<'v> Compiler<'v, '_> {
         }
     }
 
-    fn backend(&self, key: &ObjectKey, to: &Reference) -> Result<To, Unresolved> {
+    /// `called` are the services that the route is for: to go on to what was called nobody has to permit.
+    fn backend(&self, key: &ObjectKey, to: &Reference, called: &[ServiceKey]) -> Result<To, Unresolved> {
         if !is_service(to.group.as_deref(), to.kind.as_deref(), "Service") {
             let kind = to.kind.as_deref().unwrap_or_default();
             let message = format!("a backend is a Service, and not a {kind}");
             return Err(Unresolved::new("kind", "InvalidKind", message));
         }
         let namespace = to.namespace.as_deref().unwrap_or(&key.namespace);
-        if *namespace != *key.namespace {
-            let message = format!("nobody permits it to refer to namespace {namespace}");
+        let service = self.service_key(namespace, &to.name);
+        if *namespace != *key.namespace
+            && !called.contains(&service)
+            && !self.is_granted(key, namespace, &to.name)
+        {
+            let message = format!("no ReferenceGrant permits it to refer to service {namespace}/{}", to.name);
             return Err(Unresolved::new("namespace", "RefNotPermitted", message));
         }
         let missing = |part, message| Unresolved::new(part, "BackendNotFound", message);
-        let service = self.service_key(namespace, &to.name);
         let held = self.out.services.get(&service);
         let held =
             held.ok_or_else(|| missing("name", format!("there is no service {namespace}/{}", to.name)))?;
@@ -400,6 +406,15 @@ impl<'v> Compiler<'v, '_> {
         Ok(To::Service { service, port })
     }
 
+    /// Whether a grant of that namespace lets the route refer to its service.
+    fn is_granted(&self, key: &ObjectKey, namespace: &str, service: &str) -> bool {
+        let grants = self.view.objects.iter().filter(|(of, _)| *of.namespace == *namespace);
+        let kind = format!("{:?}", key.kind);
+        grants
+            .filter_map(|(_, object)| object.grant())
+            .any(|grant| grant.permits(&kind, &key.namespace, service))
+    }
+
     /// Tells the endpoints of backends from which services they are reached.
     fn lead_to_backends(&mut self, of_services: &BTreeMap<ServiceKey, Vec<Route>>) {
         let mut led: BTreeMap<&ServiceKey, BTreeSet<&ServiceKey>> = BTreeMap::new();
@@ -420,6 +435,11 @@ impl<'v> Compiler<'v, '_> {
             }
         }
     }
+}
+
+/// Whose requests a route is for, if it is not of the service's own namespace.
+fn consumer(key: &ObjectKey, service: &ServiceKey) -> Option<Arc<str>> {
+    (service.namespace != key.namespace).then(|| key.namespace.clone())
 }
 
 fn route_key(key: &ObjectKey) -> RouteKey {

@@ -162,6 +162,14 @@ impl Object {
         }
     }
 
+    /// It, if it is a grant.
+    pub fn grant(&self) -> Option<&ReferenceGrant> {
+        match self {
+            Self::ReferenceGrant(grant) => Some(grant),
+            _ => None,
+        }
+    }
+
     pub(crate) fn route_mut(&mut self) -> Option<&mut Route> {
         match self {
             Self::HTTPRoute(route) | Self::GRPCRoute(route) => Some(route),

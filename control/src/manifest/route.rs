@@ -47,6 +47,29 @@ pub struct Refused {
     pub reason: String,
 }
 
+impl Route {
+    /// The namespaces of the services that it is for, and of those that it leads to, if it is for services at all.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        let is_service = |of: &&Reference| matches!(of.kind.as_deref(), Some("Service" | "ServiceEntry"));
+        let parents = move || self.parents.iter().filter(is_service);
+        let is_ours = parents().next().is_some();
+        let all = parents().chain(self.rules.iter().flat_map(Rule::refers_to));
+        all.filter(move |_| is_ours).filter_map(|reference| reference.namespace.as_ref())
+    }
+}
+
+impl Rule {
+    /// Everything that a request or a copy of it may be sent to.
+    fn refers_to(&self) -> impl Iterator<Item = &Reference> {
+        let of_backends = self.backends.iter().flat_map(|backend| &backend.filters);
+        let mirrors = self.filters.iter().chain(of_backends).filter_map(|filter| match filter {
+            Filter::Mirror { to, .. } => Some(to),
+            _ => None,
+        });
+        self.backends.iter().map(|backend| &backend.to).chain(mirrors)
+    }
+}
+
 impl Refused {
     /// Whether each filter by itself is right.
     pub fn is_by_combination(&self) -> bool {

@@ -42,6 +42,7 @@ fn route(from: &Route) -> wire::Route {
         created: from.created.to_string(),
         port: from.port.map_or(0, u32::from),
         rules: from.rules.iter().map(rule).collect(),
+        for_namespace: from.for_namespace.as_deref().unwrap_or_default().to_owned(),
     }
 }
 

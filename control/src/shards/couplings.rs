@@ -1,8 +1,8 @@
-//! Which namespaces must be compiled together: an endpoint that is named by its address alone is whoever holds
-//! that address, in whichever namespace.
+//! Which namespaces must be compiled together: those whose routes refer to each other, and, since an endpoint that is
+//! named by its address alone is whoever holds that address, those in which it may be.
 //!
-//! There are few such endpoints (of services without a selector, and of ServiceEntries), so that only of their
-//! addresses it is known who holds them.
+//! There are few such routes, and few such endpoints (of services without a selector, and of ServiceEntries), so that
+//! only of their addresses it is known who holds them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    manifest::{Endpoint, EndpointSlice, Object, ServiceEntry},
+    manifest::{Endpoint, EndpointSlice, Object, Route, ServiceEntry},
     objects::Objects,
 };
 
@@ -24,11 +24,22 @@ pub(super) struct Couplings {
     mentioned: BTreeMap<Arc<str>, BTreeSet<IpAddr>>,
     /// Each of these → the namespaces that mention it or have a workload there.
     concerned: BTreeMap<IpAddr, Names>,
+    /// Namespace → those that its routes refer to, itself among them.
+    referred: BTreeMap<Arc<str>, Names>,
 }
 
 impl Couplings {
     /// Takes in what has `changed`.
     pub(super) fn update(&mut self, objects: &Objects, changed: &Names) {
+        for namespace in changed {
+            let routes = objects.of_namespace(namespace).filter_map(Object::route);
+            let mut referred: Names = routes.flat_map(Route::namespaces).cloned().collect();
+            referred.insert(namespace.clone());
+            match referred.len() {
+                1 => drop(self.referred.remove(namespace)),
+                _ => drop(self.referred.insert(namespace.clone(), referred)),
+            }
+        }
         let before = self.mentioned.len();
         let mut other = false;
         for namespace in changed {
@@ -77,7 +88,8 @@ impl Couplings {
     /// Each namespace that is compiled with others, and with which (itself among them).
     pub(super) fn groups(&self) -> BTreeMap<Arc<str>, Arc<Names>> {
         let mut groups: BTreeMap<Arc<str>, Arc<Names>> = BTreeMap::new();
-        for names in self.concerned.values().filter(|names| names.len() > 1) {
+        let together = self.concerned.values().chain(self.referred.values());
+        for names in together.filter(|names| names.len() > 1) {
             let mut group = names.clone();
             for name in names {
                 group.extend(groups.get(name).into_iter().flat_map(|group| group.iter().cloned()));

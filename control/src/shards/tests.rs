@@ -25,7 +25,7 @@ struct Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    (0..9usize, 0..4usize, 0..2usize, 0..3usize, 0..4usize, prop::bool::weighted(0.3)).prop_map(
+    (0..13usize, 0..4usize, 0..2usize, 0..3usize, 0..4usize, prop::bool::weighted(0.3)).prop_map(
         |(kind, namespace, number, address, variant, gone)| Step {
             kind,
             namespace,
@@ -58,9 +58,15 @@ impl Step {
                 "apiVersion: v1\nkind: Pod\n{meta}\nspec: {{nodeName: n{}}}\nstatus: {{podIP: {ip}}}",
                 variant / 2
             ),
-            3 => format!(
-                "apiVersion: v1\nkind: Service\n{meta}\nspec: {{selector: {{{app}}}, ports: [{{port: 80}}]}}"
-            ),
+            3 => {
+                let meta = match variant / 2 {
+                    0 => meta.replace("app:", "istio.io/use-waypoint: n1, app:"),
+                    _ => meta,
+                };
+                format!(
+                    "apiVersion: v1\nkind: Service\n{meta}\nspec: {{selector: {{{app}}}, ports: [{{port: 80}}]}}"
+                )
+            }
             4 => {
                 let target = ["", ", targetRef: {kind: Pod, name: n0}"][variant % 2];
                 format!(
@@ -89,6 +95,24 @@ impl Step {
                      spec: {{{selector}action: DENY, rules: [{{to: [{{operation: {{ports: [\"8{variant}\"]}}}}]}}]}}"
                 )
             }
+            9 => format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n{meta}\nspec: {{gatewayClassName: culvert-waypoint}}"
+            ),
+            10 | 11 => {
+                let kind = ["HTTPRoute", "GRPCRoute"][kind - 10];
+                let (parent, backend) = (NAMESPACES[*address], NAMESPACES[variant % 3]);
+                format!(
+                    "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\n{meta}\nspec: {{parentRefs: [{{group: '', \
+                     kind: Service, name: n{number}, namespace: {parent}}}], rules: [{{backendRefs: [{{name: n{}, \
+                     namespace: {backend}, port: 80}}]}}]}}",
+                    variant % 2
+                )
+            }
+            12 => format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\n{meta}\nspec: {{from: [{{group: \
+                 gateway.networking.k8s.io, kind: HTTPRoute, namespace: {}}}], to: [{{group: '', kind: Service}}]}}",
+                NAMESPACES[*variant]
+            ),
             _ => {
                 let selector = ["", "selector: {matchLabels: {app: x1}}, "][variant % 2];
                 let mode = ["STRICT", "PERMISSIVE"][variant / 2];
@@ -143,6 +167,13 @@ impl Bed {
         };
         assert_eq!(names(&got.addresses), names(&wanted.addresses));
         assert_eq!(names(&got.policies), names(&wanted.policies));
+        let wanted: BTreeMap<String, String> = whole
+            .routes
+            .values()
+            .map(encode::routes)
+            .map(|one| (one.name().to_owned(), format!("{:?}", one.on_the_wire())))
+            .collect();
+        assert_eq!(names(&got.routes), wanted);
         let outline = self.shards.outline();
         let pods = |node: &[Arc<LocalPod>]| node.iter().map(|pod| LocalPod::clone(pod)).collect::<Vec<_>>();
         let got: BTreeMap<_, _> = outline.nodes.iter().map(|(node, of)| (node.clone(), pods(of))).collect();
@@ -150,6 +181,7 @@ impl Bed {
         assert_eq!(got, wanted);
         assert_eq!(*outline.namespaces, whole.namespaces);
         assert_eq!((outline.workloads, outline.services), (whole.workloads.len(), whole.services.len()));
+        assert_eq!(*outline.routes_status, whole.routes_status);
         assert_eq!(outline.problems.iter().collect::<Vec<_>>(), whole.problems.iter().collect::<Vec<_>>());
     }
 
@@ -209,6 +241,36 @@ fn one_change_compiles_one_namespace() {
     assert_eq!(bed.turn(&BTreeSet::new()), 3);
     bed.take(&pod(2, 2, 0));
     assert_eq!(bed.turn(&BTreeSet::new()), 1);
+}
+
+#[test]
+fn a_route_that_refers_to_another_namespace_is_compiled_with_it() {
+    let mut bed = Bed::default();
+    for namespace in 0..4 {
+        for (kind, number) in [(3, 0), (9, 1)] {
+            bed.take(&Step { kind, namespace, number, address: 0, variant: 0, gone: false });
+        }
+    }
+    bed.turn(&BTreeSet::new());
+    // Of `b`, for a service of `a`, and on to one of `c`, which has to permit it.
+    let route = Step { kind: 10, namespace: 1, number: 0, address: 0, variant: 2, gone: false };
+    bed.take(&route);
+    assert_eq!(bed.turn(&BTreeSet::new()), 3);
+    let resolved = |bed: &Bed| {
+        let status = bed.shards.outline().routes_status.values().next().expect("a route").clone();
+        (status[0].conditions[0].reason, status[0].conditions[1].reason)
+    };
+    assert_eq!(resolved(&bed), ("Accepted", "RefNotPermitted"));
+    let grant = Step { kind: 12, namespace: 2, number: 0, address: 0, variant: 1, gone: false };
+    bed.take(&grant);
+    assert_eq!(bed.turn(&BTreeSet::new()), 3);
+    assert_eq!(resolved(&bed), ("Accepted", "ResolvedRefs"));
+    bed.take(&Step { gone: true, ..grant });
+    bed.turn(&BTreeSet::new());
+    assert_eq!(resolved(&bed), ("Accepted", "RefNotPermitted"), "revoked");
+    bed.take(&Step { gone: true, ..route });
+    bed.turn(&BTreeSet::new());
+    assert!(bed.shards.outline().routes_status.is_empty());
 }
 
 #[test]

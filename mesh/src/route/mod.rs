@@ -65,6 +65,9 @@ pub struct Route {
     pub created: Arc<str>,
     /// Only requests of this port of the service; `None` for all of them.
     pub port: Option<u16>,
+    /// Only requests of callers of that namespace, for whom it is in the place of those that are for everybody: the
+    /// route of a consumer.
+    pub for_namespace: Option<Arc<str>>,
     pub rules: Vec<Rule>,
 }
 
@@ -245,6 +248,13 @@ impl Rule {
     }
 }
 
+impl Route {
+    fn is_for(&self, port: u16, caller: Option<&str>) -> bool {
+        self.port.is_none_or(|of| of == port)
+            && (self.for_namespace.is_none() || self.for_namespace.as_deref() == caller)
+    }
+}
+
 /// A pattern that does not compile.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{pattern:?} is no regular expression that can be used: {reason}")]
@@ -280,14 +290,14 @@ impl ServiceRoutes {
         self.ports.iter().find(|(of, _)| *of == port).map_or(Protocol::Unknown, |(_, protocol)| *protocol)
     }
 
-    /// Whether routes are for requests of that port.
-    pub fn has_routes_of(&self, port: u16) -> bool {
-        self.routes.iter().any(|route| route.port.is_none_or(|of| of == port))
+    /// Whether routes are for requests to that port by callers of that namespace.
+    pub fn has_routes_of(&self, port: u16, caller: Option<&str>) -> bool {
+        self.routes.iter().any(|route| route.is_for(port, caller))
     }
 
     /// Whether a route is for that port by name, and not for all ports of the service.
-    pub fn is_named_by_routes(&self, port: u16) -> bool {
-        self.routes.iter().any(|route| route.port == Some(port))
+    pub fn is_named_by_routes(&self, port: u16, caller: Option<&str>) -> bool {
+        self.routes.iter().any(|route| route.port.is_some() && route.is_for(port, caller))
     }
 
     /// Its routes.
@@ -295,9 +305,9 @@ impl ServiceRoutes {
         &self.routes
     }
 
-    /// The rule for a request to `port` of the service.
-    pub fn find(&self, port: u16, request: &impl Request) -> Found<'_> {
-        self.table.find(&self.routes, port, request)
+    /// The rule for a request to `port` of the service, by a caller of that namespace; `None` if his is not known.
+    pub fn find(&self, port: u16, caller: Option<&str>, request: &impl Request) -> Found<'_> {
+        self.table.find(&self.routes, port, caller, request)
     }
 }
 

@@ -5,12 +5,15 @@
 //! route, the first by `namespace/name`, the first rule. GRPCRoute: the most characters of the service, of the method,
 //! the most headers; then the same. Of patterns the specification says nothing: here they come after exact paths and
 //! before prefixes, since a prefix is mostly the rule for the rest.
+//!
+//! Before all of that it is settled which routes are followed at all: those of the caller's own namespace in the place of
+//! those for everybody, and of several kinds for one port GRPCRoutes in the place of HTTPRoutes.
 
 use std::{borrow::Cow, cmp::Reverse};
 
 use regex::{Regex, RegexBuilder};
 
-use super::{BadPattern, FieldMatch, Match, PathMatch, Route, Rule, TextMatch};
+use super::{BadPattern, FieldMatch, Match, PathMatch, Route, RouteKind, Rule, TextMatch};
 
 /// The longest pattern, in bytes.
 const LONGEST_PATTERN: usize = 1024;
@@ -53,13 +56,28 @@ pub struct Matched<'a> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Table {
     entries: Vec<Entry>,
+    /// Routes of consumers: for whom, and for which port. Few services have any.
+    consumers: Vec<(Box<str>, Option<u16>)>,
+    /// GRPCRoutes: the same, `None` for everybody.
+    calls: Vec<(Option<Box<str>>, Option<u16>)>,
+}
+
+/// Which routes are followed for a request.
+#[derive(Clone, Copy, PartialEq)]
+struct Followed<'a> {
+    /// Those that are for callers of this namespace, else those for everybody.
+    namespace: Option<&'a str>,
+    kind: RouteKind,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     route: usize,
     rule: usize,
+    /// As its route has it.
     port: Option<u16>,
+    namespace: Option<Box<str>>,
+    kind: RouteKind,
     path: Path,
     method: Option<Box<str>>,
     headers: Vec<(Box<str>, Text)>,
@@ -91,18 +109,48 @@ impl Table {
                 for (place, of_rule) in matches.iter().enumerate() {
                     let age = (&route.created, &route.key.namespace, &route.key.name, route.key.kind);
                     let rank = (rank(of_rule), age, number, place);
-                    ranked.push((rank, Entry::new(at, number, route.port, of_rule)?));
+                    ranked.push((rank, Entry::new(at, number, route, of_rule)?));
                 }
             }
         }
         ranked.sort_by_key(|(rank, _)| *rank);
-        Ok(Self { entries: ranked.into_iter().map(|(_, entry)| entry).collect() })
+        let own = |route: &Route| Some((route.for_namespace.as_deref()?.into(), route.port));
+        let mut consumers: Vec<_> = routes.iter().filter_map(own).collect();
+        let calls = routes.iter().filter(|route| route.key.kind == RouteKind::Grpc);
+        let mut calls: Vec<_> =
+            calls.map(|route| (route.for_namespace.as_deref().map(Into::into), route.port)).collect();
+        consumers.sort();
+        consumers.dedup();
+        calls.sort();
+        calls.dedup();
+        Ok(Self { entries: ranked.into_iter().map(|(_, entry)| entry).collect(), consumers, calls })
     }
 
-    pub(super) fn find<'a>(&'a self, routes: &'a [Route], port: u16, request: &impl Request) -> Found<'a> {
+    /// Which routes are followed for requests to a port by callers of a namespace.
+    fn followed<'c>(&self, port: u16, caller: Option<&'c str>) -> Followed<'c> {
+        let is_for = |of: &Option<u16>| of.is_none_or(|of| of == port);
+        let namespace = caller
+            .filter(|caller| self.consumers.iter().any(|(whose, of)| **whose == **caller && is_for(of)));
+        let calls = self.calls.iter().any(|(whose, of)| whose.as_deref() == namespace && is_for(of));
+        Followed { namespace, kind: if calls { RouteKind::Grpc } else { RouteKind::Http } }
+    }
+
+    pub(super) fn find<'a>(
+        &'a self,
+        routes: &'a [Route],
+        port: u16,
+        caller: Option<&str>,
+        request: &impl Request,
+    ) -> Found<'a> {
         let mut found = Found::NoRoute;
+        let followed = self.followed(port, caller);
+        let is_followed = |route: &Route| {
+            route.port.is_none_or(|of| of == port)
+                && followed == Followed { namespace: route.for_namespace.as_deref(), kind: route.key.kind }
+        };
         for entry in &self.entries {
-            if entry.port.is_some_and(|of| of != port) {
+            let of = Followed { namespace: entry.namespace.as_deref(), kind: entry.kind };
+            if entry.port.is_some_and(|of| of != port) || of != followed {
                 continue;
             }
             if let Some(prefix) = entry.holds(request) {
@@ -113,7 +161,7 @@ impl Table {
             found = Found::NoMatch;
         }
         // A route without rules has nothing that matches, and is one all the same.
-        let bare = |route: &Route| route.rules.is_empty() && route.port.is_none_or(|of| of == port);
+        let bare = |route: &Route| route.rules.is_empty() && is_followed(route);
         if routes.iter().any(bare) { Found::NoMatch } else { found }
     }
 }
@@ -150,16 +198,18 @@ fn length(text: &Option<TextMatch>) -> usize {
 }
 
 impl Entry {
-    fn new(route: usize, rule: usize, port: Option<u16>, of: &Match) -> Result<Self, BadPattern> {
+    fn new(at: usize, rule: usize, route: &Route, of: &Match) -> Result<Self, BadPattern> {
         let fields = |fields: &[FieldMatch]| -> Result<Vec<_>, BadPattern> {
             let field = |field: &FieldMatch| Ok((field.name.as_ref().into(), Text::new(&field.value)?));
             fields.iter().map(field).collect()
         };
         let text = |text: &Option<TextMatch>| text.as_ref().map(Text::new).transpose();
         Ok(Self {
-            route,
+            route: at,
             rule,
-            port,
+            port: route.port,
+            namespace: route.for_namespace.as_deref().map(Into::into),
+            kind: route.key.kind,
             path: match &of.path {
                 PathMatch::Exact(path) => Path::Exact(path.as_ref().into()),
                 PathMatch::Prefix(prefix) => Path::Prefix(prefix.trim_end_matches('/').into()),

@@ -31,6 +31,6 @@ fuzz_target!(|input: (&[u8], &str, &str)| {
     let (bytes, name, path) = input;
     if let Ok(routes) = Converter::new("cluster.local").routes(name, bytes) {
         assert_eq!(routes.service.to_string(), name);
-        let _ = routes.find(80, &Ask(path));
+        let _ = routes.find(80, Some("shop"), &Ask(path));
     }
 });

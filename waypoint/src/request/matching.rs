@@ -20,7 +20,8 @@ pub(super) fn routes(context: &Context) -> Option<Arc<ServiceRoutes>> {
 }
 
 pub(super) fn find<'a>(context: &Context, routes: &'a ServiceRoutes, head: &Parts) -> Found<'a> {
-    routes.find(context.call.port, &Asked(head))
+    let namespace = context.call.namespace(&context.worker.shared.settings);
+    routes.find(context.call.port, namespace, &Asked(head))
 }
 
 struct Asked<'a>(&'a Parts);

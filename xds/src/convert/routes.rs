@@ -52,7 +52,7 @@ impl Converter {
             name: self.share("unreadable"),
             kind: RouteKind::Http,
         };
-        let route = Route { key, created: "".into(), port: None, rules: vec![rule] };
+        let route = Route { key, created: "".into(), port: None, for_namespace: None, rules: vec![rule] };
         ServiceRoutes::new(service, Vec::new(), vec![route])
             .map_err(|error| invalid("routes", error.to_string()))
     }
@@ -71,6 +71,7 @@ impl Converter {
             },
             created: from.created.as_str().into(),
             port: Some(port("route.port", from.port)?).filter(|&port| port != 0),
+            for_namespace: (!from.for_namespace.is_empty()).then(|| self.share(&from.for_namespace)),
             rules: from.rules.iter().map(|rule| self.route_rule(rule)).collect::<Result<_, _>>()?,
         })
     }

@@ -136,7 +136,7 @@ fn what_a_route_refers_to_in_vain_is_told_and_costs_its_share_only() {
         ("{name: nobody, port: 80}", "backendRefs[0].name: there is no service shop/nobody"),
         ("{name: web-v2, port: 99}", "backendRefs[0].port: service shop/web-v2 has no port 99"),
         ("{name: web-v2}", "backendRefs[0].port: a Service as backend needs a port"),
-        ("{name: web-v2, port: 80, namespace: other}", "backendRefs[0].namespace: nobody permits"),
+        ("{name: web-v2, port: 80, namespace: other}", "backendRefs[0].namespace: no ReferenceGrant permits"),
         ("{kind: Bucket, group: x, name: b}", "backendRefs[0].kind: a backend is a Service"),
     ] {
         let route = route(&format!("{{backendRefs: [{backend}, {{name: web, port: 80}}]}}"));
@@ -297,4 +297,70 @@ fn of_routes_of_several_kinds_for_one_port_those_of_calls_are_followed() {
         [pair("web", "Accepted"), pair("calls", "Accepted")],
         "port 80 is left"
     );
+}
+
+const TILL: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: till-1, namespace: till, labels: {app: till}}
+spec: {nodeName: a, serviceAccountName: till}
+status: {podIP: 10.1.0.4}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: till, namespace: till}
+spec: {clusterIP: 10.96.0.4, selector: {app: till}, ports: [{name: http, port: 80}]}
+";
+
+/// A route of the namespace `till` for the service `shop/web`.
+fn of_consumer(backend: &str) -> String {
+    route(&format!("{{backendRefs: [{backend}]}}"))
+        .replacen("namespace: shop", "namespace: till", 1)
+        .replace("name: web}], rules", "name: web, namespace: shop}], rules")
+}
+
+#[test]
+fn a_route_of_a_consumer_is_told_to_the_producers_waypoint_for_his_callers_only() {
+    let compiled = compiled(&[SHOP, GATEWAY, TILL, &of_consumer("{name: till, port: 80}")]);
+    assert_eq!(problems(&compiled), Vec::<String>::new());
+    assert_eq!(standing(&compiled).concat(), [ACCEPTED, RESOLVED]);
+    let web =
+        compiled.routes.values().find(|routes| routes.service.hostname.starts_with("web.shop")).unwrap();
+    let [route] = web.routes() else { panic!("{web:?}") };
+    assert_eq!((route.for_namespace.as_deref(), &*route.key.namespace), (Some("till"), "till"));
+    assert_eq!(workload(&compiled, "till-1").routed_from, std::slice::from_ref(&web.service));
+}
+
+#[test]
+fn whoever_is_referred_to_from_another_namespace_has_to_permit_it() {
+    let grant = |from: &str, kind: &str, name: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: g, namespace: shop}}\n\
+             spec: {{from: [{{group: gateway.networking.k8s.io, kind: {kind}, namespace: {from}}}], \
+             to: [{{group: '', kind: Service, name: {name}}}]}}\n"
+        )
+    };
+    let to = of_consumer("{name: web-v2, namespace: shop, port: 80}");
+    let refused = "ResolvedRefs=false/RefNotPermitted";
+    for (grant, said) in [
+        (grant("till", "HTTPRoute", "web-v2"), RESOLVED),
+        (grant("till", "HTTPRoute", "''"), RESOLVED),
+        (grant("till", "HTTPRoute", "web"), refused),
+        (grant("till", "GRPCRoute", "web-v2"), refused),
+        (grant("other", "HTTPRoute", "web-v2"), refused),
+        // One of another namespace says nothing.
+        (grant("till", "HTTPRoute", "web-v2").replace("namespace: shop}\n", "namespace: till}\n"), refused),
+    ] {
+        let compiled = compiled(&[SHOP, GATEWAY, TILL, &to, &grant]);
+        assert_eq!(standing(&compiled).concat(), [ACCEPTED, said], "{grant}");
+        let web = compiled.routes.values().find(|routes| routes.service.hostname.starts_with("web.shop"));
+        let to = &web.unwrap().routes()[0].rules[0].backends[0].to;
+        assert_eq!(matches!(to, To::Service { .. }), said == RESOLVED, "{to:?}");
+    }
+    // To go on to what was called nobody has to permit.
+    let on = compiled(&[SHOP, GATEWAY, TILL, &of_consumer("{name: web, namespace: shop, port: 80}")]);
+    assert_eq!(standing(&on).concat(), [ACCEPTED, RESOLVED]);
+    // What is not there is not told to who may not refer to it.
+    let nobody = compiled(&[SHOP, GATEWAY, TILL, &of_consumer("{name: nobody, namespace: shop, port: 80}")]);
+    assert_eq!(standing(&nobody).concat(), [ACCEPTED, refused]);
 }
