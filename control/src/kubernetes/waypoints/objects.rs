@@ -8,6 +8,8 @@ use crate::kubernetes::{BUNDLE, BUNDLE_KEY};
 pub const REPLICAS: &str = "culvert.dev/replicas";
 /// On what is made, and on its pods: the Gateway's name.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// On a Gateway: what is called through it.
+const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const MANAGER: &str = "culvert-control";
 /// Labels that mean something to a mesh, or say whose an object is, are not carried on.
@@ -151,6 +153,14 @@ fn check(gateway: &Value) -> Result<Option<u32>, Unfit> {
              chart's waypoint.* say what can be said"
         );
         return Err(unfit("InvalidParameters", message));
+    }
+    if let Some(of) = gateway["metadata"]["labels"][WAYPOINT_FOR].as_str()
+        && !["service", "workload", "all", "none"].contains(&of)
+    {
+        let message = format!(
+            "metadata.labels[{WAYPOINT_FOR}]: {of:?} means nothing: use service, workload, all or none"
+        );
+        return Err(unfit("Invalid", message));
     }
     let annotations = &gateway["metadata"]["annotations"];
     let Some(text) = annotations[REPLICAS].as_str() else { return Ok(None) };
@@ -370,6 +380,7 @@ mod tests {
         let parameters =
             with("/spec/infrastructure", "parametersRef", json!({"kind": "ConfigMap", "name": "x"}));
         assert_eq!(parameters.unwrap_err().reason, "InvalidParameters");
+        assert_eq!(with("/metadata", "labels", json!({WAYPOINT_FOR: "pods"})).unwrap_err().reason, "Invalid");
         for name in ["a.b", "1a", &"a".repeat(64)] {
             assert_eq!(with("/metadata", "name", name.into()).unwrap_err().reason, "Invalid", "{name}");
         }
