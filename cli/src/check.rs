@@ -18,6 +18,7 @@ mod mesh;
 mod network_policy;
 mod networks;
 mod nodes;
+mod waypoints;
 
 pub(crate) use before::version;
 pub(crate) use mesh::{AMBIENT, DATAPLANE_MODE, EXEMPT, mode, tls_mode, trust_domain};
@@ -114,7 +115,8 @@ impl Report {
     /// not to stand in the way of an upgrade.
     pub(crate) fn obstacles(&self) -> usize {
         let stands_in_the_way = |one: &&Finding| {
-            one.level == Level::Problem && !matches!(one.check, "network-policy" | "policies" | "labels")
+            one.level == Level::Problem
+                && !matches!(one.check, "network-policy" | "policies" | "labels" | "waypoints")
         };
         self.findings.iter().filter(stands_in_the_way).count()
     }
@@ -216,6 +218,7 @@ fn judge(facts: &Facts) -> Report {
         network_policy::check,
         mesh::labels,
         mesh::policies,
+        waypoints::check,
     ] {
         findings.extend(check(facts));
     }

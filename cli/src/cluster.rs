@@ -176,7 +176,8 @@ impl State {
 /// Plural names are the last step of a collection, and no object here is called so.
 fn is_collection(path: &str) -> bool {
     let last = path.rsplit('/').next().unwrap_or_default();
-    let known = ["nodes", "pods", "namespaces", "events", "networkpolicies", "felixconfigurations"];
+    let known =
+        ["nodes", "pods", "namespaces", "events", "networkpolicies", "felixconfigurations", "gateways"];
     known.contains(&last)
         || last.ends_with("policies")
         || last.ends_with("authentications")

@@ -20,6 +20,7 @@ mod rollout;
 mod status;
 mod table;
 mod uninstall;
+mod waypoint;
 
 use api::Reach;
 
@@ -46,6 +47,8 @@ enum Command {
     Check(check::Args),
     /// Who is in the mesh, and by what proof
     Status(status::Args),
+    /// Make waypoints, list them, take them away
+    Waypoint(waypoint::Args),
     /// Let everybody go, and take the mesh away
     Uninstall(uninstall::Args),
 }
@@ -69,6 +72,7 @@ async fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Install(args) => install::run(&line.reach, &namespace, &args).await,
         Command::Check(args) => check::run(&line.reach, &namespace, &args).await,
         Command::Status(args) => status::run(&line.reach, &namespace, &args).await,
+        Command::Waypoint(args) => waypoint::run(&line.reach, &args).await,
         Command::Uninstall(args) => uninstall::run(&line.reach, &namespace, &args).await,
     }
 }

@@ -299,6 +299,9 @@ fn argument(arg: &str, namespace: &str, choices: &Choices) -> Option<Value> {
             }
             exempt.join(",")
         }
+        // Control's own images are of the same place and version.
+        "--waypoint-image" => format!("{}/waypoint:{}", choices.registry, choices.tag),
+        "--waypoint-pull-policy" => choices.pull_policy.clone(),
         "--trust-domain" => choices.trust_domain.clone(),
         "--cluster-domain" => choices.cluster_domain.clone(),
         _ => return Some(arg.into()),

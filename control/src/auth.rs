@@ -1,4 +1,4 @@
-//! Who calls: every call to control carries a token that proves a node.
+//! Who calls: every call to control carries a token that proves a node, or a waypoint.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,10 @@ use std::{
 
 use tonic::{Status, metadata::MetadataMap};
 
-use crate::{kubernetes::Reviews, tokens::Tokens};
+use crate::{
+    kubernetes::Reviews,
+    tokens::{self, Tokens},
+};
 
 /// What a token is, and who can tell.
 pub enum Proof {
@@ -18,39 +21,58 @@ pub enum Proof {
     Pods(Box<Reviews>),
 }
 
-/// Takes callers for the node their token proves, as long as that node is part of the mesh.
+/// Takes callers for the node or the waypoint that their token proves, as long as that is part of the mesh.
 pub struct Authenticator {
     proof: Proof,
-    nodes: RwLock<BTreeSet<String>>,
+    callers: RwLock<BTreeSet<String>>,
 }
 
 impl Authenticator {
-    /// Knows no node yet.
+    /// Knows nobody yet.
     pub fn new(proof: Proof) -> Self {
-        Self { proof, nodes: RwLock::default() }
+        Self { proof, callers: RwLock::default() }
     }
 
-    /// The nodes of the mesh from now on. A node that is taken out is refused, whatever its token says.
-    pub fn set_nodes(&self, nodes: BTreeSet<String>) {
-        *self.nodes.write().unwrap_or_else(PoisonError::into_inner) = nodes;
+    /// The nodes and waypoints of the mesh from now on. Who is taken out is refused, whatever its token says.
+    pub fn set_callers(&self, callers: BTreeSet<String>) {
+        *self.callers.write().unwrap_or_else(PoisonError::into_inner) = callers;
     }
 
-    /// The calling node.
+    /// The calling node, or waypoint by the name that [`tokens::waypoint`] gives it.
     ///
     /// # Errors
     /// `UNAUTHENTICATED`, with what is wrong with the token; `UNAVAILABLE` if that cannot be found out.
-    pub async fn node(&self, metadata: &MetadataMap) -> Result<String, Status> {
+    pub async fn caller(&self, metadata: &MetadataMap) -> Result<String, Status> {
         let token = bearer(metadata)?;
-        let node = match &self.proof {
+        let caller = match &self.proof {
             Proof::Ours(tokens) => tokens
                 .verify(token, SystemTime::now())
                 .map_err(|error| Status::unauthenticated(error.to_string()))?,
-            Proof::Pods(reviews) => reviews.node(token).await?,
+            Proof::Pods(reviews) => reviews.caller(token).await?,
         };
-        if self.nodes.read().unwrap_or_else(PoisonError::into_inner).contains(&node) {
-            Ok(node)
-        } else {
-            Err(Status::unauthenticated(format!("no Node object is named {node}")))
+        if self.callers.read().unwrap_or_else(PoisonError::into_inner).contains(&caller) {
+            return Ok(caller);
+        }
+        Err(Status::unauthenticated(match tokens::as_waypoint(&caller) {
+            Some((namespace, pod)) => format!(
+                "pod {namespace}/{pod} is no waypoint that is known (yet), and its service account may not speak for a \
+                 node (--node-service-account)"
+            ),
+            None => format!("no Node object is named {caller}"),
+        }))
+    }
+
+    /// The calling node; a waypoint is none.
+    ///
+    /// # Errors
+    /// As of [`Self::caller`], and `PERMISSION_DENIED` for a waypoint.
+    pub async fn node(&self, metadata: &MetadataMap) -> Result<String, Status> {
+        let caller = self.caller(metadata).await?;
+        match tokens::as_waypoint(&caller) {
+            None => Ok(caller),
+            Some((namespace, pod)) => {
+                Err(Status::permission_denied(format!("the waypoint {namespace}/{pod} is no node")))
+            }
         }
     }
 }

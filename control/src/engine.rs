@@ -174,7 +174,7 @@ impl Engine {
         if let Some(files) = &self.token_files {
             files.keep(&callers);
         }
-        self.auth.set_nodes(callers);
+        self.auth.set_callers(callers);
         for node in touched {
             // By its agent's word or, if that went to another replica of control, by the mark it left.
             let captured = |pod: &LocalPod| {

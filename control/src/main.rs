@@ -104,6 +104,46 @@ struct ClusterArgs {
     /// of control's own namespace
     #[arg(long, value_name = "NAMESPACE/NAME", requires = "kubernetes")]
     node_service_account: Vec<Account>,
+
+    #[command(flatten)]
+    waypoints: WaypointArgs,
+}
+
+/// How control deploys waypoints, one for each Gateway of class culvert-waypoint.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Waypoints")]
+struct WaypointArgs {
+    /// Image of waypoints; without it none is deployed
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    waypoint_image: Option<String>,
+
+    /// When nodes pull it; without it by the cluster's own rule
+    #[arg(long, value_name = "POLICY", requires = "waypoint_image", value_parser = ["Always", "IfNotPresent", "Never"])]
+    waypoint_pull_policy: Option<String>,
+
+    /// Secret with which it is pulled, in each Gateway's own namespace; may be repeated
+    #[arg(long, value_name = "NAME", requires = "waypoint_image")]
+    waypoint_pull_secret: Vec<String>,
+
+    /// Resources of a waypoint's container, as Kubernetes has them
+    #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json_object, requires = "waypoint_image")]
+    waypoint_resources: serde_json::Value,
+
+    /// Whether a Prometheus is to find waypoints by their annotations
+    #[arg(long, requires = "waypoint_image")]
+    waypoint_scrape: bool,
+
+    /// Further flag of waypoints; may be repeated
+    #[arg(long, value_name = "--FLAG=VALUE", requires = "waypoint_image", allow_hyphen_values = true)]
+    waypoint_arg: Vec<String>,
+}
+
+fn json_object(text: &str) -> Result<serde_json::Value, String> {
+    match serde_json::from_str(text) {
+        Ok(value @ serde_json::Value::Object(_)) => Ok(value),
+        Ok(_) => Err("write an object, such as {\"requests\": {\"cpu\": \"100m\"}}".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// What holds for the whole mesh.
@@ -317,7 +357,21 @@ impl ClusterArgs {
             namespace: self.namespace.clone(),
             audiences: self.audience.clone(),
             node_accounts: self.node_service_account.clone(),
+            waypoints: self.waypoints.pods().map(Arc::new),
         }
+    }
+}
+
+impl WaypointArgs {
+    fn pods(&self) -> Option<kubernetes::WaypointPods> {
+        Some(kubernetes::WaypointPods {
+            image: self.waypoint_image.clone()?,
+            pull_policy: self.waypoint_pull_policy.clone(),
+            pull_secrets: self.waypoint_pull_secret.clone(),
+            resources: self.waypoint_resources.clone(),
+            arguments: self.waypoint_arg.clone(),
+            scrape: self.waypoint_scrape,
+        })
     }
 }
 

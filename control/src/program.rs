@@ -216,10 +216,9 @@ impl Control {
                 let signing = Signing {
                     signer: self.services.certificates.signer.clone(),
                     kept,
-                    trust_domain: self.engine.options.trust_domain.to_string(),
                     lifetime: self.services.certificates.lifetime,
                 };
-                cluster.begin_writing(&self.nodes, &self.outline, signing);
+                cluster.begin_writing(&self.nodes, &self.outline, signing, &self.engine.options);
                 held = Some(cluster);
                 changes
             }

@@ -160,7 +160,7 @@ pub fn check_node(node: &str) -> Result<(), TokenFileError> {
 
 /// A node, or a waypoint by the name that [`waypoint`] gives it.
 fn check_caller(name: &str) -> Result<(), TokenFileError> {
-    match name.split_once('@') {
+    match as_waypoint(name) {
         Some((namespace, pod)) => check_node(namespace).and_then(|()| check_node(pod)),
         None => check_node(name),
     }
@@ -170,6 +170,11 @@ fn check_caller(name: &str) -> Result<(), TokenFileError> {
 /// What a waypoint's pod is called where callers are named: no node has such a name.
 pub fn waypoint(namespace: &str, pod: &str) -> String {
     format!("{namespace}@{pod}")
+}
+
+/// The namespace and the pod of a waypoint that is called so; `None` of a node.
+pub fn as_waypoint(caller: &str) -> Option<(&str, &str)> {
+    caller.split_once('@')
 }
 
 fn seconds(time: SystemTime) -> u64 {

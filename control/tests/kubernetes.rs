@@ -2,6 +2,7 @@
 
 mod cluster;
 mod policies;
+mod waypoints;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
@@ -141,6 +142,7 @@ fn settings(cluster: &Cluster) -> Settings {
             namespace: Some("culvert-system".to_owned()),
             audiences: Vec::new(),
             node_accounts: Vec::new(),
+            waypoints: Some(Arc::new(waypoints::pods())),
         }),
         listen: "127.0.0.1:0".parse().unwrap(),
         names: Vec::new(),
@@ -376,7 +378,7 @@ async fn a_node_is_who_the_api_server_says() {
     for (token, reason) in [
         ("token-unknown", "invalid bearer token"),
         ("token-elsewhere", "not for istio-ca"),
-        ("token-web", "may not speak for a node"),
+        ("token-web", "pod culvert-system/agent-a does not run as culvert-system/web"),
         ("token-stolen", "made on node a, its pod culvert-system/agent-b runs on b"),
         ("token-unbound", "not bound to a pod"),
     ] {

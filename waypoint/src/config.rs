@@ -103,7 +103,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::duration, help_heading = "Limits")]
     pub(crate) http_idle: Duration,
 
-    /// How long connections are still served after SIGTERM
+    /// How long callers are still taken after SIGTERM, while it is not ready any more: their ztunnels learn a little
+    /// later that this waypoint leaves
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = values::duration, help_heading = "Limits")]
+    pub(crate) linger: Duration,
+
+    /// How long connections are still served after SIGTERM and --linger
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration, help_heading = "Limits")]
     pub(crate) drain_deadline: Duration,
 }

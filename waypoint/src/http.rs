@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use ::http::{HeaderValue, StatusCode, header::CONNECTION};
 use hbone::Stream;
 use hyper::{
     server::conn::{http1, http2},
@@ -39,6 +40,9 @@ const SEND_BUFFER: usize = 256 << 10;
 /// How long a caller may take to close its side once we have closed ours; bytes it may still say.
 const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 1 << 20;
+/// How long a caller's idle HTTP/1 connection is kept once we drain: what it asks in that time is answered, and it is told
+/// to close. One that were closed at once might be used in that very moment.
+const LAST_REQUEST: Duration = Duration::from_secs(10);
 
 /// Where a request leaves the backend's end of a connection that is to speak something else from now on.
 pub(crate) type Handover = Rc<RefCell<Option<Rewind<Io>>>>;
@@ -49,9 +53,19 @@ pub(crate) async fn one(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
     let service = {
         let (worker, call, handover) = (worker.clone(), call.clone(), handover.clone());
         service_fn(move |request| {
+            let drain = worker.shared.drain.clone();
             let answer =
                 request::answer(worker.clone(), call.clone(), Version::One, Some(handover.clone()), request);
-            Box::pin(answer)
+            Box::pin(async move {
+                let mut answer = answer.await;
+                if let Ok(answer) = &mut answer
+                    && drain.is_started()
+                    && answer.status() != StatusCode::SWITCHING_PROTOCOLS
+                {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                answer
+            })
         })
     };
     let mut connection = http1::Builder::new()
@@ -61,7 +75,10 @@ pub(crate) async fn one(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
         .max_buf_size(MOST_HEAD)
         .max_headers(MOST_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
-    let mut draining = pin!(worker.shared.drain.started());
+    let mut draining = pin!(async {
+        worker.shared.drain.started().await;
+        tokio::time::sleep(LAST_REQUEST).await;
+    });
     let mut is_draining = false;
     let served = poll_fn(|cx| {
         if !is_draining && draining.as_mut().poll(cx).is_ready() {

@@ -116,8 +116,10 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
 
     let signal = drain::termination().await?;
     tracing::info!(signal, "told to end");
-    // Not ready from here on: nobody new is sent here. Who is here is told to go elsewhere, and served to the end.
+    // Not ready from here on: nobody new is sent here, once that is known everywhere. Who is here then is told to go
+    // elsewhere, and served to the end.
     ending.start();
+    tokio::time::sleep(args.linger).await;
     drain.start();
     if tokio::time::timeout(args.drain_deadline, drain.finished()).await.is_err() {
         tracing::warn!(connections = drain.holds(), "the time to end is over; what is left is cut");

@@ -15,6 +15,7 @@ mod demo;
 mod e2e;
 mod ebpf;
 mod fuzz;
+mod gateway_api;
 mod image;
 mod kind;
 mod manifests;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     object, policies,
     programs::{self, Program},
-    rollout,
+    rollout, waypoint,
 };
 use apiserver::{Api, ApiError};
 
@@ -34,6 +34,8 @@ pub(crate) struct Facts {
     pub(crate) felix: Vec<Value>,
     pub(crate) authorization: Vec<Value>,
     pub(crate) peer_authentication: Vec<Value>,
+    /// Gateways of all classes; `None` where the cluster does not have the Gateway API.
+    pub(crate) gateways: Option<Vec<Value>>,
     /// The published certificates of the mesh's root.
     pub(crate) roots: Option<Value>,
     /// Whether a Secret `cacerts` signs instead of `culvert-ca`; `None` where the caller may not see it.
@@ -101,6 +103,13 @@ impl Facts {
             Err(error) if error.is_forbidden() => None,
             found => found?,
         };
+        let gateways = match waypoint::gateways(api).await {
+            Err(error) if error.is_forbidden() => {
+                unseen.push("gateways".to_owned());
+                Some(Vec::new())
+            }
+            found => found?,
+        };
         let roots = format!("/api/v1/namespaces/{namespace}/configmaps/culvert-ca-root-cert");
         let cacerts = match api.find(&format!("/api/v1/namespaces/{namespace}/secrets/cacerts")).await {
             Err(error) if error.is_forbidden() => None,
@@ -124,6 +133,7 @@ impl Facts {
             felix,
             authorization,
             peer_authentication,
+            gateways,
             roots: api.find(&roots).await?,
             cacerts,
             workloads: rollout::workloads(api, namespace).await?,

@@ -99,6 +99,26 @@ fn other_meshes_are_seen() {
 }
 
 #[test]
+fn a_waypoint_that_cannot_be_called_is_a_problem_and_no_obstacle() {
+    let gateway = |class: &str, status: &str| {
+        json!({
+            "metadata": {"name": "wp", "namespace": "shop"}, "spec": {"gatewayClassName": class},
+            "status": {"conditions": [{"type": "Programmed", "status": status, "reason": "Pending", "message": "why"}]},
+        })
+    };
+    let with = |gateways: Option<Vec<Value>>| {
+        let workloads = vec![json!({"status": {"replicas": 1}})];
+        waypoints::check(&Facts { gateways, workloads, ..facts() })
+    };
+    assert!(wrong(&with(None)).is_empty() && wrong(&with(Some(Vec::new()))).is_empty());
+    let others = [gateway("culvert-waypoint", "True"), gateway("nginx", "False")];
+    assert!(wrong(&with(Some(others.to_vec()))).is_empty());
+    let findings = with(Some(vec![gateway("istio-waypoint", "False")]));
+    one(&findings, Level::Problem, "Pending: why");
+    assert_eq!(Report { findings, installed: true }.obstacles(), 0);
+}
+
+#[test]
 fn a_second_mesh_of_ours_is_an_obstacle() {
     let labels = json!({"app.kubernetes.io/part-of": "culvert"});
     let set = |name: &str, namespace: &str| json!({"metadata": {"name": name, "namespace": namespace, "labels": labels}});

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,6 +11,7 @@ use serde_json::Value;
 use tokio::{sync::watch, time};
 
 use super::{
+    kept::{Kept, is_kept},
     kinds::{Place, strip},
     refused::{Instead, strictest},
     verdicts::{Said, is_judged},
@@ -41,6 +43,8 @@ pub struct Held {
     changes: watch::Sender<u64>,
     /// What people's manifests say of themselves.
     said: Mutex<BTreeMap<ObjectKey, Said>>,
+    /// Objects whose status is written, with all that is in them.
+    pub kept: Kept,
 }
 
 /// An object's name.
@@ -73,6 +77,7 @@ impl Default for Held {
             looks: watch::Sender::new(looks.into_iter().collect()),
             changes: watch::Sender::new(0),
             said: Mutex::default(),
+            kept: Kept::default(),
         }
     }
 }
@@ -87,6 +92,9 @@ impl Held {
         let Some(name) = Name::of(&object) else { return };
         let key = name.key(kind);
         let said = is_judged(kind).then(|| Said::of(place, &name, &object));
+        if is_kept(kind) {
+            self.kept.put(&key, place, &name, &object);
+        }
         strip(kind, place, &mut object);
         let mut parsed = parse_json(&object);
         let mut objects = self.lock();
@@ -135,6 +143,7 @@ impl Held {
     pub fn remove(&self, kind: Kind, name: &Name) {
         let key = name.key(kind);
         self.lock_said().remove(&key);
+        self.kept.remove(&key);
         if self.lock().forget(&key) {
             self.changed();
         }
@@ -148,6 +157,7 @@ impl Held {
         };
         self.retain(kind, named);
         self.lock_said().retain(|key, _| key.kind != kind || named(key));
+        self.kept.retain(kind, named);
         self.look(kind, Look::Listed);
     }
 
@@ -155,6 +165,7 @@ impl Held {
     pub fn absent(&self, kind: Kind) {
         self.retain(kind, |_| false);
         self.lock_said().retain(|key, _| key.kind != kind);
+        self.kept.retain(kind, |_| false);
         self.look(kind, Look::Absent);
     }
 
@@ -231,6 +242,29 @@ impl Held {
         match self.lock().get(&key) {
             Some(Object::Pod(pod)) => Some(Pod::clone(pod)),
             _ => None,
+        }
+    }
+
+    /// The pods of a namespace with a label of this value, and how many of these are ready.
+    pub fn pods_with(&self, namespace: &str, label: &str, value: &str) -> (usize, usize) {
+        let objects = self.lock();
+        let (mut all, mut ready) = (0, 0);
+        for object in objects.of_namespace(namespace) {
+            let Object::Pod(pod) = object else { continue };
+            if pod.label(label) == Some(value) && !pod.ended() {
+                all += 1;
+                ready += usize::from(pod.ready());
+            }
+        }
+        (all, ready)
+    }
+
+    /// The addresses of a Service as it is now.
+    pub fn addresses(&self, namespace: &str, name: &str) -> Vec<IpAddr> {
+        let key = ObjectKey { kind: Kind::Service, namespace: namespace.into(), name: name.into() };
+        match self.lock().get(&key) {
+            Some(Object::Service(service)) => service.addresses.to_vec(),
+            _ => Vec::new(),
         }
     }
 

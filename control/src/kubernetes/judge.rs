@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde_json::Value;
 
-use crate::manifest::Pod;
+use crate::{manifest::Pod, tokens::waypoint};
 
 /// A service account, as `NAMESPACE/NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,16 +83,21 @@ pub fn proved(status: &Value, audiences: &[String]) -> Result<Proved, String> {
     Ok(Proved { account, pod, pod_uid, node: extra("node-name") })
 }
 
-/// The node that `proved` may speak for. `pod` is the pod of that name as it is now; `accounts` may speak for
-/// the nodes of their pods.
+/// Who calls: a node, where its account is one of `accounts`, which speak for the nodes of their pods; else the pod
+/// alone, by the name that a waypoint's has. Whether it is a waypoint's is not judged here. `pod` is the pod of that
+/// name as it is now.
 ///
 /// # Errors
-/// With the reason why it may speak for none.
-pub fn node(proved: &Proved, pod: Option<&Pod>, accounts: &BTreeSet<Account>) -> Result<String, String> {
+/// With the reason why it is nobody.
+pub fn caller(proved: &Proved, pod: Option<&Pod>, accounts: &BTreeSet<Account>) -> Result<String, String> {
+    let node = node_of(proved, pod)?;
+    let Proved { account, pod: name, .. } = proved;
+    Ok(if accounts.contains(account) { node.to_owned() } else { waypoint(&account.namespace, name) })
+}
+
+/// The node of the very pod that the token is bound to.
+fn node_of<'p>(proved: &Proved, pod: Option<&'p Pod>) -> Result<&'p str, String> {
     let Proved { account, pod: name, pod_uid, node: written } = proved;
-    if !accounts.contains(account) {
-        return Err(format!("service account {account} may not speak for a node (--node-service-account)"));
-    }
     let namespace = &account.namespace;
     let Some(pod) = pod else {
         return Err(format!("pod {namespace}/{name} that the token is bound to is not known (yet)"));
@@ -112,7 +117,7 @@ pub fn node(proved: &Proved, pod: Option<&Pod>, accounts: &BTreeSet<Account>) ->
         Some(written) if written != node => {
             Err(format!("the token was made on node {written}, its pod {namespace}/{name} runs on {node}"))
         }
-        _ => Ok(node.to_owned()),
+        _ => Ok(node),
     }
 }
 
@@ -162,10 +167,20 @@ mod tests {
     #[test]
     fn a_token_of_the_agents_pod_proves_its_node() {
         let proved = proved(&status(), &audiences()).unwrap();
-        assert_eq!(node(&proved, Some(&pod(|_| {})), &accounts()), Ok("a".to_owned()));
+        assert_eq!(caller(&proved, Some(&pod(|_| {})), &accounts()), Ok("a".to_owned()));
         // An API server before 1.30 writes no node.
         let without = Proved { node: None, ..proved };
-        assert_eq!(node(&without, Some(&pod(|_| {})), &accounts()), Ok("a".to_owned()));
+        assert_eq!(caller(&without, Some(&pod(|_| {})), &accounts()), Ok("a".to_owned()));
+    }
+
+    #[test]
+    fn whoever_is_no_nodes_program_is_a_pod_and_never_a_node() {
+        let proved = proved(&status(), &audiences()).unwrap();
+        let other = Proved { account: "culvert-system/wp".parse().unwrap(), ..proved };
+        let runs_as = pod(|pod| pod["spec"]["serviceAccountName"] = "wp".into());
+        let caller = caller(&other, Some(&runs_as), &accounts());
+        assert_eq!(caller, Ok("culvert-system@agent-x".to_owned()));
+        assert!(crate::tokens::check_node(&caller.unwrap()).is_err(), "no node has such a name");
     }
 
     #[test]
@@ -208,14 +223,12 @@ mod tests {
             (|pod| pod["spec"]["serviceAccountName"] = "web".into(), "does not run as"),
         ];
         for (change, reason) in cases {
-            let refused = node(&proved, Some(&pod(change)), &accounts()).unwrap_err();
+            let refused = caller(&proved, Some(&pod(change)), &accounts()).unwrap_err();
             assert!(refused.contains(reason), "{refused}");
         }
-        assert!(node(&proved, None, &accounts()).unwrap_err().contains("not known"));
+        assert!(caller(&proved, None, &accounts()).unwrap_err().contains("not known"));
         let other = Proved { account: "shop/web".parse().unwrap(), ..proved };
-        assert!(
-            node(&other, Some(&pod(|_| {})), &accounts()).unwrap_err().contains("may not speak for a node")
-        );
+        assert!(caller(&other, Some(&pod(|_| {})), &accounts()).unwrap_err().contains("does not run as"));
     }
 
     #[test]

@@ -6,23 +6,29 @@
 //!      │  │  └─ review, judge: which node a service account's token proves
 //!      │  └──── mark: what agents said of their pods, written on the pods
 //!      └─────── authority, lease: the mesh's root, and which replica keeps what belongs to the whole mesh;
-//!               verdicts: what is made of people's manifests, written in their status
+//!               verdicts: what is made of people's manifests, written in their status;
+//!               routes: how they stand with their parents, likewise;
+//!               waypoints: Gateways are deployed, and told what became of them
 //! ```
 //!
 //! Nothing is compiled before every kind that exists was listed once; what cannot be seen is not gone.
 
 mod authority;
 mod backoff;
+mod conditions;
 mod follow;
 mod held;
 mod judge;
+mod kept;
 mod kinds;
 mod lease;
 mod mark;
 mod refused;
 mod review;
 mod rotation;
+mod routes;
 mod verdicts;
+mod waypoints;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,10 +47,12 @@ pub use self::{
     review::Reviews,
     rotation::ROTATE,
     verdicts::ACCEPTED,
+    waypoints::Pods as WaypointPods,
 };
 use self::{backoff::Backoff, follow::Follower, held::Held, lease::Election, mark::Marks, rotation::Keeper};
 use crate::{
-    manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects, serve::Signer, shards::Outline,
+    compile::Options, manifest::Kind, metrics::Metrics, nodes::Nodes, objects::Objects, serve::Signer,
+    shards::Outline,
 };
 
 /// Where control runs if nobody says so.
@@ -72,6 +80,8 @@ pub struct Settings {
     pub audiences: Vec<String>,
     /// Service accounts that speak for the nodes of their pods; none means [`NODE_ACCOUNTS`].
     pub node_accounts: Vec<Account>,
+    /// How waypoints are deployed; without it none is.
+    pub waypoints: Option<Arc<WaypointPods>>,
 }
 
 /// How the API server is reached.
@@ -100,7 +110,6 @@ pub struct Signing {
     pub signer: Signer,
     /// The authority's fingerprint, where it is kept in the cluster and may be exchanged there.
     pub kept: Option<String>,
-    pub trust_domain: String,
     /// Longest life of a certificate that is signed.
     pub lifetime: Duration,
 }
@@ -113,6 +122,7 @@ pub struct Cluster {
     metrics: Arc<Metrics>,
     audiences: Vec<String>,
     accounts: BTreeSet<Account>,
+    waypoints: Option<Arc<WaypointPods>>,
     tasks: JoinSet<()>,
 }
 
@@ -122,7 +132,7 @@ impl Cluster {
     /// # Errors
     /// If there is no configuration, or it is not usable.
     pub async fn connect(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, ConnectError> {
-        let Settings { connection, namespace, audiences, node_accounts } = settings;
+        let Settings { connection, namespace, audiences, node_accounts, waypoints } = settings;
         let client = match connection {
             Connection::Given(client) => client,
             Connection::Configured { kubeconfig, context } => client(kubeconfig, context).await?,
@@ -136,7 +146,7 @@ impl Cluster {
         };
         let audiences = if audiences.is_empty() { vec![AUDIENCE.to_owned()] } else { audiences };
         let (api, held, tasks) = (Api::new(client), Arc::default(), JoinSet::new());
-        Ok(Self { namespace, api, held, metrics, audiences, accounts, tasks })
+        Ok(Self { namespace, api, held, metrics, audiences, accounts, waypoints, tasks })
     }
 
     /// The certificate authority of the mesh. Waits for an API server that does not answer; a Secret that is
@@ -188,15 +198,16 @@ impl Cluster {
         vec![format!("{short}.svc.{cluster_domain}"), format!("{short}.svc"), short]
     }
 
-    /// Begins to write: marks on the pods of connected agents, and, when leading, the roots that are to be trusted
-    /// and conditions on people's manifests.
+    /// Begins to write: marks on the pods of connected agents, and, when leading, the roots that are to be trusted,
+    /// conditions on people's manifests, and waypoints.
     pub fn begin_writing(
         &mut self,
         nodes: &Arc<Nodes>,
         outline: &watch::Sender<Arc<Outline>>,
         signing: Signing,
+        mesh: &Options,
     ) {
-        let Signing { signer, kept, trust_domain, lifetime } = signing;
+        let Signing { signer, kept, lifetime } = signing;
         let marks = Marks::new(self.api.clone(), nodes.clone(), self.metrics.clone());
         self.tasks.spawn(marks.run(outline.subscribe()));
         let pod = std::env::var("HOSTNAME").unwrap_or_else(|_| "control".to_owned());
@@ -207,11 +218,25 @@ impl Cluster {
             signer.follow(),
             election.leading(),
         ));
+        let waypoints = waypoints::Keeper {
+            api: self.api.clone(),
+            held: self.held.clone(),
+            pods: self.waypoints.clone(),
+            mesh: waypoints::Mesh {
+                system: self.namespace.clone(),
+                trust_domain: mesh.trust_domain.to_string(),
+                cluster: mesh.cluster_id.to_string(),
+                network: mesh.network.to_string(),
+            },
+            signs: signer.follow(),
+            leading: election.leading(),
+        };
+        self.tasks.spawn(waypoints.run());
         if let Some(fingerprint) = kept {
             let keeper = Keeper {
                 api: self.api.clone(),
                 namespace: self.namespace.clone(),
-                trust_domain,
+                trust_domain: mesh.trust_domain.to_string(),
                 signer,
                 leading: election.leading(),
                 fingerprint,
@@ -220,6 +245,7 @@ impl Cluster {
             self.tasks.spawn(keeper.run());
         }
         let (api, held) = (self.api.clone(), self.held.clone());
+        self.tasks.spawn(routes::keep(api.clone(), held.clone(), outline.subscribe(), election.leading()));
         self.tasks.spawn(verdicts::keep(api, held, outline.subscribe(), election.leading()));
         self.tasks.spawn(election.run());
         let (held, metrics) = (self.held.clone(), self.metrics.clone());

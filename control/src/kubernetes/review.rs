@@ -63,15 +63,15 @@ impl Reviews {
         Self { api, held, audiences, accounts, metrics, remembered, questions }
     }
 
-    /// The node that `token` proves now: its pod is looked at each time.
+    /// Who `token` proves to call now, a node or a pod by itself: the pod is looked at each time.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` with the reason; `UNAVAILABLE` if the API server cannot be asked.
-    pub async fn node(&self, token: &str) -> Result<String, Status> {
+    pub async fn caller(&self, token: &str) -> Result<String, Status> {
         let proved = self.proved(token).await?;
         let judged = proved.and_then(|proved| {
             let pod = self.held.pod(&proved.account.namespace, &proved.pod);
-            judge::node(&proved, pod.as_ref(), &self.accounts)
+            judge::caller(&proved, pod.as_ref(), &self.accounts)
         });
         judged.map_err(Status::unauthenticated)
     }

@@ -65,7 +65,7 @@ impl Discovery {
             return Err(Status::unimplemented("of discovery only DeltaAggregatedResources is served"));
         }
         let (head, body) = request.into_parts();
-        let node = self.auth.node(&MetadataMap::from_headers(head.headers)).await?;
+        let node = self.auth.caller(&MetadataMap::from_headers(head.headers)).await?;
         let address = head.extensions.get::<TcpConnectInfo>().and_then(|info| info.remote_addr);
         let decoder = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryRequest>::default().decoder();
         // The first request of a stream that comes back lists all it holds.

@@ -1,4 +1,4 @@
-//! The certificate service: a node gets certificates only for service accounts of its own pods.
+//! The certificate service: a node gets certificates only for service accounts of its own pods, a waypoint for its own.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::Signer;
 use crate::{auth::Authenticator, compile::LocalPod, metrics::Metrics, shards::Pods};
 
-/// A node → the pods there that may have certificates. The one rule of who may be whom.
+/// A node → the pods there that may have certificates; a waypoint → itself. The one rule of who may be whom.
 pub struct Entitled {
     trust_domain: Arc<str>,
     by_node: RwLock<BTreeMap<Arc<str>, Pods>>,
@@ -68,7 +68,7 @@ impl IstioCertificateService for Certificates {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let node = self.auth.node(request.metadata()).await?;
+        let node = self.auth.caller(request.metadata()).await?;
         let answer = self.sign(&node, &request.into_inner());
         self.metrics.certificate(answer.is_ok());
         match answer {

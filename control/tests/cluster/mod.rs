@@ -40,6 +40,7 @@ struct State {
     broken: BTreeMap<String, u16>,
     tokens: HashMap<String, Value>,
     pub reviews: usize,
+    applies: usize,
     pub lists: BTreeMap<String, usize>,
 }
 
@@ -69,6 +70,7 @@ impl Cluster {
             broken: BTreeMap::new(),
             tokens: HashMap::new(),
             reviews: 0,
+            applies: 0,
             lists: BTreeMap::new(),
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -145,6 +147,11 @@ impl Cluster {
         self.lock().reviews
     }
 
+    /// How often something was applied.
+    pub fn applies(&self) -> usize {
+        self.lock().applies
+    }
+
     pub fn lists(&self, collection: &str) -> usize {
         self.lock().lists.get(collection).copied().unwrap_or(0)
     }
@@ -152,7 +159,11 @@ impl Cluster {
     async fn answer(&self, request: Request<Body>) -> Answer {
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let mut body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let kind = head.headers.get("content-type").and_then(|kind| kind.to_str().ok());
+        if kind == Some("application/apply-patch+yaml") {
+            self.lock().applied(head.uri.path(), &mut body);
+        }
         let query: HashMap<String, String> =
             form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
         self.lock().answer(&head.method, head.uri.path(), &query, body)
@@ -206,7 +217,8 @@ impl State {
             return refusal(*code, "broken");
         }
         let group = collection.trim_start_matches("/apis/").rsplit_once('/').unwrap().0.to_owned();
-        if group.contains("istio.io") && !self.served.contains_key(&group) {
+        let defined = group.contains("istio.io") || group.contains("gateway.networking");
+        if defined && !self.served.contains_key(&group) {
             return refusal(404, "no such resource");
         }
         match (method.as_str(), name) {
@@ -252,6 +264,23 @@ impl State {
         }
     }
 
+    /// An apply makes what is not there, and counts the versions of what is wanted, as the API server does.
+    fn applied(&mut self, path: &str, body: &mut Value) {
+        let (collection, namespace, name) = parts(path);
+        let group = collection.trim_start_matches("/apis/").rsplit_once('/').unwrap().0.to_owned();
+        if group.contains("gateway.networking") && !self.served.contains_key(&group) {
+            return;
+        }
+        let key = (namespace, name.unwrap());
+        let uid = format!("u-{}", key.1);
+        let held = self.held(&collection);
+        let before = held.entry(key).or_insert_with(|| json!({"metadata": {"uid": uid}}));
+        let changed = before["spec"] != body["spec"];
+        let generation = before["metadata"]["generation"].as_i64().unwrap_or_default();
+        body["metadata"]["generation"] = (generation + i64::from(changed)).into();
+        self.applies += 1;
+    }
+
     fn held(&mut self, collection: &str) -> &mut BTreeMap<(String, String), Value> {
         self.collections.entry(collection.to_owned()).or_default()
     }
@@ -286,7 +315,7 @@ impl State {
     }
 
     fn watch(&mut self, collection: &str, query: &HashMap<String, String>) -> Answer {
-        let from: u64 = query["resourceVersion"].parse().unwrap();
+        let from = query.get("resourceVersion").map_or(self.oldest, |from| from.parse().unwrap());
         if from < self.oldest {
             let gone = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}});
             let line = Bytes::from(format!("{gone}\n"));

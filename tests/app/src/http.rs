@@ -14,7 +14,7 @@ use tokio::{
     task::LocalSet,
 };
 
-use crate::{pages, pattern::Pattern, serve};
+use crate::{pages, pattern::Pattern, protocol::Answer, serve};
 
 /// A header block of more is not ours.
 const MOST_HEADERS: u64 = 16 << 10;
@@ -146,8 +146,9 @@ async fn head(stream: &mut BufReader<TcpStream>) -> io::Result<Option<String>> {
     }
 }
 
-/// Asks for a page of `size` bytes after its first line, and compares it. Whether the connection may be used again.
-pub(crate) async fn get(stream: &mut BufReader<TcpStream>, host: &str, size: u64) -> io::Result<bool> {
+/// Asks for a page of `size` bytes after its first line, and compares it. Its first line, and whether the connection may
+/// be used again.
+pub(crate) async fn get(stream: &mut BufReader<TcpStream>, host: &str, size: u64) -> io::Result<Answer> {
     let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     let request = format!("GET /{size} HTTP/1.1\r\nhost: {host}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
@@ -166,9 +167,9 @@ pub(crate) async fn get(stream: &mut BufReader<TcpStream>, host: &str, size: u64
         .ok_or_else(|| wrong(format!("no fitting content-length in {head:?}")))?;
     let mut body = vec![0; length as usize];
     stream.read_exact(&mut body).await?;
-    compare(&body, size)?;
+    let page = compare(&body, size)?;
     let close = head.lines().any(|line| line.eq_ignore_ascii_case("connection: close"));
-    Ok(!close)
+    Ok(Answer { page: Some(page), again: !close })
 }
 
 #[cfg(test)]

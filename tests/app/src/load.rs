@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     outcome::{Failure, print_line, within},
-    protocol::{Open, Protocol},
+    protocol::{Answer, Open, Protocol},
 };
 
 /// How long names may be unknown at the start.
@@ -60,6 +60,9 @@ pub(crate) struct Load {
     /// Milliseconds after which a connect counts as slow.
     #[arg(long, default_value_t = 100)]
     slow_connect: u64,
+    /// Count the pages by their first lines: who answered.
+    #[arg(long)]
+    by_page: bool,
 }
 
 /// What was counted.
@@ -77,6 +80,9 @@ struct Counts {
     /// Where the failures are, in words that can be compared.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     failures: BTreeMap<String, u64>,
+    /// Who answered, where that is asked for.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pages: BTreeMap<String, u64>,
 }
 
 impl Counts {
@@ -90,6 +96,9 @@ impl Counts {
         self.slowest_request_ms = self.slowest_request_ms.max(other.slowest_request_ms);
         for (kind, count) in &other.failures {
             *self.failures.entry(kind.clone()).or_default() += count;
+        }
+        for (page, count) in &other.pages {
+            *self.pages.entry(page.clone()).or_default() += count;
         }
     }
 }
@@ -226,8 +235,13 @@ impl Client {
             counts.requests += 1;
             counts.slowest_request_ms = counts.slowest_request_ms.max(start.elapsed().as_millis() as u64);
             counts.served += u64::from(got.is_ok());
+            if let Ok(Answer { page: Some(page), .. }) = &got
+                && self.load.by_page
+            {
+                *counts.pages.entry(page.clone()).or_default() += 1;
+            }
             match got {
-                Ok(true) if used + 1 < limit => open = Some((connection, used + 1)),
+                Ok(answer) if answer.again && used + 1 < limit => open = Some((connection, used + 1)),
                 Ok(_) => {}
                 // The first request on a connection that stood already is the mesh's to carry; a later one of a
                 // connection that is kept for ever may be cut off with it.

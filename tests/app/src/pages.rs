@@ -80,18 +80,18 @@ async fn answer(
     stream.send_trailers(trailers)
 }
 
-/// Asks over HTTP/2 for a page of `size` bytes, and compares it.
-pub(crate) async fn get(client: &SendRequest<Bytes>, host: &str, size: u64) -> io::Result<()> {
+/// Asks over HTTP/2 for a page of `size` bytes, and compares it. Its first line.
+pub(crate) async fn get(client: &SendRequest<Bytes>, host: &str, size: u64) -> io::Result<String> {
     let request = Request::get(format!("http://{host}/{size}")).body(()).map_err(io::Error::other)?;
     let (status, body, _) = exchange(client, request, None).await?;
     if status != StatusCode::OK {
         return Err(wrong(format!("the status is {status}")));
     }
-    web::compare(&body, size).map(drop)
+    web::compare(&body, size)
 }
 
-/// Asks by gRPC for a page of `size` bytes, and compares it.
-pub(crate) async fn call(client: &SendRequest<Bytes>, host: &str, size: u64) -> io::Result<()> {
+/// Asks by gRPC for a page of `size` bytes, and compares it. Its first line.
+pub(crate) async fn call(client: &SendRequest<Bytes>, host: &str, size: u64) -> io::Result<String> {
     let request = Request::post(format!("http://{host}{GET}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -103,7 +103,7 @@ pub(crate) async fn call(client: &SendRequest<Bytes>, host: &str, size: u64) -> 
         return Err(wrong(format!("the status is {status}, of gRPC {code:?}")));
     }
     let message = body.get(PREFIX..).ok_or_else(|| wrong("no message".to_owned()))?;
-    web::compare(message, size).map(drop)
+    web::compare(message, size)
 }
 
 async fn exchange(

@@ -34,6 +34,21 @@ pub(crate) enum Protocol {
     Udp,
 }
 
+/// What an exchange came to.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The first line of the page, which tells who answered.
+    pub(crate) page: Option<String>,
+    /// Whether the connection may be used again.
+    pub(crate) again: bool,
+}
+
+impl Answer {
+    fn of(page: String) -> Self {
+        Self { page: Some(page), again: true }
+    }
+}
+
 /// An open connection.
 pub(crate) enum Open {
     Stream(BufReader<TcpStream>),
@@ -66,14 +81,14 @@ impl Protocol {
         Ok(Open::H2(client))
     }
 
-    /// One exchange of `size` bytes, compared; `first` on this connection. Whether it may be used again.
+    /// One exchange of `size` bytes, compared; `first` on this connection.
     pub(crate) async fn exchange(
         self,
         open: &mut Open,
         host: &str,
         size: u64,
         first: bool,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Answer> {
         match open {
             Open::Stream(stream) if self == Self::Http1 => http::get(stream, host, size).await,
             Open::Stream(stream) => {
@@ -88,8 +103,8 @@ impl Protocol {
                 stream.read_exact(&mut got).await?;
                 same(&got, &sent)
             }
-            Open::H2(client) if self == Self::Grpc => pages::call(client, host, size).await.map(|()| true),
-            Open::H2(client) => pages::get(client, host, size).await.map(|()| true),
+            Open::H2(client) if self == Self::Grpc => pages::call(client, host, size).await.map(Answer::of),
+            Open::H2(client) => pages::get(client, host, size).await.map(Answer::of),
             Open::Datagrams(socket) => {
                 let sent = pattern(size.min(MOST_DATAGRAM));
                 socket.send(&sent).await?;
@@ -118,9 +133,9 @@ fn pattern(size: u64) -> Vec<u8> {
     bytes
 }
 
-fn same(got: &[u8], wanted: &[u8]) -> io::Result<bool> {
+fn same(got: &[u8], wanted: &[u8]) -> io::Result<Answer> {
     if got == wanted {
-        return Ok(true);
+        return Ok(Answer { page: None, again: true });
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "the bytes are not those that were sent"))
 }
@@ -162,7 +177,7 @@ mod tests {
                     let mut open = protocol.open(SocketAddr::from(([127, 0, 0, 1], port))).await.unwrap();
                     for (number, size) in [0, 1, 100_000].into_iter().enumerate() {
                         let kept = protocol.exchange(&mut open, "shop", size, number == 0).await;
-                        assert!(kept.unwrap(), "{protocol:?} {size}");
+                        assert!(kept.unwrap().again, "{protocol:?} {size}");
                         assert!(!open.is_over().await);
                     }
                 }

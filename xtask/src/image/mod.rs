@@ -17,7 +17,7 @@ mod sbom;
 /// The version of the workspace, which is the tag of its images.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What a cluster runs.
-pub(crate) const SHIPPED: [&str; 3] = ["control", "agent", "ztunnel"];
+pub(crate) const SHIPPED: [&str; 4] = ["control", "agent", "ztunnel", "waypoint"];
 /// The program in the agent's image that the agent installs on its node.
 const CNI_PLUGIN: &str = "culvert-cni";
 /// The traffic program of the tests.

@@ -18,6 +18,8 @@ use crate::shell;
 pub(crate) const SYSTEM: &str = "culvert-system";
 /// Where Istio is, in the runs that try us among its parts.
 pub(crate) const ISTIO: &str = "istio-system";
+/// The pods of waypoints that control has deployed.
+const WAYPOINTS: &str = "app.kubernetes.io/managed-by=culvert-control";
 /// How a cluster of kind's is made.
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe<'a> {
@@ -187,6 +189,14 @@ impl Cluster {
             if let Ok(before) = self.ask(&[&logs[..], &["--previous"]].concat()) {
                 text.push_str(&before);
             }
+        }
+        // What control has deployed, wherever that is.
+        let waypoints =
+            self.items(&["pods", "--all-namespaces", "--selector", WAYPOINTS]).unwrap_or_default();
+        for pod in waypoints {
+            let part = |key: &str| pod["metadata"][key].as_str().unwrap_or_default().to_owned();
+            let logs = ["--namespace", &part("namespace"), "logs", &part("name"), tail, "--prefix"];
+            text.push_str(&self.ask(&logs).unwrap_or_default());
         }
         text
     }

@@ -11,10 +11,20 @@ mod leaving;
 mod long;
 mod node;
 mod policy;
+mod waypoint;
 mod workloads;
 
 /// Every case there is.
 pub(super) fn all() -> Vec<Case> {
-    [joining::CASES, workloads::CASES, policy::CASES, faults::CASES, node::CASES, long::CASES, leaving::CASES]
-        .concat()
+    [
+        joining::CASES,
+        workloads::CASES,
+        policy::CASES,
+        waypoint::CASES,
+        faults::CASES,
+        node::CASES,
+        long::CASES,
+        leaving::CASES,
+    ]
+    .concat()
 }

@@ -1,0 +1,388 @@
+//! What a Gateway of ours is made into: a ServiceAccount, a Service and a Deployment of its name. Pure.
+
+use serde_json::{Map, Value, json};
+
+use crate::kubernetes::{BUNDLE, BUNDLE_KEY};
+
+/// On a Gateway: how many pods. Where nobody says it, that is left to others (one at first, `kubectl scale`, an HPA).
+pub const REPLICAS: &str = "culvert.dev/replicas";
+/// On what is made, and on its pods: the Gateway's name.
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// On a Gateway: what is called through it.
+const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub const MANAGER: &str = "culvert-control";
+/// Labels that mean something to a mesh, or say whose an object is, are not carried on.
+const RESERVED: [&str; 5] =
+    ["istio.io/", "culvert.dev/", "gateway.networking.k8s.io/", "kubectl.kubernetes.io/", MANAGED_BY];
+/// No more pods are asked for.
+const MOST_REPLICAS: u32 = 1000;
+/// A Service's name and a label's value have no more.
+const LONGEST_NAME: usize = 63;
+/// How long callers are still taken after SIGTERM: until every ztunnel has heard that the pod leaves.
+const LINGER: u32 = 5;
+/// How long what they have begun is served then.
+const DRAIN: u32 = 30;
+/// Any but root.
+const USER: u32 = 65532;
+
+/// What control is told of the waypoints that it deploys.
+#[derive(Debug, Clone)]
+pub struct Pods {
+    pub image: String,
+    /// The cluster's own rule, if there is none.
+    pub pull_policy: Option<String>,
+    /// Secrets of each Gateway's own namespace.
+    pub pull_secrets: Vec<String>,
+    /// `resources` of the container, as Kubernetes has them.
+    pub resources: Value,
+    /// Further flags.
+    pub arguments: Vec<String>,
+    /// Whether a Prometheus is to find the pods by their annotations.
+    pub scrape: bool,
+}
+
+/// What every waypoint is to know of the mesh.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    /// Control's own namespace.
+    pub system: String,
+    pub trust_domain: String,
+    pub cluster: String,
+    pub network: String,
+}
+
+/// An object that is to be, and where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    pub path: String,
+    pub object: Value,
+}
+
+/// What of a Gateway cannot be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// As the Gateway API words it.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+fn unfit(reason: &'static str, message: impl Into<String>) -> Unfit {
+    Unfit { reason, message: message.into() }
+}
+
+/// What a Gateway wants, if that can be.
+///
+/// # Errors
+/// With the reason for its condition `Accepted`.
+pub fn wanted(gateway: &Value, pods: &Pods, mesh: &Mesh) -> Result<Vec<Wanted>, Unfit> {
+    let replicas = check(gateway)?;
+    let (name, namespace) = names(gateway);
+    let object = |group: &str, kind: &str, plural: &str, rest: Value| {
+        let prefix = if group == "v1" { "/api/v1".to_owned() } else { format!("/apis/{group}") };
+        let mut object = json!({
+            "apiVersion": group, "kind": kind,
+            "metadata": {
+                "name": name, "namespace": namespace,
+                "labels": labels(gateway), "annotations": infrastructure(gateway, "annotations"),
+                "ownerReferences": [owner(gateway)],
+            },
+        });
+        for (key, value) in rest.as_object().into_iter().flatten() {
+            object[key] = value.clone();
+        }
+        Wanted { path: format!("{prefix}/namespaces/{namespace}/{plural}/{name}"), object }
+    };
+    let selector = json!({GATEWAY_NAME: name});
+    let service = json!({"spec": {
+        "type": "ClusterIP",
+        "ipFamilyPolicy": "PreferDualStack",
+        "selector": selector,
+        "ports": [{"name": "hbone", "protocol": "TCP", "port": 15008, "targetPort": 15008}],
+    }});
+    let mut deployment = json!({"spec": {
+        "selector": {"matchLabels": selector},
+        // The next one is ready before the last one goes.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": template(gateway, pods, mesh),
+    }});
+    if let Some(replicas) = replicas {
+        deployment["spec"]["replicas"] = replicas.into();
+    }
+    Ok(vec![
+        object("v1", "ServiceAccount", "serviceaccounts", json!({"automountServiceAccountToken": false})),
+        object("v1", "Service", "services", service),
+        object("apps/v1", "Deployment", "deployments", deployment),
+    ])
+}
+
+/// The roots by which waypoints of a namespace know control. It goes when the last of these Gateways does.
+pub fn roots(namespace: &str, gateways: &[&Value], bundle: &str) -> Wanted {
+    let owners: Vec<Value> = gateways.iter().map(|gateway| owner(gateway)).collect();
+    let object = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {
+            "name": BUNDLE, "namespace": namespace, "ownerReferences": owners,
+            "labels": {MANAGED_BY: MANAGER},
+        },
+        "data": {BUNDLE_KEY: bundle},
+    });
+    Wanted { path: format!("/api/v1/namespaces/{namespace}/configmaps/{BUNDLE}"), object }
+}
+
+/// Its name and its namespace.
+pub fn names(object: &Value) -> (&str, &str) {
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
+    (text("name"), text("namespace"))
+}
+
+/// Whether a Gateway can be carried out; the number of pods, where it names one.
+fn check(gateway: &Value) -> Result<Option<u32>, Unfit> {
+    let (name, _) = names(gateway);
+    let begins = name.starts_with(|first: char| first.is_ascii_lowercase());
+    if name.len() > LONGEST_NAME || !begins || name.contains('.') {
+        let message = format!(
+            "metadata.name: a Service cannot be called so, and the waypoint's is: {LONGEST_NAME} letters, digits and \
+             dashes at most, a letter first"
+        );
+        return Err(unfit("Invalid", message));
+    }
+    if !gateway["spec"]["infrastructure"]["parametersRef"].is_null() {
+        let message = format!(
+            "spec.infrastructure.parametersRef: no kind of parameters is known; the annotation {REPLICAS} and the \
+             chart's waypoint.* say what can be said"
+        );
+        return Err(unfit("InvalidParameters", message));
+    }
+    if let Some(of) = gateway["metadata"]["labels"][WAYPOINT_FOR].as_str()
+        && !["service", "workload", "all", "none"].contains(&of)
+    {
+        let message = format!(
+            "metadata.labels[{WAYPOINT_FOR}]: {of:?} means nothing: use service, workload, all or none"
+        );
+        return Err(unfit("Invalid", message));
+    }
+    let annotations = &gateway["metadata"]["annotations"];
+    let Some(text) = annotations[REPLICAS].as_str() else { return Ok(None) };
+    match text.parse::<u32>() {
+        Ok(replicas) if replicas <= MOST_REPLICAS => Ok(Some(replicas)),
+        _ => {
+            let message =
+                format!("metadata.annotations[{REPLICAS}]: {text:?} is no number up to {MOST_REPLICAS}");
+            Err(unfit("InvalidParameters", message))
+        }
+    }
+}
+
+/// What is made goes with its Gateway.
+fn owner(gateway: &Value) -> Value {
+    json!({
+        "apiVersion": gateway["apiVersion"], "kind": "Gateway",
+        "name": gateway["metadata"]["name"], "uid": gateway["metadata"]["uid"],
+    })
+}
+
+/// The Gateway's own labels, those that it asks for, and ours.
+fn labels(gateway: &Value) -> Value {
+    let mut labels = carried(&gateway["metadata"]["labels"]);
+    labels.extend(carried(&gateway["spec"]["infrastructure"]["labels"]));
+    let (name, _) = names(gateway);
+    for (key, value) in [
+        (GATEWAY_NAME, name),
+        ("gateway.networking.k8s.io/gateway-class-name", class(gateway)),
+        ("app.kubernetes.io/component", "waypoint"),
+        (MANAGED_BY, MANAGER),
+    ] {
+        labels.insert(key.to_owned(), value.into());
+    }
+    Value::Object(labels)
+}
+
+/// The class that it names.
+pub fn class(gateway: &Value) -> &str {
+    gateway["spec"]["gatewayClassName"].as_str().unwrap_or_default()
+}
+
+fn infrastructure(gateway: &Value, what: &str) -> Value {
+    Value::Object(carried(&gateway["spec"]["infrastructure"][what]))
+}
+
+fn carried(pairs: &Value) -> Map<String, Value> {
+    let pairs = pairs.as_object().into_iter().flatten();
+    let reserved = |key: &str| RESERVED.iter().any(|reserved| key.starts_with(reserved));
+    pairs.filter(|(key, _)| !reserved(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn template(gateway: &Value, pods: &Pods, mesh: &Mesh) -> Value {
+    let (name, _) = names(gateway);
+    let mut labels = labels(gateway);
+    // Nobody takes a waypoint in: its own proof of who it is, it has from control.
+    labels["istio.io/dataplane-mode"] = "none".into();
+    let mut annotations = infrastructure(gateway, "annotations");
+    if pods.scrape {
+        for (key, value) in [("scrape", "true"), ("port", "15020"), ("path", "/metrics")] {
+            annotations[format!("prometheus.io/{key}")] = value.into();
+        }
+    }
+    let secrets: Vec<Value> = pods.pull_secrets.iter().map(|name| json!({"name": name})).collect();
+    json!({
+        "metadata": {"labels": labels, "annotations": annotations},
+        "spec": {
+            "serviceAccountName": name,
+            "automountServiceAccountToken": false,
+            "terminationGracePeriodSeconds": LINGER + DRAIN + 10,
+            "nodeSelector": {"kubernetes.io/os": "linux"},
+            "imagePullSecrets": secrets,
+            // On different nodes, where there are enough.
+            "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
+                "weight": 100,
+                "podAffinityTerm": {
+                    "topologyKey": "kubernetes.io/hostname",
+                    "labelSelector": {"matchLabels": {GATEWAY_NAME: name}},
+                },
+            }]}},
+            "securityContext": {
+                "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [container(gateway, pods, mesh)],
+            "volumes": [
+                {"name": "control-ca", "configMap": {"name": BUNDLE}},
+                {"name": "token", "projected": {"sources": [{"serviceAccountToken": {
+                    "audience": "istio-ca", "expirationSeconds": 3600, "path": "token",
+                }}]}},
+            ],
+        },
+    })
+}
+
+fn container(gateway: &Value, pods: &Pods, mesh: &Mesh) -> Value {
+    let (name, namespace) = names(gateway);
+    let Mesh { system, trust_domain, cluster, network } = mesh;
+    let mut arguments = vec![
+        format!("--namespace={namespace}"),
+        "--name=$(POD_NAME)".to_owned(),
+        format!("--service-account={name}"),
+        "--node=$(NODE_NAME)".to_owned(),
+        format!("--control=https://control.{system}.svc:15010"),
+        "--control-ca=/var/run/culvert/ca/root-cert.pem".to_owned(),
+        "--token-file=/var/run/culvert/token/token".to_owned(),
+        format!("--trust-domain={trust_domain}"),
+        format!("--cluster={cluster}"),
+        format!("--network={network}"),
+        format!("--linger={LINGER}s"),
+        format!("--drain-deadline={DRAIN}s"),
+    ];
+    arguments.extend(pods.arguments.iter().cloned());
+    let from =
+        |name: &str, field: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}});
+    let mut container = json!({
+        "name": "waypoint",
+        "image": pods.image,
+        "args": arguments,
+        "env": [from("POD_NAME", "metadata.name"), from("NODE_NAME", "spec.nodeName")],
+        "ports": [
+            {"name": "hbone", "containerPort": 15008, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": 15020, "protocol": "TCP"},
+            {"name": "ready", "containerPort": 15021, "protocol": "TCP"},
+        ],
+        "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": "ready"}, "periodSeconds": 2},
+        "securityContext": {
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "control-ca", "mountPath": "/var/run/culvert/ca", "readOnly": true},
+            {"name": "token", "mountPath": "/var/run/culvert/token", "readOnly": true},
+        ],
+        "resources": pods.resources,
+    });
+    if let Some(policy) = &pods.pull_policy {
+        container["imagePullPolicy"] = policy.as_str().into();
+    }
+    container
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gateway() -> Value {
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {
+                "name": "wp", "namespace": "shop", "uid": "u-wp",
+                "labels": {"team": "a", "istio.io/waypoint-for": "all", "istio.io/use-waypoint": "wp"},
+            },
+            "spec": {
+                "gatewayClassName": "culvert-waypoint",
+                "infrastructure": {
+                    "labels": {"team": "b", GATEWAY_NAME: "other"},
+                    "annotations": {"note": "n"},
+                },
+            },
+        })
+    }
+
+    fn made(gateway: &Value) -> Result<Vec<Wanted>, Unfit> {
+        let pods = Pods {
+            image: "culvert/waypoint:1".to_owned(),
+            pull_policy: Some("Never".to_owned()),
+            pull_secrets: vec!["s".to_owned()],
+            resources: json!({"requests": {"cpu": "100m"}}),
+            arguments: vec!["--log-level=debug".to_owned()],
+            scrape: true,
+        };
+        let mesh = Mesh {
+            system: "culvert-system".to_owned(),
+            trust_domain: "cluster.local".to_owned(),
+            cluster: "Kubernetes".to_owned(),
+            network: String::new(),
+        };
+        wanted(gateway, &pods, &mesh)
+    }
+
+    #[test]
+    fn a_gateway_becomes_three_objects_that_go_with_it() {
+        let made = made(&gateway()).unwrap();
+        let paths: Vec<&str> = made.iter().map(|wanted| wanted.path.as_str()).collect();
+        let expected = [
+            "/api/v1/namespaces/shop/serviceaccounts/wp",
+            "/api/v1/namespaces/shop/services/wp",
+            "/apis/apps/v1/namespaces/shop/deployments/wp",
+        ];
+        assert_eq!(paths, expected);
+        for Wanted { object, .. } in &made {
+            assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], "u-wp");
+            let labels = &object["metadata"]["labels"];
+            assert_eq!((&labels["team"], &labels[GATEWAY_NAME]), (&json!("b"), &json!("wp")));
+            assert!(labels["istio.io/use-waypoint"].is_null(), "a waypoint is not behind itself");
+            assert_eq!(object["metadata"]["annotations"], json!({"note": "n"}));
+        }
+        let template = &made[2].object["spec"]["template"];
+        assert_eq!(template["metadata"]["labels"]["istio.io/dataplane-mode"], "none");
+        assert_eq!(made[2].object["spec"]["selector"]["matchLabels"], made[1].object["spec"]["selector"]);
+        let container = &template["spec"]["containers"][0];
+        assert_eq!(container["args"].as_array().unwrap().last().unwrap(), "--log-level=debug");
+        assert!(made[2].object["spec"]["replicas"].is_null(), "whoever scales it is not undone");
+    }
+
+    #[test]
+    fn what_cannot_be_carried_out_is_said() {
+        let with = |pointer: &str, key: &str, value: Value| {
+            let mut gateway = gateway();
+            gateway.pointer_mut(pointer).unwrap()[key] = value;
+            made(&gateway)
+        };
+        let replicas = |text: &str| with("/metadata", "annotations", json!({REPLICAS: text}));
+        assert_eq!(replicas("3").unwrap()[2].object["spec"]["replicas"], 3);
+        assert_eq!(replicas("three").unwrap_err().reason, "InvalidParameters");
+        assert_eq!(replicas("1001").unwrap_err().reason, "InvalidParameters");
+        let parameters =
+            with("/spec/infrastructure", "parametersRef", json!({"kind": "ConfigMap", "name": "x"}));
+        assert_eq!(parameters.unwrap_err().reason, "InvalidParameters");
+        assert_eq!(with("/metadata", "labels", json!({WAYPOINT_FOR: "pods"})).unwrap_err().reason, "Invalid");
+        for name in ["a.b", "1a", &"a".repeat(64)] {
+            assert_eq!(with("/metadata", "name", name.into()).unwrap_err().reason, "Invalid", "{name}");
+        }
+    }
+}
