@@ -138,8 +138,10 @@ impl Client {
         };
         let port = self.url.port_u16().unwrap_or(usual);
         let what = || format!("connect to {host}:{port}");
-        let stream =
-            timeout(CONNECT, TcpStream::connect((host, port))).await.with_context(what)?.with_context(what)?;
+        let stream = timeout(CONNECT, TcpStream::connect((host, port)))
+            .await
+            .with_context(what)?
+            .with_context(what)?;
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
         if usual != 443 {
@@ -285,7 +287,8 @@ mod tests {
             ("https://127.0.0.1:38443/path?a=b", None, "HTTP/1.1"),
             ("https://127.0.0.1:38443/path?a=b", Some("--http2"), "HTTP/2.0"),
         ] {
-            let mut words = vec![url, "--method=DELETE", "-H", "Host:echo-v2", "-H", "X-Two:1", "-H", "X-Two: 2"];
+            let mut words =
+                vec![url, "--method=DELETE", "-H", "Host:echo-v2", "-H", "X-Two:1", "-H", "X-Two: 2"];
             words.extend(more);
             let lines = ask(&words).await.remove(0);
             assert_eq!(value(&lines, "StatusCode"), "200", "{lines}");
