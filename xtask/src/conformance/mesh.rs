@@ -16,6 +16,8 @@ use crate::{
 const NAMESPACES: [&str; 2] = ["gateway-conformance-mesh", "gateway-conformance-mesh-consumer"];
 /// Each one's waypoint.
 const WAYPOINT: &str = "waypoint";
+/// On a waypoint's pods: its Gateway's name.
+const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 /// What a namespace says to have its pods captured and its Services behind its waypoint.
 const LABELS: [(&str, &str); 2] =
     [("istio.io/dataplane-mode", "ambient"), ("istio.io/use-waypoint", WAYPOINT)];
@@ -85,13 +87,24 @@ pub(super) fn captured(cluster: &Cluster) -> Result<String> {
         "istio_tcp_connections_opened_total",
     )?;
     demand(ztunnels > 0, || "no ztunnel has carried a connection of the suite's".to_owned())?;
-    let waypoint = format!("--selector=gateway.networking.k8s.io/gateway-name={WAYPOINT}");
+    let waypoint = format!("--selector={GATEWAY}={WAYPOINT}");
     let requests = count(cluster, &["--all-namespaces", &waypoint], "istio_requests_total")?;
     demand(requests > 0, || "no waypoint has answered a request of the suite's".to_owned())?;
     Ok(format!(
         "captured: {}; {ztunnels} connections opened through ztunnels, {requests} requests through waypoints",
         told.join(", ")
     ))
+}
+
+/// What the waypoints have said.
+pub(super) fn words(cluster: &Cluster) -> String {
+    let selector = format!("--selector={GATEWAY}={WAYPOINT}");
+    let mut text = String::new();
+    for namespace in NAMESPACES {
+        let logs = ["--namespace", namespace, "logs", &selector, "--tail=-1", "--prefix"];
+        text.push_str(&cluster.ask(&logs).unwrap_or_default());
+    }
+    text
 }
 
 /// What a metric of these pods counts of the suite's namespaces.

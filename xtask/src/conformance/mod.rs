@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// One test of the suite alone, by its short name.
     #[arg(long, value_name = "NAME")]
     run_test: Option<String>,
-    /// No mesh: what passes on bare Services anyway. The suite's failures are this command's, here too.
+    /// No mesh: what of the core passes on bare Services anyway. The suite's failures are this command's, here too.
     #[arg(long)]
     without_mesh: bool,
     /// Keep the report in docs/conformance, not only in target/conformance.
@@ -96,7 +96,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         run.whole(&names).inspect_err(|_| {
             interrupt::give_way();
             let log = folder.join("cluster.log");
-            match fs::write(&log, cluster.everything()) {
+            match fs::write(&log, cluster.everything() + &mesh::words(&cluster)) {
                 Ok(()) => println!("what all parties said: {}", log.display()),
                 Err(error) => eprintln!("{}: {error}", log.display()),
             }
@@ -164,7 +164,9 @@ impl Run<'_> {
         let labels = mesh::labels();
         let kubeconfig = self.folder.join("kubeconfig");
         let test = self.args.run_test.as_deref();
-        self.suite.run(&suite::Flags { kubeconfig, labels, output, log: &self.log(), test })
+        // Each failure takes half a minute, and nobody asks what bare Services can beyond the core.
+        let extended = !self.args.without_mesh;
+        self.suite.run(&suite::Flags { kubeconfig, labels, output, log: &self.log(), test, extended })
     }
 
     fn look(&self) -> Result<()> {

@@ -12,13 +12,14 @@ use serde::Deserialize;
 
 use crate::{image, kind::tools, shell};
 
+/// Before a line of Go's own, among those of a test.
+const MARK: &[u8] = b"\x16";
 /// What is tried of a mesh.
 const PROFILES: &str = "MESH-HTTP,MESH-GRPC";
+/// What the profiles have at least.
+const CORE: &[&str] = &["Mesh", "HTTPRoute", "GRPCRoute"];
 /// What we declare beyond the core. What is declared and fails is told as a failure.
-const FEATURES: &[&str] = &[
-    "Mesh",
-    "HTTPRoute",
-    "GRPCRoute",
+const EXTENDED: &[&str] = &[
     "MeshClusterIPMatching",
     "MeshConsumerRoute",
     "MeshHTTPRouteBackendRequestHeaderModification",
@@ -54,6 +55,8 @@ pub(super) struct Flags<'a> {
     pub(super) output: &'a Path,
     pub(super) log: &'a Path,
     pub(super) test: Option<&'a str>,
+    /// What is declared beyond the core is tried, too.
+    pub(super) extended: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,15 +103,17 @@ impl Suite {
 
     /// Runs it, telling each test's end; whether Go calls it passed.
     pub(super) fn run(&self, flags: &Flags<'_>) -> Result<bool> {
-        let Flags { kubeconfig, labels, output, log, test } = flags;
+        let Flags { kubeconfig, labels, output, log, test, extended } = flags;
         // What an earlier run left would be taken for this one's.
         if output.exists() {
             fs::remove_file(output).with_context(|| format!("remove {}", output.display()))?;
         }
         let mut suite = Command::new(&self.binary);
-        suite.args(["-test.v", "-test.timeout=40m", "-test.run=^TestConformance$"]);
+        // In its plain form, Go tells how a test ended only when all have.
+        suite.args(["-test.v=test2json", "-test.timeout=40m", "-test.run=^TestConformance$"]);
         suite.arg(format!("-conformance-profiles={PROFILES}"));
-        suite.arg(format!("-supported-features={}", FEATURES.join(",")));
+        let features = if *extended { [CORE, EXTENDED].concat() } else { CORE.to_vec() };
+        suite.arg(format!("-supported-features={}", features.join(",")));
         suite.arg(format!("-namespace-labels={labels}"));
         // Whether its pods were captured is looked at after it.
         suite.arg("-cleanup-base-resources=false");
@@ -126,8 +131,9 @@ impl Suite {
         let words = running.stdout.take().context("the suite speaks")?;
         for line in BufReader::new(words).split(b'\n') {
             let line = line.context("read what the suite says")?;
-            log.write_all(&[&line[..], b"\n"].concat()).context("write the suite's log")?;
-            if let Some((passed, test, took)) = ended(&String::from_utf8_lossy(&line)) {
+            let line = line.strip_prefix(MARK).unwrap_or(&line);
+            log.write_all(&[line, b"\n"].concat()).context("write the suite's log")?;
+            if let Some((passed, test, took)) = ended(&String::from_utf8_lossy(line)) {
                 println!("{} {test:<48} {took:>8}", if passed { "✓" } else { "✗" });
             }
         }
