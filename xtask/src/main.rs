@@ -61,7 +61,7 @@ enum Task {
     Tidy,
     /// Build the fuzz targets and run each for a while.
     Fuzz(fuzz::Args),
-    /// Exactly what CI runs: format, lints, tidy, tests, fuzzing, the cases on Kubernetes.
+    /// Exactly what CI runs: format, lints, tidy, tests, fuzzing, the cases on Kubernetes, conformance.
     Ci(ci::Args),
     /// Remove test worlds whose owner is gone.
     Sweep,
