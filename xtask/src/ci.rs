@@ -34,16 +34,13 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     steps.step("demo", || demo::play_built().map(drop));
     steps.step("fuzz", || fuzz::run(root, &fuzz::Args { seconds: FUZZ_SECONDS, target: None }));
     if args.without_cluster {
-        println!("\n==== NOT RUN: e2e, as was asked for");
+        println!("\n==== NOT RUN: e2e and conformance, as was asked for");
     } else {
-        steps.step("e2e", || e2e(root));
+        // Each in a process of its own: it watches for Ctrl-C by itself.
+        steps.step("e2e", || xtask(root, "e2e"));
+        steps.step("conformance", || xtask(root, "conformance"));
     }
     steps.report()
-}
-
-/// In a process of its own: it watches for Ctrl-C by itself.
-fn e2e(root: &Path) -> Result<()> {
-    xtask(root, "e2e")
 }
 
 /// As anyone calls it, not by this program's own path: the tests' build may have put another there meanwhile.

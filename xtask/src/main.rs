@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod ci;
+mod conformance;
 mod demo;
 mod e2e;
 mod ebpf;
@@ -51,6 +52,8 @@ enum Task {
     Kind(kind::Args),
     /// Try the mesh on a real Kubernetes, case by case, under load; a cluster of kind's, or any.
     E2e(e2e::Args),
+    /// Run the Gateway API's own conformance suite, unchanged, against the mesh on a cluster of kind's.
+    Conformance(conformance::Args),
     /// Run every test, or those of one ring.
     Test(test::Args),
     /// Measure against no mesh, side by side; writes the figures to target/bench.
@@ -59,7 +62,7 @@ enum Task {
     Tidy,
     /// Build the fuzz targets and run each for a while.
     Fuzz(fuzz::Args),
-    /// Exactly what CI runs: format, lints, tidy, tests, fuzzing, the cases on Kubernetes.
+    /// Exactly what CI runs: format, lints, tidy, tests, fuzzing, the cases on Kubernetes, conformance.
     Ci(ci::Args),
     /// Remove test worlds whose owner is gone.
     Sweep,
@@ -86,6 +89,7 @@ fn run(task: Task) -> Result<()> {
         Task::Manifests(args) => manifests::run(&root, &args),
         Task::Kind(args) => kind::run(&root, &args),
         Task::E2e(args) => e2e::run(&root, &args),
+        Task::Conformance(args) => conformance::run(&root, &args),
         Task::Test(args) => test::run(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
         Task::Tidy => tidy::run(&root),

@@ -4,12 +4,13 @@
 //! one line of JSON (`load`: one each second) and exits with 0 when all went as it should, with 1 when not.
 #![deny(unsafe_code)]
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{ffi::OsString, iter, net::SocketAddr, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+mod conformance;
 mod http;
 mod load;
 mod many;
@@ -20,6 +21,9 @@ mod protocol;
 mod serve;
 mod single;
 mod smuggle;
+
+/// The name by which the conformance suite calls its client.
+const CLIENT: &str = "client";
 
 /// Both ends of every connection that a test makes.
 #[derive(Debug, Parser)]
@@ -55,6 +59,10 @@ enum Command {
     Http(http::Http),
     /// Customers who never try twice.
     Load(load::Load),
+    /// The echo server of the Gateway API's conformance suite.
+    EchoServer(conformance::server::Server),
+    /// Its client, which is also what a copy of this program by the name `client` is.
+    Client(conformance::client::Client),
     /// Frames written past the kernel's TCP, as an intruder would.
     Smuggle(smuggle::Smuggle),
 }
@@ -77,7 +85,7 @@ impl To {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    match run(Cli::parse_from(words()).command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -85,6 +93,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line. The conformance suite runs `client` inside its pods, so a copy of that name is told to be one.
+fn words() -> impl Iterator<Item = OsString> {
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    let client = Path::new(&name).file_name().is_some_and(|name| name == CLIENT).then(|| CLIENT.into());
+    iter::once(name).chain(client).chain(words)
 }
 
 fn run(command: Command) -> Result<bool> {
@@ -105,6 +121,8 @@ fn run(command: Command) -> Result<bool> {
             Command::Live(client) => client.run().await,
             Command::Http(http) => http.run().await.map(|()| true),
             Command::Load(load) => load.run().await,
+            Command::EchoServer(server) => server.run().await.map(|()| true),
+            Command::Client(client) => client.run().await,
             Command::Smuggle(intruder) => intruder.run(),
         }
     })

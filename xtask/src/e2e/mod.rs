@@ -31,6 +31,7 @@ mod istio;
 mod world;
 
 use istio::Parts;
+pub(crate) use world::is_captured;
 use world::{Earlier, World};
 
 /// Said at the end of every run in which they were not tried.

@@ -63,15 +63,22 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 
 /// Builds the images. Their names and sizes.
 pub(crate) fn build(root: &Path, args: &Args) -> Result<Vec<(String, u64)>> {
-    demand_docker()?;
-    setup::ensure(&[Use::Image])?;
-    ebpf::build(root)?;
     let mut programs = SHIPPED.to_vec();
     if args.with_app {
         programs.push(TRAFFIC);
     }
+    build_programs(root, &programs, args.profile)
+}
+
+/// Builds the images of these programs alone. Their names and sizes.
+pub(crate) fn build_programs(root: &Path, programs: &[&str], profile: Profile) -> Result<Vec<(String, u64)>> {
+    demand_docker()?;
+    setup::ensure(&[Use::Image])?;
+    if programs.contains(&"agent") {
+        ebpf::build(root)?;
+    }
     let target = target(root)?;
-    let binaries = compile(root, &programs, args.profile, &target)?;
+    let binaries = compile(root, programs, profile, &target)?;
     programs.iter().map(|program| image(root, program, &binaries, &target)).collect()
 }
 

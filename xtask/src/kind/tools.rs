@@ -61,14 +61,17 @@ fn go_program(root: &Path, name: &str, module: &str) -> Result<Option<PathBuf>> 
     let folder = root.join("target/tools/bin");
     let path = folder.join(name);
     if !path.is_file() {
-        // Debian's folder for a Go of its own, and the one of Go's own archive.
-        let go = shell::which("go")
-            .or_else(|| Some(PathBuf::from("/usr/local/go/bin/go")).filter(|go| go.is_file()));
-        let Some(go) = go else { return Ok(None) };
+        let Some(go) = go() else { return Ok(None) };
         println!("  installing  {name:<18} with go, into target/tools/bin");
         let mut go = Command::new(go);
         go.args(["install", "-ldflags=-s -w", module]).env("GOBIN", &folder).env("CGO_ENABLED", "0");
         shell::run(&mut go, &format!("install {module}"))?;
     }
     Ok(Some(path))
+}
+
+/// Go itself.
+pub(crate) fn go() -> Option<PathBuf> {
+    // Debian's folder for a Go of its own, and the one of Go's own archive.
+    shell::which("go").or_else(|| Some(PathBuf::from("/usr/local/go/bin/go")).filter(|go| go.is_file()))
 }
