@@ -24,7 +24,9 @@ pub(crate) const WAYPOINT_EXCEPT: &str = "culvert.dev/waypoint-except-ports";
 const HBONE_PORT: u16 = 15008;
 
 /// What each waypoint is for and its class, by namespace and name.
-pub(super) struct Waypoints(HashMap<(Box<str>, Box<str>), (WaypointFor, Arc<str>)>);
+pub(super) struct Waypoints(HashMap<(Box<str>, Box<str>), Known>);
+
+type Known = (WaypointFor, Arc<str>);
 
 impl Waypoints {
     pub(super) fn of(view: &View<'_>) -> Self {
