@@ -1,7 +1,11 @@
 //! Bodies and streams as hyper wants them.
 
+pub(crate) mod kept;
+
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::Future as _,
     io,
     pin::Pin,
     rc::Rc,
@@ -13,7 +17,10 @@ use bytes::{Buf, Bytes};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use runtime::record::{Flag, Request as Record};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
 
 /// A record that both bodies of a request fill; it is written when the last of them is gone.
 pub(crate) type SharedRecord = Rc<RefCell<Record>>;
@@ -28,8 +35,23 @@ pub(crate) enum Body {
         inner: Incoming,
         record: SharedRecord,
     },
+    /// The same, kept for a further try or a copy.
+    Kept(kept::Reader),
+    /// A copy of another's request.
+    Copied(VecDeque<Bytes>, Option<HeaderMap>),
     /// A backend's answer, on its way to the caller.
     Answer(Box<Answer>),
+}
+
+/// Why a body breaks off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error(transparent)]
+    Caller(#[from] hyper::Error),
+    #[error("the request is sent again")]
+    Superseded,
+    #[error("the time that the route gives it is over")]
+    Late,
 }
 
 /// A backend's answer.
@@ -39,6 +61,8 @@ pub(crate) struct Answer {
     /// What is to be kept as long as the answer lasts.
     pub(crate) _busy: Busy,
     pub(crate) ended: bool,
+    /// When the route's patience ends.
+    pub(crate) end: Option<Pin<Box<Sleep>>>,
 }
 
 /// A backend counts as busy while one lives.
@@ -64,6 +88,17 @@ impl Body {
 }
 
 impl Answer {
+    /// Whether its time is over, which is then told.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(end) = &mut self.end else { return false };
+        if self.ended || end.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        self.ended = true;
+        self.record.borrow_mut().flag(Flag::Timeout, "the backend's answer did not end in time");
+        true
+    }
+
     fn note(&mut self, trailers: &HeaderMap) {
         if let Some(status) = grpc_status(trailers) {
             self.record.borrow_mut().grpc_status(status);
@@ -86,13 +121,18 @@ pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u16> {
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = match self.get_mut() {
+            Self::Kept(reader) => return Pin::new(reader).poll_frame(cx),
+            Self::Copied(frames, trailers) => {
+                let frame = frames.pop_front().map(Frame::data);
+                return Poll::Ready(frame.or_else(|| trailers.take().map(Frame::trailers)).map(Ok));
+            }
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Request { inner, record } => {
@@ -105,6 +145,9 @@ impl http_body::Body for Body {
                 polled
             }
             Self::Answer(answer) => {
+                if answer.is_late(cx) {
+                    return Poll::Ready(Some(Err(BodyError::Late)));
+                }
                 let polled = Pin::new(&mut answer.inner).poll_frame(cx);
                 match &polled {
                     Poll::Ready(Some(Ok(frame))) => {
@@ -125,7 +168,8 @@ impl http_body::Body for Body {
                 }
                 polled
             }
-        }
+        };
+        polled.map(|frame| frame.map(|frame| frame.map_err(BodyError::Caller)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -133,6 +177,8 @@ impl http_body::Body for Body {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_none(),
             Self::Request { inner, .. } => inner.is_end_stream(),
+            Self::Kept(reader) => reader.is_end_stream(),
+            Self::Copied(frames, trailers) => frames.is_empty() && trailers.is_none(),
             Self::Answer(answer) => answer.inner.is_end_stream(),
         }
     }
@@ -142,6 +188,10 @@ impl http_body::Body for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Request { inner, .. } => inner.size_hint(),
+            Self::Kept(reader) => reader.size_hint(),
+            Self::Copied(frames, _) => {
+                SizeHint::with_exact(frames.iter().map(|frame| frame.len() as u64).sum())
+            }
             Self::Answer(answer) => answer.inner.size_hint(),
         }
     }

@@ -13,6 +13,11 @@ struct Reason {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
 /// The metrics under `culvert_waypoint_`.
 pub(crate) struct Metrics {
     pub(crate) tunnels: Gauge,
@@ -20,6 +25,7 @@ pub(crate) struct Metrics {
     pub(crate) backends_dialled: Counter,
     pub(crate) retries: Counter,
     refused: Family<Reason, Counter>,
+    mirrors: Family<Outcome, Counter>,
 }
 
 impl Metrics {
@@ -30,6 +36,7 @@ impl Metrics {
             backends_dialled: Counter::default(),
             retries: Counter::default(),
             refused: Family::default(),
+            mirrors: Family::default(),
         };
         registry.under("culvert_waypoint", |registry| {
             registry.register("tunnels", "HBONE tunnels of callers now", metrics.tunnels.clone());
@@ -40,8 +47,15 @@ impl Metrics {
             registry.register("retries", "Requests tried again", metrics.retries.clone());
             let help = "Connections that were not taken, by reason";
             registry.register("refused", help, metrics.refused.clone());
+            let help = "Copies of requests, by what became of them; of body: it was too large or broke off";
+            registry.register("mirrors", help, metrics.mirrors.clone());
         });
         metrics
+    }
+
+    /// Counts a copy of a request.
+    pub(crate) fn mirrored(&self, outcome: &'static str) {
+        self.mirrors.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts a connection that was not taken.

@@ -2,6 +2,7 @@
 //! there with all that is carried in it.
 
 use std::{
+    cell::Cell,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -16,7 +17,7 @@ use std::{
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{net::TcpListener, sync::mpsc, task::LocalSet};
 
-use crate::{door, shared::Shared, upstream::Upstream};
+use crate::{body::kept::Budget, door, shared::Shared, upstream::Upstream};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -52,6 +53,10 @@ impl Drop for Load {
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) upstream: Upstream,
+    /// Copies of requests on their way.
+    pub(crate) mirrors: Rc<Cell<u32>>,
+    /// Bytes of requests' bodies that are kept.
+    pub(crate) kept: Budget,
 }
 
 impl Workers {
@@ -96,7 +101,12 @@ fn run(shared: Arc<Shared>, mut mailbox: mpsc::UnboundedReceiver<(std::net::TcpS
             std::process::exit(1);
         }
     };
-    let worker = Rc::new(Worker { upstream: Upstream::new(shared.clone()), shared });
+    let worker = Rc::new(Worker {
+        upstream: Upstream::new(shared.clone()),
+        shared,
+        mirrors: Rc::default(),
+        kept: Budget::default(),
+    });
     LocalSet::new().block_on(&runtime, async move {
         let swept = worker.clone();
         tokio::task::spawn_local(async move {

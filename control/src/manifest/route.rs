@@ -244,6 +244,10 @@ impl Route {
         let rules = rules.into_iter().enumerate().map(|(at, rule)| {
             let field = format!("spec.rules[{at}]");
             remark_session(rule.session_persistence.as_ref(), &field, &mut remarks);
+            if rule.retry.as_ref().and_then(|retry| retry.attempts).is_some_and(|of| of > Retry::MOST) {
+                let reason = format!("a request is sent again {} times at most", Retry::MOST);
+                remarks.push((format!("{field}.retry.attempts"), reason));
+            }
             rule_of(rule, &field)
         });
         let rules = rules.collect::<Result<Vec<_>, _>>()?;
@@ -305,14 +309,39 @@ fn rule_of(rule: RuleManifest, field: &str) -> Result<Rule, Wrong> {
         let reason = "one try may not take longer than the request".to_owned();
         return Err((format!("{field}.timeouts.backendRequest"), reason));
     }
-    Ok(Rule {
+    let rule = Rule {
         name: rule.name,
         matches: matches.collect::<Result<_, _>>()?,
         filters: filter::all_of(rule.filters, field)?,
         backends: backends.collect::<Result<_, _>>()?,
         timeouts,
         retry: rule.retry.map(|retry| retry_of(retry, &format!("{field}.retry"))).transpose()?,
-    })
+    };
+    check_combinations(&rule, field)?;
+    Ok(rule)
+}
+
+/// What is right by itself, and not together with the rest of its rule.
+fn check_combinations(rule: &Rule, field: &str) -> Result<(), Wrong> {
+    let redirects = rule.filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
+    if redirects && !rule.backends.is_empty() {
+        let reason = "a request that is redirected is sent to no backend".to_owned();
+        return Err((format!("{field}.backendRefs"), reason));
+    }
+    let by_prefix = rule.matches.iter().all(|of| matches!(of.path, PathMatch::Prefix(_)));
+    let lists = rule
+        .backends
+        .iter()
+        .enumerate()
+        .map(|(at, backend)| (format!("{field}.backendRefs[{at}].filters"), &backend.filters));
+    for (field, filters) in std::iter::once((format!("{field}.filters"), &rule.filters)).chain(lists) {
+        if let Some(at) = filters.iter().position(filter::replaces_prefix).filter(|_| !by_prefix) {
+            let reason =
+                "a prefix is replaced only where every match of the rule is by PathPrefix".to_owned();
+            return Err((format!("{field}[{at}]"), reason));
+        }
+    }
+    Ok(())
 }
 
 fn match_of(of: MatchManifest, field: &str) -> Result<Match, Wrong> {

@@ -236,6 +236,11 @@ pub struct Retry {
     pub backoff: Option<Duration>,
 }
 
+impl Retry {
+    /// No rule has a request sent again more often.
+    pub const MOST: u32 = 10;
+}
+
 impl Rule {
     /// Everything that a request or a copy of it may be sent to.
     pub fn leads_to(&self) -> impl Iterator<Item = &To> {

@@ -62,9 +62,21 @@ impl Manifests {
 
     /// Writes an HTTPRoute of a Service; `rules` is YAML, indented as in a file of its own.
     pub fn http_route(&self, namespace: &str, name: &str, service: &str, rules: &str) -> Result<()> {
+        self.route("HTTPRoute", [namespace, name], [namespace, service], rules)
+    }
+
+    /// Writes a route of a kind, by its namespace and name, for a Service by the same.
+    pub fn route(
+        &self,
+        kind: &str,
+        [namespace, name]: [&str; 2],
+        [of, service]: [&str; 2],
+        rules: &str,
+    ) -> Result<()> {
         let mut yaml = format!(
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: {name}\n  \
-             namespace: {namespace}\nspec:\n  parentRefs:\n  - {{group: \"\", kind: Service, name: {service}}}\n  rules:\n"
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: {name}\n  \
+             namespace: {namespace}\nspec:\n  parentRefs:\n  \
+             - {{group: \"\", kind: Service, name: {service}, namespace: {of}}}\n  rules:\n"
         );
         for line in rules.trim_matches('\n').lines() {
             let _ = writeln!(yaml, "  {line}");

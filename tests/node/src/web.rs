@@ -12,6 +12,7 @@ pub const PORT: u16 = 8080;
 /// A server that says who it is, and what it has seen of the request.
 const SERVER: &str = r#"
 import http.server, json, sys
+history, failures = [], {}
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # Head and body are two writes: the second would wait 40 ms for the first one's acknowledgement.
@@ -31,10 +32,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         seen = {"name": sys.argv[1], "peer": self.client_address[0], "method": self.command, "path": self.path,
                 "host": self.headers.get("host"), "body": len(body),
                 "headers": {key.lower(): value for key, value in self.headers.items()}}
+        status = 200
+        if self.path == "/history":
+            seen = {"name": sys.argv[1], "history": history}
+        else:
+            history.append([self.path, len(body)])
         if self.path.startswith("/status/"):
             status = int(self.path.split("/")[2])
-        else:
-            status = 200
+        if self.path.startswith("/flaky/"):
+            failures[self.path] = failures.get(self.path, 0) + 1
+            status = 503 if failures[self.path] <= int(self.path.split("/")[2]) else 200
         said = (json.dumps(seen) + "\n").encode()
         self.send_response(status)
         self.send_header("content-length", str(len(said)))
@@ -129,6 +136,13 @@ impl Answers {
     pub fn server(&self) -> Option<&str> {
         self.seen.last()?["name"].as_str()
     }
+}
+
+/// How often a server has seen a path, and the lengths of the bodies that came with it; asked by its own address.
+pub fn history(client: &Pod, server: &Pod, path: &str) -> Result<Vec<u64>> {
+    let answers = curl(client, &[&format!("http://{}:{PORT}/history", server.v4())])?;
+    let all = answers.seen.first().and_then(|seen| seen["history"].as_array()).cloned().unwrap_or_default();
+    Ok(all.iter().filter(|one| one[0] == path).filter_map(|one| one[1].as_u64()).collect())
 }
 
 /// Runs curl in a pod: `arguments` are its own, URLs among them (`[1-100]` in one makes many of it).

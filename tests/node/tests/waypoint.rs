@@ -14,6 +14,32 @@ const BETA_AND_CANARY: &str = "
   backendRefs: [{name: web, port: 80, weight: 90}, {name: web-v2, port: 80, weight: 10}]
 ";
 
+const EXTENDED: &str = "
+- name: mirrored
+  matches: [{path: {value: /mirrored}}]
+  filters: [{type: RequestMirror, requestMirror: {backendRef: {name: web-v2, port: 80}}}]
+  backendRefs: [{name: web, port: 80}]
+- name: foreign
+  matches: [{path: {value: /foreign}}]
+  filters: [{type: CORS, cors: {allowOrigins: ['https://*.shop.example'], allowMethods: [PUT], allowCredentials: true}}]
+  backendRefs: [{name: web, port: 80}]
+- name: flaky
+  matches: [{path: {value: /flaky}}]
+  retry: {codes: [503], attempts: 3, backoff: 10ms}
+  backendRefs: [{name: web, port: 80}]
+- name: moved
+  matches: [{path: {value: /moved}}]
+  filters: [{type: RequestRedirect, requestRedirect: {scheme: https, path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
+- name: half
+  matches: [{path: {value: /half}}]
+  backendRefs: [{name: web, port: 80}, {name: nobody, port: 80}]
+- name: none
+  matches: [{path: {value: /none}}]
+  backendRefs: [{name: web, port: 80, weight: 0}]
+- name: rest
+  backendRefs: [{name: web, port: 80}]
+";
+
 /// Callers on node a; two versions of a service, of which the first is behind the waypoint, on node b.
 struct Stage {
     waypoint: Process,
@@ -267,4 +293,143 @@ fn every_version_of_http_is_carried_and_none_of_its_requests_fails() -> Result<(
         ensure!(total["served"].as_u64() > Some(50), "{protocol} at port {port}: {total}");
     }
     web::upgrade(client, "10.96.0.1", 80)
+}
+
+#[test]
+fn what_a_route_asks_for_is_done_to_its_requests() -> Result<()> {
+    let stage = Stage::new()?;
+    let manifests = stage.scene.world.manifests();
+    manifests.http_route("mesh", "web", "web", EXTENDED)?;
+    let redirected = || {
+        let answers = stage.curl("client", &[&format!("{WEB}/moved/a?b=c"), "-D", "-"])?;
+        Ok(Some(answers.status).filter(|status| *status == 302))
+    };
+    bed::eventually(PATIENCE, "the new route", redirected)?;
+    let text = |arguments: &[&str]| -> Result<String> {
+        let job = stage.scene.pod("client").job("curl").args(["-s", "-i", "--max-time", "20"]);
+        Ok(job.args(arguments).check()?.stdout.to_ascii_lowercase())
+    };
+    let moved = text(&[&format!("{WEB}/moved/a?b=c")])?;
+    ensure!(moved.contains("\r\nlocation: https://10.96.0.1/a?b=c\r\n"), "{moved}");
+
+    // A copy with its body reaches the mirror, and what outgrows the bound goes to the backend alone.
+    let [client, one, two] = ["client", "web-v1", "web-v2"].map(|name| stage.scene.pod(name));
+    let small = "x".repeat(20_000);
+    let answers = stage.curl("client", &["-d", &small, &format!("{WEB}/mirrored/small")])?;
+    same("who answers", (answers.status, answers.server()), (200, Some("web-v1")))?;
+    let copied = || Ok(Some(web::history(client, two, "/mirrored/small")?).filter(|seen| !seen.is_empty()));
+    same("the copy", bed::eventually(PATIENCE, "the copy", copied)?.0, vec![20_000])?;
+    let posts =
+        "head -c 1000000 /dev/zero | curl -s -o /dev/null -w '%{http_code}' -H expect: --data-binary @- $0";
+    let large = client.job("sh").args(["-c", posts, &format!("{WEB}/mirrored/large")]).check()?.stdout;
+    same("a large body", large.trim(), "200")?;
+    same("it came", web::history(client, one, "/mirrored/large")?, vec![1_000_000])?;
+    // A later copy has come: so would have this one.
+    stage.curl("client", &[&format!("{WEB}/mirrored/last")])?;
+    let copied = || Ok(Some(web::history(client, two, "/mirrored/last")?).filter(|seen| !seen.is_empty()));
+    bed::eventually(PATIENCE, "a later copy", copied)?;
+    same("no copy", web::history(client, two, "/mirrored/large")?, vec![])?;
+
+    // A preflight is answered by the waypoint; the server knows no OPTIONS.
+    let origin = "origin: https://www.shop.example";
+    let asked = ["-X", "OPTIONS", "-H", origin, "-H", "access-control-request-method: PUT"];
+    let preflight = text(&[&asked[..], &[&format!("{WEB}/foreign")]].concat())?;
+    ensure!(preflight.starts_with("http/1.1 204 "), "{preflight}");
+    for line in [
+        "access-control-allow-origin: https://www.shop.example",
+        "access-control-allow-methods: put",
+        "access-control-allow-credentials: true",
+        "access-control-max-age: 5",
+    ] {
+        ensure!(preflight.contains(line), "{line}: {preflight}");
+    }
+    let actual = text(&["-H", origin, &format!("{WEB}/foreign")])?;
+    ensure!(
+        actual.starts_with("http/1.1 200 ") && actual.contains("allow-origin: https://www.shop"),
+        "{actual}"
+    );
+    let other = text(&["-H", "origin: https://shop.example", &format!("{WEB}/foreign")])?;
+    ensure!(other.starts_with("http/1.1 200 ") && !other.contains("allow-origin"), "{other}");
+
+    // What a flaky backend has seen is sent again with its body, unless that was too large to be kept.
+    let answers = stage.curl("client", &["-d", &small, &format!("{WEB}/flaky/2/small")])?;
+    same("after two failures", answers.status, 200)?;
+    same("its bodies", web::history(client, one, "/flaky/2/small")?, vec![20_000; 3])?;
+    let large = client.job("sh").args(["-c", posts, &format!("{WEB}/flaky/1/large")]).check()?.stdout;
+    same("a large body is sent once", large.trim(), "503")?;
+    same("and no more", web::history(client, one, "/flaky/1/large")?, vec![1_000_000])?;
+    same("attempts end", stage.curl("client", &[&format!("{WEB}/flaky/9")])?.status, 503)?;
+    same("tries", web::history(client, one, "/flaky/9")?.len(), 4)?;
+
+    // A backend that is none has its share of failures, and what has no share gets nothing.
+    let job = client.job("curl").args([
+        "-s",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}\\n",
+        &format!("{WEB}/half/[1-200]"),
+    ]);
+    let codes = job.check()?.stdout;
+    let failed = codes.lines().filter(|code| *code == "500").count();
+    // Five standard deviations of a half.
+    ensure!((65..=135).contains(&failed), "{failed} of 200 failed");
+    same("the others", codes.lines().filter(|code| *code == "200").count(), 200 - failed)?;
+    same("no share", stage.curl("client", &[&format!("{WEB}/none")])?.status, 500)
+}
+
+#[test]
+fn a_consumers_route_is_for_the_callers_of_its_namespace_alone() -> Result<()> {
+    let mut waypoint_pod = None;
+    let pods =
+        [("mesh", "client", "a"), ("till", "till", "a"), ("mesh", "web-v1", "b"), ("mesh", "web-v2", "b")];
+    let scene = Scene::start_with(&pods, |world| {
+        let manifests = world.manifests();
+        manifests.namespace("till", true)?;
+        manifests.waypoint("mesh", "wp", "service")?;
+        waypoint_pod = Some(world.waypoint_pod("mesh", "wp", "b")?);
+        let behind = [("istio.io/use-waypoint", "wp")];
+        let service = |name, number, app, labels| ServiceManifest {
+            namespace: "mesh",
+            name,
+            number,
+            labels,
+            selector: app,
+            ports: &[("http", 80, web::PORT)],
+        };
+        manifests.service(&service("web", 1, &[("app", "web-v1")], &behind))?;
+        manifests.service(&service("web-v2", 2, &[("app", "web-v2")], &[]))?;
+        manifests.http_route("mesh", "web", "web", "- backendRefs: [{name: web, port: 80}]")?;
+        let rules = "- backendRefs: [{name: web-v2, namespace: mesh, port: 80}]";
+        manifests.route("HTTPRoute", ["till", "own"], ["mesh", "web"], rules)
+    })?;
+    let servers = ["web-v1", "web-v2"].map(|name| web::serve(scene.pod(name)));
+    let _servers: Vec<Process> = servers.into_iter().collect::<Result<_>>()?;
+    let pod = waypoint_pod.ok_or_else(|| anyhow::anyhow!("no pod for the waypoint"))?;
+    let _waypoint = scene.world.start_waypoint(&pod, "waypoint")?;
+    let ask = |caller: &str| -> Result<(u16, Option<String>)> {
+        let answers = web::curl(scene.pod(caller), &[WEB])?;
+        Ok((answers.status, answers.server().map(str::to_owned)))
+    };
+    let answer = |status, server: Option<&str>| (status, server.map(str::to_owned));
+    // Nobody has permitted it yet: his requests fail, and nobody else's.
+    let refused = || Ok(Some(ask("till")?).filter(|answers| answers.0 == 500));
+    bed::eventually(PATIENCE, "the consumer's route", refused)?;
+    same("another caller", ask("client")?, answer(200, Some("web-v1")))?;
+    let grant = |to: &str| {
+        let yaml = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: till, namespace: mesh}}\n\
+             spec:\n  from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: till}}]\n  \
+             to: [{{group: '', kind: Service, name: {to}}}]\n"
+        );
+        scene.world.manifests().put("grant", &yaml)
+    };
+    grant("web-v2")?;
+    let led = || Ok(Some(ask("till")?).filter(|answers| *answers == answer(200, Some("web-v2"))));
+    bed::eventually(PATIENCE, "the consumer's own backend", led)?;
+    same("another caller", ask("client")?, answer(200, Some("web-v1")))?;
+    // What was permitted is taken back.
+    grant("another")?;
+    bed::eventually(PATIENCE, "the grant to be gone", refused)?;
+    same("another caller", ask("client")?, answer(200, Some("web-v1")))
 }

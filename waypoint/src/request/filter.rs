@@ -6,48 +6,68 @@ use ::http::{
     request::Parts,
     uri::{Authority, PathAndQuery},
 };
-use mesh::route::{Filter, HeaderChange, PathChange, Redirect, Rewrite};
+use mesh::route::{Filter, HeaderChange, Mirror, PathChange, Redirect, Rewrite};
 use runtime::record::Flag;
 
-use super::Settled;
+use super::{Settled, cors};
 
-/// What is to be done with the answer.
+/// What is to be done with the answer, and beside the request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Changes {
     headers: Vec<HeaderChange>,
+    pub(super) allowance: Option<cors::Allowance>,
+    /// Copies of the request that are still to be made.
+    pub(super) mirrors: Vec<Mirror>,
 }
 
 impl Changes {
     /// Carries them out.
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {
+        if let Some(allowance) = &self.allowance {
+            allowance.apply(headers);
+        }
         self.headers.iter().for_each(|change| change_headers(headers, change));
     }
 }
 
-/// Carries out filters on a request.
+/// Carries out filters on a request to `port`.
 ///
 /// # Errors
 /// With the answer, where one settles it.
 pub(crate) fn apply(
     filters: &[Filter],
     prefix: Option<&str>,
+    port: u16,
     head: &mut Parts,
     changes: &mut Changes,
 ) -> Result<(), Settled> {
+    // Before all others: a browser follows no redirect of a preflight.
+    for filter in filters {
+        if let Filter::Cors(cors) = filter
+            && let Some(allowance) = cors::judge(cors, head)?
+        {
+            changes.allowance = Some(allowance);
+        }
+    }
+    let mut redirect = None;
     for filter in filters {
         match filter {
             Filter::RequestHeaders(change) => change_headers(&mut head.headers, change),
             Filter::ResponseHeaders(change) => changes.headers.push(change.clone()),
-            Filter::Redirect(redirect) => return Err(redirected(redirect, prefix, head)),
+            Filter::Redirect(to) => redirect = Some(redirected(to, prefix, port, head)),
             Filter::Rewrite(rewrite) => rewrite_head(rewrite, prefix, head)?,
-            // What is not carried out must not be passed over: an answer is better than another one than was meant.
-            Filter::Mirror(_) | Filter::Cors(_) => {
-                let reason = "a filter of the rule is not carried out by this version";
-                return Err(Settled::new(StatusCode::INTERNAL_SERVER_ERROR, Flag::NoRoute, reason));
-            }
+            Filter::Mirror(mirror) => changes.mirrors.push(mirror.clone()),
+            Filter::Cors(_) => {}
         }
     }
-    Ok(())
+    match redirect {
+        // It is an answer like others, with what others would have.
+        Some(mut redirect) => {
+            changes.apply(redirect.reply());
+            Err(redirect)
+        }
+        None => Ok(()),
+    }
 }
 
 fn change_headers(headers: &mut HeaderMap, change: &HeaderChange) {
@@ -90,14 +110,14 @@ fn changed_path(change: &PathChange, prefix: Option<&str>, uri: &Uri) -> String 
     }
 }
 
-fn redirected(redirect: &Redirect, prefix: Option<&str>, head: &Parts) -> Settled {
+/// `port` is the one that was called, which the specification calls the listener's.
+fn redirected(redirect: &Redirect, prefix: Option<&str>, port: u16, head: &Parts) -> Settled {
     let scheme = redirect.scheme.as_deref().unwrap_or("http");
     let asked: Option<Authority> = authority(head).and_then(|text| text.parse().ok());
     let host =
         redirect.hostname.as_deref().or_else(|| asked.as_ref().map(Authority::host)).unwrap_or_default();
     // A scheme that is named has its own port, unless one is named, too.
-    let asked_port = asked.as_ref().and_then(Authority::port_u16).filter(|_| redirect.scheme.is_none());
-    let port = redirect.port.or(asked_port);
+    let port = redirect.port.or(Some(port).filter(|_| redirect.scheme.is_none()));
     let port = port.filter(|port| (scheme, *port) != ("http", 80) && (scheme, *port) != ("https", 443));
     let path = match &redirect.path {
         Some(change) => changed_path(change, prefix, &head.uri),
@@ -108,10 +128,12 @@ fn redirected(redirect: &Redirect, prefix: Option<&str>, head: &Parts) -> Settle
         None => format!("{scheme}://{host}{path}"),
     };
     let status = StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::FOUND);
-    Settled {
-        location: HeaderValue::try_from(location).ok(),
-        ..Settled::new(status, Flag::Direct, "redirected by its route")
+    let mut settled = Settled::new(status, Flag::Direct, "redirected by its route");
+    let reply = settled.reply();
+    if let Ok(location) = HeaderValue::try_from(location) {
+        reply.insert(header::LOCATION, location);
     }
+    settled
 }
 
 fn rewrite_head(rewrite: &Rewrite, prefix: Option<&str>, head: &mut Parts) -> Result<(), Settled> {
@@ -212,7 +234,7 @@ mod tests {
             add: vec![pair("b", "2"), pair("e", "1")],
             remove: vec!["c".into()],
         };
-        apply(&[Filter::RequestHeaders(change)], None, &mut head, &mut Changes::default()).unwrap();
+        apply(&[Filter::RequestHeaders(change)], None, 80, &mut head, &mut Changes::default()).unwrap();
         assert_eq!(has(&head.headers, "a"), ["2"]);
         assert_eq!(has(&head.headers, "b"), ["1", "2"]);
         assert!(has(&head.headers, "c").is_empty());
@@ -231,6 +253,10 @@ mod tests {
             ("/foo/bar", "/foo", "/", "/bar"),
             ("/foo", "/foo", "/", "/"),
             ("/foo", "/foo", "", "/"),
+            ("/foo/", "/foo", "", "/"),
+            ("/foo/", "/foo", "/", "/"),
+            ("/foo/bar/", "/foo", "/xyz", "/xyz/bar/"),
+            ("/foo?q=/foo", "/foo", "/xyz", "/xyz?q=/foo"),
             ("/a/b", "", "/x", "/x/a/b"),
             ("/foo/bar?q=1", "/foo", "/x", "/x/bar?q=1"),
         ] {
@@ -244,8 +270,8 @@ mod tests {
         let none = Redirect { scheme: None, hostname: None, path: None, port: None, status: 302 };
         let to = |redirect: Redirect| {
             let head = head("/a?b=c", &[("host", "web:8080")]);
-            let settled = redirected(&redirect, Some(""), &head);
-            (settled.status.as_u16(), settled.location.unwrap().to_str().unwrap().to_owned())
+            let mut settled = redirected(&redirect, Some(""), 8080, &head);
+            (settled.status.as_u16(), has(settled.reply(), "location").remove(0))
         };
         assert_eq!(to(none.clone()), (302, "http://web:8080/a?b=c".into()));
         assert_eq!(
@@ -258,6 +284,61 @@ mod tests {
         );
         let path = Some(PathChange::Full("/x".into()));
         assert_eq!(to(Redirect { path, ..none }), (302, "http://web:8080/x?b=c".into()));
+    }
+
+    #[test]
+    fn the_port_of_a_redirect_follows_from_its_scheme_and_from_what_was_called() {
+        let to = |scheme: Option<&str>, hostname: Option<&str>, port: Option<u16>, called: u16| {
+            let scheme = scheme.map(Into::into);
+            let hostname = hostname.map(Into::into);
+            let redirect = Redirect { scheme, hostname, path: None, port, status: 302 };
+            let mut settled = redirected(&redirect, None, called, &head("/", &[("host", "web")]));
+            has(settled.reply(), "location").remove(0)
+        };
+        for (scheme, hostname, port, called, location) in [
+            // Nothing is said: the port that was called, if it is not the scheme's own.
+            (None, None, None, 80, "http://web/"),
+            (None, None, None, 8080, "http://web:8080/"),
+            (None, Some("other"), None, 8080, "http://other:8080/"),
+            (None, None, None, 443, "http://web:443/"),
+            // A scheme has its own.
+            (Some("https"), None, None, 80, "https://web/"),
+            (Some("https"), None, None, 8080, "https://web/"),
+            (Some("http"), None, None, 8080, "http://web/"),
+            // A port that is said is told, if it is not the scheme's own.
+            (None, None, Some(8083), 80, "http://web:8083/"),
+            (None, None, Some(80), 8080, "http://web/"),
+            (Some("https"), None, Some(443), 80, "https://web/"),
+            (Some("https"), None, Some(80), 80, "https://web:80/"),
+            (Some("http"), None, Some(443), 80, "http://web:443/"),
+        ] {
+            assert_eq!(
+                to(scheme, hostname, port, called),
+                location,
+                "{scheme:?} {hostname:?} {port:?} {called}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_redirect_has_the_headers_of_an_answer_and_a_preflight_is_not_redirected() {
+        let set =
+            |name: &str| HeaderChange { set: vec![(name.into(), "1".into())], ..HeaderChange::default() };
+        let redirect = Redirect { scheme: None, hostname: None, path: None, port: None, status: 302 };
+        let cors = mesh::route::Cors { allow_origins: vec!["*".into()], ..Default::default() };
+        let filters = [Filter::Redirect(redirect), Filter::ResponseHeaders(set("x-a")), Filter::Cors(cors)];
+        let answer = |mut head: Parts| {
+            let mut settled = apply(&filters, None, 80, &mut head, &mut Changes::default()).unwrap_err();
+            (settled.status.as_u16(), settled.reply().clone())
+        };
+        let origin = ("origin", "https://a");
+        let (status, headers) = answer(head("/", &[("host", "web"), origin]));
+        assert_eq!((status, has(&headers, "x-a")), (302, vec!["1".to_owned()]));
+        assert_eq!(has(&headers, "access-control-allow-origin"), ["*"]);
+        let mut asked = head("/", &[("host", "web"), origin, ("access-control-request-method", "GET")]);
+        asked.method = ::http::Method::OPTIONS;
+        let (status, headers) = answer(asked);
+        assert_eq!((status, has(&headers, "location").len()), (204, 0));
     }
 
     #[test]

@@ -8,16 +8,18 @@
 //! Each phase either goes on or settles the answer. All of them read the one snapshot that the request began with.
 
 mod answer;
+mod cors;
 mod filter;
 mod host;
 mod matching;
+mod mirror;
 mod pick;
 mod send;
 
 use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc};
 
 use ::http::{Request, Response, StatusCode, request::Parts};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use mesh::{Snapshot, route::Found};
 use runtime::record::Flag;
 
@@ -51,13 +53,20 @@ pub(crate) struct Settled {
     pub(crate) status: StatusCode,
     pub(crate) flag: Flag,
     pub(crate) reason: String,
-    /// Where a redirect leads.
-    pub(crate) location: Option<::http::HeaderValue>,
+    /// The headers of an answer that is no error, and has no body: where a redirect leads, what a preflight may.
+    reply: Option<Box<::http::HeaderMap>>,
+    /// What the caller's origin is allowed, whatever the answer.
+    allowance: Option<Box<cors::Allowance>>,
 }
 
 impl Settled {
     pub(crate) fn new(status: StatusCode, flag: Flag, reason: impl Into<String>) -> Self {
-        Self { status, flag, reason: reason.into(), location: None }
+        Self { status, flag, reason: reason.into(), reply: None, allowance: None }
+    }
+
+    /// The headers of the answer, which is no error.
+    fn reply(&mut self) -> &mut ::http::HeaderMap {
+        self.reply.get_or_insert_default()
     }
 }
 
@@ -128,14 +137,18 @@ async fn phases(
     let upgrade = filter::hop_by_hop(&mut head.headers, handover.is_some());
     let mut changes = filter::Changes::default();
     if let Some(matched) = &matched {
-        filter::apply(&matched.rule.filters, matched.prefix, &mut head, &mut changes)?;
+        filter::apply(&matched.rule.filters, matched.prefix, context.call.port, &mut head, &mut changes)?;
     }
+    let allowance = changes.allowance.clone();
     let sending = send::Sending {
         context,
         rule: matched.as_ref().map(|matched| matched.rule),
         prefix: matched.as_ref().and_then(|matched| matched.prefix),
-        can_repeat: body.is_end_stream(),
         handover: handover.filter(|_| upgrade),
     };
-    sending.run(head, body, changes).await
+    let answered = sending.run(head, body, changes).await;
+    answered.map_err(|settled| match settled.reply {
+        Some(_) => settled,
+        None => Settled { allowance: allowance.map(Box::new), ..settled },
+    })
 }

@@ -17,7 +17,7 @@ use crate::upstream;
 pub(super) fn backend(rule: &Rule, random: u64) -> Result<&Backend, Settled> {
     let nothing = |status, reason: &str| Err(Settled::new(status, Flag::NoRoute, reason));
     if rule.backends.is_empty() {
-        return nothing(StatusCode::NOT_FOUND, "the rule leads nowhere");
+        return nothing(StatusCode::INTERNAL_SERVER_ERROR, "the rule leads nowhere");
     }
     match by_weight(&rule.backends, random) {
         Some(backend) => Ok(backend),
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn without_a_share_nobody_is_picked() {
-        assert_eq!(backend(&rule(&[]), 1).unwrap_err().status, StatusCode::NOT_FOUND);
+        assert_eq!(backend(&rule(&[]), 1).unwrap_err().status, StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(backend(&rule(&[0, 0]), 1).unwrap_err().status, StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

@@ -1,9 +1,10 @@
 //! The phases that send, and send again: another endpoint is tried where that is safe, and where the rule says so.
 //!
 //! Safe is what no backend has looked at: a connection that could not be made, or one that was kept and had ended. What
-//! a backend may have looked at is repeated only by the rule's word, and only if it has no body, which is gone.
+//! a backend may have looked at is repeated only by the rule's word, and only if its body is still there as a whole: what
+//! has been streamed past the bound of what is kept is never sent twice.
 
-use std::time::Duration;
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use ::http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version as HttpVersion, header,
@@ -13,18 +14,21 @@ use ::http::{
 use hyper::body::{Body as _, Incoming};
 use mesh::{
     Target,
-    route::{Backend, Protocol, Rule, To},
+    route::{Filter, Mirror, Protocol, Retry, Rule, To},
 };
 use runtime::record::Flag;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{
     Context, Settled, Version,
     filter::{self, Changes},
-    pick,
+    mirror, pick,
 };
 use crate::{
-    body::{Answer, Body, Busy},
+    body::{
+        Answer, Body, Busy,
+        kept::{Kept, Reader},
+    },
     http::Handover,
     upstream::{Sent, Unsent},
 };
@@ -33,14 +37,14 @@ use crate::{
 const REACHES: u32 = 3;
 /// The pause before a request is tried again, where the rule names none.
 const BACKOFF: Duration = Duration::from_millis(25);
+/// Pauses grow up to so many of the first.
+const LONGEST_BACKOFF: u32 = 10;
 
 /// A request on its way.
 pub(super) struct Sending<'a> {
     pub(super) context: &'a Context,
     pub(super) rule: Option<&'a Rule>,
     pub(super) prefix: Option<&'a str>,
-    /// It has no body: it can be sent any number of times.
-    pub(super) can_repeat: bool,
     /// Another protocol is asked for.
     pub(super) handover: Option<Handover>,
 }
@@ -54,12 +58,55 @@ enum Tried {
     Failed(Settled),
 }
 
+/// Where the body of each try comes from.
+enum Source {
+    /// There is none: it can be sent any number of times.
+    Empty,
+    /// It goes by once.
+    Once(Option<Body>),
+    /// It can be sent again as long as all of it is kept.
+    Kept(Rc<RefCell<Kept>>),
+}
+
+impl Source {
+    fn next(&mut self) -> Body {
+        match self {
+            Self::Empty => Body::Empty,
+            Self::Once(body) => body.take().unwrap_or(Body::Empty),
+            Self::Kept(kept) => Body::Kept(Reader::new(kept)),
+        }
+    }
+
+    /// Takes back what was not sent.
+    fn put_back(&mut self, unsent: Body) {
+        if let Self::Once(body) = self {
+            *body = Some(unsent);
+        }
+    }
+
+    fn can_repeat(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Once(_) => false,
+            Self::Kept(kept) => kept.borrow().can_repeat(),
+        }
+    }
+
+    fn copy(&self) -> Option<mirror::Source> {
+        match self {
+            Self::Empty => Some(mirror::Source::Empty),
+            Self::Once(_) => None,
+            Self::Kept(kept) => Some(mirror::Source::Coming(kept.borrow_mut().copy())),
+        }
+    }
+}
+
 impl Sending<'_> {
     pub(super) async fn run(
         self,
         head: Parts,
         body: Incoming,
-        changes: Changes,
+        mut changes: Changes,
     ) -> Result<Response<Body>, Settled> {
         let context = self.context;
         let timeouts = self.rule.map(|rule| rule.timeouts).unwrap_or_default();
@@ -67,64 +114,107 @@ impl Sending<'_> {
         let after = |time| Instant::now().checked_add(time);
         let end = timeouts.request.and_then(after);
         let retry = self.rule.and_then(|rule| rule.retry.as_ref());
+        let mut source = self.source(body, retry.is_some() || self.may_mirror(&changes));
+        self.mirror(std::mem::take(&mut changes.mirrors), &head, &source);
         let (mut reaches, mut repeats) = (0, 0);
-        let record = context.record.clone();
-        let mut body = if self.can_repeat { Body::Empty } else { Body::Request { inner: body, record } };
         loop {
             let end_of_try = timeouts.backend_request.and_then(after);
             let end_of_try = [end, end_of_try].into_iter().flatten().min();
-            let failed = match within(end_of_try, self.try_once(&head, body, changes.clone())).await {
+            let is_first = reaches + repeats == 0;
+            let may = |source: &Source| {
+                let over = end.is_some_and(|end| Instant::now() >= end);
+                source.can_repeat() && !over && retry.is_some_and(|retry| repeats < attempts(retry))
+            };
+            match within(end_of_try, self.try_once(&head, &mut source, changes.clone(), is_first)).await {
                 Some(Ok(Tried::Answered(response, busy, changes))) => {
-                    let again = retry.is_some_and(|retry| {
-                        retry.codes.contains(&response.status().as_u16())
-                            && repeats < retry.attempts
-                            && self.can_repeat
-                    });
-                    if !again {
-                        return self.answered(response, busy, &changes);
+                    let status = response.status().as_u16();
+                    if !retry.is_some_and(|retry| retry.codes.contains(&status)) || !may(&source) {
+                        return self.answered(response, busy, &changes, end_of_try);
                     }
-                    None
                 }
                 Some(Ok(Tried::Unreached(unsent, settled))) => {
+                    source.put_back(unsent);
                     reaches += 1;
-                    if reaches >= REACHES {
+                    if reaches < REACHES {
+                        continue;
+                    }
+                    if !may(&source) {
                         return Err(settled);
                     }
-                    body = unsent;
-                    continue;
+                    reaches = 0;
                 }
-                Some(Ok(Tried::Failed(settled))) => Some(settled),
+                Some(Ok(Tried::Failed(settled))) if !may(&source) => return Err(settled),
+                Some(Ok(Tried::Failed(_))) => {}
                 Some(Err(settled)) => return Err(settled),
-                None => {
+                None if !may(&source) => {
                     let reason = "the backend did not answer in time";
-                    Some(Settled::new(StatusCode::GATEWAY_TIMEOUT, Flag::Timeout, reason))
+                    return Err(Settled::new(StatusCode::GATEWAY_TIMEOUT, Flag::Timeout, reason));
                 }
-            };
-            let over = end.is_some_and(|end| Instant::now() >= end);
-            let may = self.can_repeat && !over && retry.is_some_and(|retry| repeats < retry.attempts);
-            if let Some(settled) = failed.filter(|_| !may) {
-                return Err(settled);
+                None => {}
             }
             repeats += 1;
             context.worker.shared.metrics.retries.inc();
-            let pause = retry.and_then(|retry| retry.backoff).unwrap_or(BACKOFF);
             // Where it outlasts the request, the next try ends at once, and tells of the time.
-            let _ = within(end, sleep(pause)).await;
-            body = Body::Empty;
+            let _ = within(end, sleep(pause(retry, repeats, rand::random()))).await;
+        }
+    }
+
+    fn source(&self, body: Incoming, keep: bool) -> Source {
+        let record = self.context.record.clone();
+        if body.is_end_stream() {
+            Source::Empty
+        } else if keep {
+            Source::Kept(Kept::new(body, record, self.context.worker.kept.clone()))
+        } else {
+            Source::Once(Some(Body::Request { inner: body, record }))
+        }
+    }
+
+    /// Whether copies of the request may be made.
+    fn may_mirror(&self, changes: &Changes) -> bool {
+        let of_backends = self.rule.into_iter().flat_map(|rule| &rule.backends);
+        let mut filters = of_backends.flat_map(|backend| &backend.filters);
+        !changes.mirrors.is_empty() || filters.any(|filter| matches!(filter, Filter::Mirror(_)))
+    }
+
+    /// Has copies made of the request, as it is now.
+    fn mirror(&self, mirrors: Vec<Mirror>, head: &Parts, source: &Source) {
+        let chosen = mirrors.iter().filter(|mirror| mirror::is_copied(mirror, rand::random()));
+        for mirror in chosen {
+            // What leads out of HTTP has no copy.
+            match source.copy().filter(|_| self.handover.is_none()) {
+                Some(copy) => mirror::start(self.context, &mirror.to, head, copy),
+                None => self.context.worker.shared.metrics.mirrored("body"),
+            }
         }
     }
 
     /// Picks, and sends once.
-    async fn try_once(&self, head: &Parts, body: Body, mut changes: Changes) -> Result<Tried, Settled> {
+    async fn try_once(
+        &self,
+        head: &Parts,
+        source: &mut Source,
+        mut changes: Changes,
+        is_first: bool,
+    ) -> Result<Tried, Settled> {
         let context = self.context;
         let backend = self.rule.map(|rule| pick::backend(rule, rand::random())).transpose()?;
         let target = pick::endpoint(context, backend.map(|backend| &backend.to))?;
         context.record.borrow_mut().backend(&target.workload, target.address);
-        let version = self.version(backend);
+        let version = match self.handover {
+            Some(_) => Version::One,
+            None => version(context, backend.map(|backend| &backend.to)),
+        };
         let mut head = head.clone();
         if let Some(backend) = backend {
-            filter::apply(&backend.filters, self.prefix, &mut head, &mut changes)?;
+            filter::apply(&backend.filters, self.prefix, context.call.port, &mut head, &mut changes)?;
+            let mirrors = std::mem::take(&mut changes.mirrors);
+            // A backend that is tried after another gets no copies: one request has one.
+            if is_first {
+                self.mirror(mirrors, &head, source);
+            }
         }
+        let body = source.next();
         let mut head = outgoing(head, version, &target)?;
         if version == Version::One && !body.is_end_stream() && body.size_hint().exact().is_none() {
             // Said by us: of a method that seldom has a body it would otherwise be left out.
@@ -143,8 +233,11 @@ impl Sending<'_> {
                     (StatusCode::SERVICE_UNAVAILABLE, Flag::ConnectFailed)
                 };
                 let settled = Settled::new(status, flag, reason.to_string());
-                // The destination's policy says the same at every endpoint.
-                if refused { Tried::Failed(settled) } else { Tried::Unreached(body, settled) }
+                // The destination's policy says the same at every endpoint, and as often as it is asked.
+                if refused {
+                    return Err(settled);
+                }
+                Tried::Unreached(body, settled)
             }
             Err(Unsent { body: None, reason }) => {
                 let status = StatusCode::BAD_GATEWAY;
@@ -153,34 +246,13 @@ impl Sending<'_> {
         })
     }
 
-    /// The version to speak with a backend: that which its port declares, else the caller's own.
-    fn version(&self, backend: Option<&Backend>) -> Version {
-        let context = self.context;
-        if self.handover.is_some() {
-            return Version::One;
-        }
-        let protocol = match (backend.map(|backend| &backend.to), &context.call.called) {
-            (Some(To::Service { service, port }), _) => {
-                context.snapshot.routes(service).map(|routes| routes.protocol(*port))
-            }
-            (None, crate::arrival::Called::Service(service)) => {
-                context.snapshot.routes(&service.key).map(|routes| routes.protocol(context.call.port))
-            }
-            _ => None,
-        };
-        match protocol.unwrap_or_default() {
-            Protocol::Http1 if !context.is_grpc => Version::One,
-            Protocol::Http2 => Version::Two,
-            Protocol::Http1 | Protocol::Unknown | Protocol::Tcp => context.version,
-        }
-    }
-
     /// A backend's answer, as the caller gets it.
     fn answered(
         &self,
         response: Response<Incoming>,
         busy: Busy,
         changes: &Changes,
+        end: Option<Instant>,
     ) -> Result<Response<Body>, Settled> {
         let context = self.context;
         let (mut head, body) = response.into_parts();
@@ -203,9 +275,43 @@ impl Sending<'_> {
         if switched {
             return Ok(Response::from_parts(head, Body::Empty));
         }
-        let answer = Answer { inner: body, record: context.record.clone(), _busy: busy, ended: false };
+        let end = end.map(|end| Box::pin(sleep_until(end)));
+        let answer = Answer { inner: body, record: context.record.clone(), _busy: busy, ended: false, end };
         Ok(Response::from_parts(head, Body::Answer(Box::new(answer))))
     }
+}
+
+/// The version to speak with a backend, or with what was called: that which its port declares, else the caller's own.
+pub(super) fn version(context: &Context, backend: Option<&To>) -> Version {
+    let protocol = match (backend, &context.call.called) {
+        (Some(To::Service { service, port }), _) => {
+            context.snapshot.routes(service).map(|routes| routes.protocol(*port))
+        }
+        (None, crate::arrival::Called::Service(service)) => {
+            context.snapshot.routes(&service.key).map(|routes| routes.protocol(context.call.port))
+        }
+        _ => None,
+    };
+    match protocol.unwrap_or_default() {
+        Protocol::Http1 if !context.is_grpc => Version::One,
+        Protocol::Http2 => Version::Two,
+        Protocol::Http1 | Protocol::Unknown | Protocol::Tcp => context.version,
+    }
+}
+
+/// How often a rule may have a request sent again.
+fn attempts(retry: &Retry) -> u32 {
+    retry.attempts.min(Retry::MOST)
+}
+
+/// The pause before the next try: never shorter than the rule has it, longer with each, and not the same for all who
+/// wait.
+fn pause(retry: Option<&Retry>, repeats: u32, random: u32) -> Duration {
+    let least = retry.and_then(|retry| retry.backoff).unwrap_or(BACKOFF);
+    let times = 1_u32.checked_shl(repeats.saturating_sub(1)).unwrap_or(u32::MAX).min(LONGEST_BACKOFF);
+    let pause = least.saturating_mul(times);
+    // Up to a quarter more.
+    pause.saturating_add((pause / 4).mul_f64(f64::from(random) / f64::from(u32::MAX)))
 }
 
 async fn within<T>(end: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
@@ -216,7 +322,7 @@ async fn within<T>(end: Option<Instant>, work: impl Future<Output = T>) -> Optio
 }
 
 /// The head as a backend gets it.
-fn outgoing(mut head: Parts, version: Version, target: &Target) -> Result<Parts, Settled> {
+pub(super) fn outgoing(mut head: Parts, version: Version, target: &Target) -> Result<Parts, Settled> {
     // We have read it, and will have the body: nobody needs to be asked.
     head.headers.remove(header::EXPECT);
     head.extensions.clear();
@@ -270,4 +376,26 @@ fn malformed() -> Settled {
         Flag::Malformed,
         "the request names no host that can be written down",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_never_shorter_than_the_rule_has_it_and_grows_to_a_bound() {
+        let retry = Retry { codes: vec![503], attempts: 1000, backoff: Some(Duration::from_millis(100)) };
+        assert_eq!(attempts(&retry), Retry::MOST);
+        let mut longest = Duration::ZERO;
+        for repeats in 1..=40 {
+            let (least, most) = (pause(Some(&retry), repeats, 0), pause(Some(&retry), repeats, u32::MAX));
+            assert!(least >= Duration::from_millis(100) && least >= longest, "{repeats}: {least:?}");
+            assert!(most <= Duration::from_millis(1250) && most > least, "{repeats}: {most:?}");
+            longest = least;
+        }
+        assert_eq!(longest, Duration::from_secs(1));
+        assert_eq!(pause(None, 1, 0), BACKOFF);
+        let endless = Retry { backoff: Some(Duration::MAX), ..retry };
+        assert_eq!(pause(Some(&endless), 3, u32::MAX), Duration::MAX);
+    }
 }

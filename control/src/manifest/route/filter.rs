@@ -1,6 +1,6 @@
 //! The filters of a route.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use mesh::route::{Cors, HeaderChange, PathChange, Redirect, Rewrite};
 use serde::{Deserialize, de::IgnoredAny};
@@ -159,7 +159,24 @@ pub(super) fn all_of(from: Option<Vec<Manifest>>, field: &str) -> Result<Vec<Fil
     {
         return Err((field, NOT_BOTH.to_owned()));
     }
+    for (at, filter) in filters.iter().enumerate() {
+        let same = |other: &Filter| std::mem::discriminant(other) == std::mem::discriminant(filter);
+        let may_repeat = matches!(filter, Filter::Mirror { .. } | Filter::Foreign(_));
+        if !may_repeat && filters[..at].iter().any(same) {
+            return Err((format!("{field}[{at}].type"), "there is a filter of this type already".to_owned()));
+        }
+    }
     Ok(filters)
+}
+
+/// Whether it puts something in the place of the prefix by which a rule matched.
+pub(super) fn replaces_prefix(filter: &Filter) -> bool {
+    let path = match filter {
+        Filter::Redirect(redirect) => &redirect.path,
+        Filter::Rewrite(rewrite) => &rewrite.path,
+        _ => return false,
+    };
+    matches!(path, Some(PathChange::Prefix(_)))
 }
 
 fn filter_of(of: Manifest, field: &str) -> Result<Filter, Wrong> {
@@ -189,14 +206,7 @@ fn filter_of(of: Manifest, field: &str) -> Result<Filter, Wrong> {
         }
         "CORS" => {
             let cors = of.cors.ok_or_else(|| missing("cors"))?;
-            Filter::Cors(Cors {
-                allow_origins: cors.allow_origins,
-                allow_credentials: cors.allow_credentials.unwrap_or(false),
-                allow_methods: cors.allow_methods,
-                allow_headers: cors.allow_headers,
-                expose_headers: cors.expose_headers,
-                max_age: cors.max_age.unwrap_or(5),
-            })
+            Filter::Cors(cors_of(cors, &format!("{field}.cors"))?)
         }
         "ExtensionRef" if of.extension_ref.is_some() => {
             Filter::Foreign("an ExtensionRef is none that is known here".into())
@@ -204,6 +214,44 @@ fn filter_of(of: Manifest, field: &str) -> Result<Filter, Wrong> {
         "ExtensionRef" => return Err(missing("extensionRef")),
         other => return Err((format!("{field}.type"), format!("{other:?} is no filter that is known here"))),
     })
+}
+
+fn cors_of(from: CorsManifest, field: &str) -> Result<Cors, Wrong> {
+    for (at, origin) in from.allow_origins.iter().enumerate() {
+        let plain = |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']);
+        let is_origin = |origin: &str| origin.split_once("://").is_some_and(|(_, host)| plain(host));
+        if **origin != *"*" && !is_origin(origin) {
+            let reason =
+                format!("{origin:?} is no origin, such as https://www.example.com or https://*.example.com");
+            return Err((format!("{field}.allowOrigins[{at}]"), reason));
+        }
+    }
+    for (name, list) in [
+        ("allowMethods", &from.allow_methods),
+        ("allowHeaders", &from.allow_headers),
+        ("exposeHeaders", &from.expose_headers),
+    ] {
+        bounded(&format!("{field}.{name}"), list.len())?;
+        if let Some(at) = list.iter().position(|text| !is_token(text)) {
+            return Err((format!("{field}.{name}[{at}]"), format!("{:?} is no name", list[at])));
+        }
+    }
+    bounded(&format!("{field}.allowOrigins"), from.allow_origins.len())?;
+    Ok(Cors {
+        allow_origins: from.allow_origins,
+        allow_credentials: from.allow_credentials.unwrap_or(false),
+        allow_methods: from.allow_methods,
+        allow_headers: from.allow_headers,
+        expose_headers: from.expose_headers,
+        // As the API's default has it.
+        max_age: from.max_age.filter(|age| *age > 0).unwrap_or(5),
+    })
+}
+
+/// Whether a text is a token (RFC 9110, 5.6.2): what methods and names of headers are.
+fn is_token(text: &str) -> bool {
+    let of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.len() <= 256 && text.bytes().all(of_token)
 }
 
 fn header_change(from: HeadersManifest, field: &str) -> Result<HeaderChange, Wrong> {
@@ -217,24 +265,36 @@ fn header_change(from: HeadersManifest, field: &str) -> Result<HeaderChange, Wro
             }
             Ok((header_name(&header.name, &format!("{field}.name"))?, header.value))
         };
-        from.into_iter().enumerate().map(pair).collect()
+        let mut pairs: Vec<Pair> = from.into_iter().enumerate().map(pair).collect::<Result<_, _>>()?;
+        // Of two of one name the first counts.
+        let mut seen = BTreeSet::new();
+        pairs.retain(|(name, _)| seen.insert(name.clone()));
+        Ok(pairs)
     };
     let remove = from.remove.unwrap_or_default();
     bounded(&format!("{field}.remove"), remove.len())?;
     let remove = remove.iter().enumerate();
-    Ok(HeaderChange {
+    let change = HeaderChange {
         set: pairs(from.set, "set")?,
         add: pairs(from.add, "add")?,
         remove: remove
             .map(|(at, name)| header_name(name, &format!("{field}.remove[{at}]")))
             .collect::<Result<_, _>>()?,
-    })
+    };
+    let mut set = change.set.iter().map(|(name, _)| name);
+    let added = |name: &&Arc<str>| change.add.iter().any(|(of, _)| of == *name);
+    let both = set.find(|name| added(name) || change.remove.contains(name));
+    match both.or_else(|| change.remove.iter().find(added)) {
+        Some(name) => {
+            Err((field.to_owned(), format!("{name} is set, added or removed, and not more than one")))
+        }
+        None => Ok(change),
+    }
 }
 
 /// A header's name in lower case (RFC 9110, 5.1).
 fn header_name(name: &str, field: &str) -> Result<Arc<str>, Wrong> {
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || name.len() > 256 || !name.bytes().all(token) {
+    if !is_token(name) {
         return Err((field.to_owned(), format!("{name:?} is no name of a header")));
     }
     let name = name.to_ascii_lowercase();

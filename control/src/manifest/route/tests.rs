@@ -82,10 +82,54 @@ fn what_is_wrong_is_told_with_its_field() {
         ),
         ("{rules: [{retry: {codes: [200]}}]}", "spec.rules[0].retry.codes: "),
         ("{rules: [{backendRef: []}]}", "spec.rules[0]"),
+        ("{rules: [{matches: [{method: get}]}]}", "spec.rules[0].matches[0].method: "),
+        ("{rules: [{matches: [{path: {value: /a/..}}]}]}", "spec.rules[0].matches[0].path.value: "),
+        ("{rules: [{name: a}, {name: a}]}", "spec.rules[1].name: "),
+        (
+            "{rules: [{filters: [{type: RequestRedirect, requestRedirect: {}}], backendRefs: [{name: a, port: 1}]}]}",
+            "spec.rules[0].backendRefs: ",
+        ),
+        (
+            "{rules: [{matches: [{path: {value: /a}}, {path: {type: Exact, value: /b}}], filters: [{type: URLRewrite, \
+             urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /c}}}]}]}",
+            "spec.rules[0].filters[0]: ",
+        ),
+        (
+            "{rules: [{filters: [{type: URLRewrite, urlRewrite: {}}, {type: URLRewrite, urlRewrite: {}}]}]}",
+            "spec.rules[0].filters[1].type: ",
+        ),
+        (
+            "{rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: \
+             {set: [{name: A, value: b}], remove: [a]}}]}]}",
+            "spec.rules[0].filters[0].requestHeaderModifier: ",
+        ),
+        (
+            "{rules: [{filters: [{type: CORS, cors: {allowOrigins: [example.com]}}]}]}",
+            "spec.rules[0].filters[0].cors.allowOrigins[0]: ",
+        ),
+        (
+            "{rules: [{filters: [{type: CORS, cors: {allowMethods: ['A B']}}]}]}",
+            "spec.rules[0].filters[0].cors.allowMethods[0]: ",
+        ),
+        (
+            "{rules: [{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a}, percent: 101}}]}]}",
+            "spec.rules[0].filters[0].requestMirror: ",
+        ),
     ] {
         let said = read(spec).unwrap_err();
         assert!(said.starts_with(says), "{spec}: {said}");
     }
+}
+
+#[test]
+fn of_two_headers_of_one_name_the_first_counts() {
+    let route = read(
+        "{rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: A, value: '1'}, \
+         {name: a, value: '2'}], add: [{name: b, value: '3'}]}}]}]}",
+    );
+    let Filter::RequestHeaders(change) = &route.unwrap().rules[0].filters[0] else { panic!() };
+    assert_eq!(change.set, [("a".into(), "1".into())]);
+    assert_eq!(change.add, [("b".into(), "3".into())]);
 }
 
 #[test]

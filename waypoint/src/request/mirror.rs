@@ -1,0 +1,87 @@
+//! Copies of requests, sent beside them: nobody waits for one, and its answer is thrown away.
+//!
+//! A copy goes out when its request's body has come as a whole, so that it costs the request nothing; what does not fit
+//! into the bounds is not copied, and counted.
+
+use std::time::Duration;
+
+use ::http::{Request, request::Parts};
+use http_body_util::BodyExt as _;
+use mesh::route::{Mirror, To};
+use tokio::{sync::oneshot, time::timeout};
+
+use super::{Context, send};
+use crate::{
+    body::{Body, Busy, kept::Copied},
+    upstream,
+};
+
+/// Copies that one worker has on their way.
+const MOST: u32 = 256;
+/// How long one may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The body of a copy.
+pub(super) enum Source {
+    Empty,
+    Coming(oneshot::Receiver<Copied>),
+}
+
+/// Whether a request is among those that are copied.
+pub(super) fn is_copied(mirror: &Mirror, random: u64) -> bool {
+    // The bias is below 2^-32.
+    random.checked_rem(u64::from(mirror.of)).is_some_and(|place| place < u64::from(mirror.copied))
+}
+
+/// Sends a copy once its body is there.
+pub(super) fn start(context: &Context, to: &To, head: &Parts, source: Source) {
+    let To::Service { service, port } = to.clone() else { return };
+    let (worker, call, snapshot) = (context.worker.clone(), context.call.clone(), context.snapshot.clone());
+    let version = send::version(context, Some(to));
+    let head = head.clone();
+    tokio::task::spawn_local(async move {
+        let told = |outcome| worker.shared.metrics.mirrored(outcome);
+        let body = match source {
+            Source::Empty => Body::Empty,
+            Source::Coming(copied) => match copied.await {
+                Ok(Copied { frames, trailers }) => Body::Copied(frames.into(), trailers),
+                Err(_) => return told("body"),
+            },
+        };
+        if worker.mirrors.get() >= MOST {
+            return told("busy");
+        }
+        let _busy = Busy::with(&worker.mirrors);
+        let sent = async {
+            let service = snapshot.service(&service)?;
+            let target = upstream::choose(&worker, &call, &snapshot, service, port).ok()?;
+            let head = send::outgoing(head, version, &target).ok()?;
+            let request = Request::from_parts(head, body);
+            let sent = worker.upstream.send(&call, &target, version, request, None).await.ok()?;
+            // To its end, where that comes soon: the connection can then be used again.
+            let mut answer = sent.response.into_body();
+            while let Some(Ok(_)) = answer.frame().await {}
+            Some(())
+        };
+        match timeout(PATIENCE, sent).await {
+            Ok(Some(())) => told("sent"),
+            Ok(None) => told("failed"),
+            Err(_) => told("late"),
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_of_so_many_are_copied() {
+        let copied = |of, copied| {
+            let mirror = Mirror { to: To::Nowhere("".into()), of, copied };
+            (0..1000).filter(|random| is_copied(&mirror, *random)).count()
+        };
+        assert_eq!((copied(100, 10), copied(1, 1), copied(100, 0), copied(8, 1)), (100, 1000, 0, 125));
+        assert_eq!(copied(0, 1), 0, "of none there is no share");
+    }
+}
