@@ -5,18 +5,18 @@
 //! matches, a DENY rule loses those fields and so denies more, and a DENY of which nothing would be
 //! left is refused, since it would deny everything.
 
-use std::{net::IpAddr, sync::Arc};
+mod values;
+
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh::{
-    Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch,
-    request::{
-        PathPattern, RequestAction, RequestClause, RequestMatch, RequestRule, Subject, Template, ValueMatch,
-        normal_path,
-    },
+    Action, Clause, Match, Rule, ServiceAccountMatch,
+    request::{PathPattern, RequestAction, RequestClause, RequestMatch, RequestRule, Subject, ValueMatch},
 };
 use serde::{Deserialize, de::IgnoredAny};
 
+use self::values::{blocks, list, path, ports, principals, strings};
 use super::{
     kube::{LabelSelector, Metadata},
     target::{self, PolicyTarget, TargetKind},
@@ -523,26 +523,6 @@ impl Read {
     }
 }
 
-/// A template, or a text with a wildcard at one end. One that no path in its normal form can match is a mistake.
-fn path(value: &str) -> Result<PathPattern, String> {
-    let pattern = if Template::is_one(value) {
-        PathPattern::Template(Template::new(value).map_err(|error| format!("{value:?}: {error}"))?)
-    } else {
-        PathPattern::Text(string(value)?)
-    };
-    let normal = normal_path(value);
-    if let Some(ambiguity) = normal.ambiguous {
-        return Err(format!("{value:?} matches nothing: {ambiguity}, and such requests are refused"));
-    }
-    if normal.path != value {
-        return Err(format!(
-            "{value:?} matches nothing: paths are compared in their normal form, {:?}",
-            normal.path
-        ));
-    }
-    Ok(pattern)
-}
-
 fn each<T>(
     field: &str,
     items: Vec<T>,
@@ -552,74 +532,4 @@ fn each<T>(
         return Err((field.to_owned(), "the list is empty; leave it out to match everybody".to_owned()));
     }
     items.into_iter().enumerate().map(|(index, item)| convert(&format!("{field}[{index}]"), item)).collect()
-}
-
-fn list<T>(
-    field: &str,
-    values: Option<Vec<String>>,
-    convert: impl Fn(&str) -> Result<T, String>,
-) -> Result<Vec<T>, Wrong> {
-    let Some(values) = values else { return Ok(Vec::new()) };
-    if values.is_empty() {
-        return Err((field.to_owned(), "the list is empty; leave it out, or name a value".to_owned()));
-    }
-    let converted = values.iter().enumerate().map(|(index, value)| {
-        if value.is_empty() {
-            return Err((format!("{field}[{index}]"), "the value is empty".to_owned()));
-        }
-        convert(value).map_err(|reason| (format!("{field}[{index}]"), reason))
-    });
-    converted.collect()
-}
-
-fn strings(field: &str, values: Option<Vec<String>>) -> Result<Vec<StringMatch>, Wrong> {
-    list(field, values, string)
-}
-
-/// `*`, `prefix*`, `*suffix` or the exact text.
-fn string(value: &str) -> Result<StringMatch, String> {
-    let (front, back) = (value.strip_prefix('*'), value.strip_suffix('*'));
-    let found = match (front, back) {
-        (Some(""), _) => StringMatch::Presence,
-        (Some(suffix), None) => StringMatch::Suffix(Arc::from(suffix)),
-        (None, Some(prefix)) => StringMatch::Prefix(Arc::from(prefix)),
-        (None, None) => StringMatch::Exact(Arc::from(value)),
-        (Some(_), Some(_)) => return Err(format!("{value:?}: a wildcard stands at one end only")),
-    };
-    match &found {
-        StringMatch::Exact(text) | StringMatch::Prefix(text) | StringMatch::Suffix(text)
-            if text.contains('*') =>
-        {
-            Err(format!("{value:?}: a wildcard stands at the beginning or at the end"))
-        }
-        _ => Ok(found),
-    }
-}
-
-fn principals(field: &str, values: Option<Vec<String>>) -> Result<Vec<StringMatch>, Wrong> {
-    list(field, values, |value| {
-        if value.starts_with("spiffe://") {
-            return Err(format!(
-                "{value:?}: principals are written without spiffe://, as in cluster.local/ns/NAMESPACE/sa/ACCOUNT"
-            ));
-        }
-        string(value)
-    })
-}
-
-fn blocks(field: &str, values: Option<Vec<String>>) -> Result<Vec<IpNet>, Wrong> {
-    list(field, values, |value| {
-        let net = value.parse::<IpNet>().ok().or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from));
-        net.map(|net| net.trunc()).ok_or_else(|| format!("{value:?} is neither an address nor a CIDR range"))
-    })
-}
-
-fn ports(field: &str, values: Option<Vec<String>>) -> Result<Vec<u16>, Wrong> {
-    list(field, values, |value| {
-        value
-            .parse::<u16>()
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or_else(|| format!("{value:?} is not a port (1 to 65535)"))
-    })
 }
