@@ -141,12 +141,23 @@ fn parts(origin: &str) -> Option<Origin<'_>> {
     plain.then_some(Origin { scheme, host, port })
 }
 
-/// Whether a text is like a pattern, each `*` of which stands for at least one character.
+/// Whether a text is like a pattern, each `*` of which stands for at least one character. The first place that fits
+/// leaves the most for what follows, so that no other is tried: a caller chooses the text.
 fn is_like(pattern: &str, text: &str) -> bool {
-    let Some((before, after)) = pattern.split_once('*') else { return pattern == text };
-    let Some(rest) = text.strip_prefix(before) else { return false };
-    let ends = rest.char_indices().skip(1).map(|(at, _)| at).chain([rest.len()]);
-    !rest.is_empty() && ends.into_iter().any(|at| is_like(after, &rest[at..]))
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(last) = parts.next_back() else { return pattern == text };
+    let past_one = |text: &str| text.char_indices().nth(1).map_or(text.len(), |(at, _)| at);
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    for part in parts {
+        let skipped = &rest[past_one(rest)..];
+        if rest.is_empty() {
+            return false;
+        }
+        let Some(at) = skipped.find(part) else { return false };
+        rest = &skipped[at + part.len()..];
+    }
+    !rest.is_empty() && rest[past_one(rest)..].ends_with(last)
 }
 
 #[cfg(test)]
@@ -212,6 +223,11 @@ mod tests {
             ),
             ("http://*", &["http://a", "http://a.b:80"], &["https://a", "http://a:81", "http://"]),
             ("http://*:81", &["http://a:81"], &["http://a"]),
+            (
+                "https://*.a*.b",
+                &["https://x.a1.b", "https://x.a.a.a.b", "https://x.a.b.a.b"],
+                &["https://x.a.b", "https://.a1.b", "https://x.a1.c"],
+            ),
             ("http://[::1]:80", &["http://[::1]"], &["http://[::2]"]),
             ("*", &["https://a", "null", "x-y://z"], &[]),
         ] {

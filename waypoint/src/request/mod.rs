@@ -120,6 +120,8 @@ async fn phases(
         return Err(Settled::new(StatusCode::NOT_IMPLEMENTED, Flag::Malformed, reason));
     }
     host::settle(&mut head)?;
+    // First of all: what a caller has named as its connection's own goes no further, and is not judged by.
+    let upgrade = filter::hop_by_hop(&mut head.headers, handover.is_some());
     authorize::request(context, &mut head)?;
     let routes = matching::routes(context);
     let found = routes.as_ref().map_or(Found::NoRoute, |routes| matching::find(context, routes, &head));
@@ -135,7 +137,6 @@ async fn phases(
         let (route, rule) = (matched.route, matched.rule);
         context.record.borrow_mut().route(&route.key, matched.index, rule.name.as_ref());
     }
-    let upgrade = filter::hop_by_hop(&mut head.headers, handover.is_some());
     let mut changes = filter::Changes::default();
     if let Some(matched) = &matched {
         filter::apply(&matched.rule.filters, matched.prefix, context.call.port, &mut head, &mut changes)?;
