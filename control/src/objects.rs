@@ -280,7 +280,7 @@ impl Objects {
     /// These namespaces alone, as they look to whoever compiles them: their objects, the Namespaces
     /// themselves, the nodes of their pods, and the policies of the root namespace. Not what is wrong with files.
     pub fn view_of(&self, namespaces: &BTreeSet<Arc<str>>, root: &str) -> View<'_> {
-        let mut view = View::default();
+        let mut view = View { own: Some(namespaces.clone()), ..View::default() };
         for namespace in namespaces {
             self.show(namespace, |_| true, &mut view);
         }
@@ -470,6 +470,8 @@ pub struct View<'a> {
     pub(crate) foreign_gateways: Vec<(ObjectKey, &'a Gateway)>,
     /// Policies for these.
     pub(crate) foreign_policies: Vec<(ObjectKey, &'a Authorization)>,
+    /// The namespaces of which everything is here; `None`: of all.
+    pub(crate) own: Option<BTreeSet<Arc<str>>>,
 }
 
 impl<'a> View<'a> {

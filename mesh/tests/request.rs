@@ -275,11 +275,28 @@ fn a_path_is_judged_in_one_spelling() {
         ("/a%2", Ambiguity::BadEscape),
         ("/a%", Ambiguity::BadEscape),
         ("/a%é", Ambiguity::BadEscape),
-        ("/x/..;/admin", Ambiguity::DotParameters),
-        ("/x/.;a=b/admin", Ambiguity::DotParameters),
+        ("/x/..;/admin", Ambiguity::Semicolon),
+        ("/admin;x", Ambiguity::Semicolon),
     ] {
         assert_eq!(normal_path(written).ambiguous, Some(why), "{written}");
     }
+}
+
+#[test]
+fn an_escape_is_what_it_stands_for() {
+    for (pattern, asked) in [
+        ("/x:delete", "/x%3Adelete"),
+        ("/x%3Adelete", "/x:delete"),
+        ("/@me", "/%40me"),
+        ("/caf%C3%A9", "/caf\u{e9}"),
+        ("/a b", "/a%20b"),
+        ("/a%25b", "/a%25b"),
+        ("/%FF", "/%ff"),
+        ("/{*}/caf%c3%a9", "/x/caf%C3%A9"),
+    ] {
+        assert!(Ask::path(asked).matches(path(pattern)), "{pattern} {asked}");
+    }
+    assert!(!Ask::path("/%2541dmin").matches(path("/Admin")), "and once alone");
 }
 
 #[test]

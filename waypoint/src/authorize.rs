@@ -2,17 +2,14 @@
 //!
 //! Policies judge who calls (whom the tunnel has proved), before anything of the request is changed or routed.
 
-use std::{
-    borrow::Cow,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::net::{IpAddr, Ipv4Addr};
 
-use ::http::{StatusCode, Uri, header, request::Parts};
+use ::http::{Method, StatusCode, Uri, header, request::Parts};
 use mesh::{
-    GatewayAddress, PolicyKey, Snapshot,
+    GatewayAddress, PolicyKey, ServiceKey, Snapshot,
     request::{
-        Ambiguity, Content, Head, NoToken, NormalPath, RequestAttempt, RequestDecision, RequestPolicies,
-        RequestRefusal, RequestVerdict, normal_path,
+        Content, Head, NoToken, NormalPath, RequestAttempt, RequestDecision, RequestPolicies, RequestRefusal,
+        RequestVerdict, normal_path,
     },
 };
 use runtime::record::{self, Flag};
@@ -29,22 +26,67 @@ use crate::{
 /// # Errors
 /// With the answer, if it may not.
 pub(crate) fn request(context: &Context, head: &mut Parts) -> Result<(), Settled> {
-    let ambiguous = normalise(head);
+    if !head.uri.path().starts_with('/') && head.method != Method::OPTIONS {
+        let reason = "its target is no path";
+        return Err(Settled::new(StatusCode::BAD_REQUEST, Flag::Malformed, reason));
+    }
+    normalise(head);
     let (worker, call) = (&context.worker, &context.call);
     let Some(policies) = policies(&context.snapshot, call, &worker.shared.settings) else { return Ok(()) };
+    judge(context, policies, &called(call), head)
+}
+
+/// Whether a request that a route leads on may be, as it is then: for the service and the port it is sent to.
+///
+/// A consumer's route changes requests to a service of somebody else's, whose policies are not his to get round; and
+/// what a route leads to may have policies of its own.
+///
+/// # Errors
+/// With the answer, if it may not.
+pub(crate) fn onward(
+    context: &Context,
+    service: &ServiceKey,
+    port: u16,
+    head: &Parts,
+) -> Result<(), Settled> {
+    let Some(routes) = context.snapshot.routes(service) else { return Ok(()) };
+    if routes.policies.all().is_empty() {
+        return Ok(());
+    }
+    let address = context.snapshot.service(service).and_then(|service| service.addresses.first());
+    let to = To { address: address.map(|at| at.address), port };
+    judge(context, &routes.policies, &to, head)
+}
+
+/// Where a request goes.
+struct To {
+    /// A headless service has none.
+    address: Option<IpAddr>,
+    /// Of the service.
+    port: u16,
+}
+
+fn called(call: &Call) -> To {
+    let address = match &call.called {
+        Called::Service(service) => service.addresses.first().map(|at| at.address),
+        Called::Workload(workload) => workload.addresses.first().copied(),
+    };
+    To { address, port: call.port }
+}
+
+fn judge(context: &Context, policies: &RequestPolicies, to: &To, head: &Parts) -> Result<(), Settled> {
     let host = head.headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
-    let path = NormalPath { path: Cow::Borrowed(head.uri.path()), ambiguous };
     let content = Content {
         head: &Read(head),
         host: host.as_deref().unwrap_or_default(),
-        path: &path,
+        path: &normal_path(head.uri.path()),
         token: None::<&NoToken>,
     };
-    let decision = policies.authorize(&attempt(call, Some(content)));
+    let decision = policies.authorize(&attempt(&context.call, to, Some(content)));
     let mut record = context.record.borrow_mut();
     record.audited(&decision.audited);
     record.dry_run(&decision.dry_run);
-    match decided(worker, decision) {
+    match decided(&context.worker, decision) {
         Ok(policy) => {
             policy.iter().for_each(|policy| record.policy(policy));
             Ok(())
@@ -71,7 +113,7 @@ pub(crate) fn connection(
 ) -> Result<(), Failure> {
     let snapshot = worker.shared.mesh.current();
     let Some(policies) = policies(&snapshot, call, &worker.shared.settings) else { return Ok(()) };
-    let decision = policies.authorize(&attempt(call, None::<Content<'_, Read<'_>, NoToken>>));
+    let decision = policies.authorize(&attempt(call, &called(call), None::<Content<'_, Read<'_>, NoToken>>));
     record.dry_run(&decision.dry_run);
     match decided(worker, decision) {
         Ok(policy) => {
@@ -97,27 +139,26 @@ fn decided(worker: &Worker, decision: RequestDecision) -> Result<Option<PolicyKe
     }
 }
 
-fn attempt<'a, R, T>(call: &'a Call, content: Option<Content<'a, R, T>>) -> RequestAttempt<'a, R, T> {
-    let called = match &call.called {
-        Called::Service(service) => service.addresses.first().map(|at| at.address),
-        Called::Workload(workload) => workload.addresses.first().copied(),
-    };
+fn attempt<'a, R, T>(
+    call: &'a Call,
+    to: &To,
+    content: Option<Content<'a, R, T>>,
+) -> RequestAttempt<'a, R, T> {
     RequestAttempt {
         source: Some(&call.claims.caller),
         source_ip: call.source.ip(),
-        // A headless service has none.
-        destination_ip: called.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-        port: call.port,
+        destination_ip: to.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        port: to.port,
         content,
     }
 }
 
 /// Puts the path in its normal form: what is judged, routed and sent is the same. What may mean several things stays
 /// as it is.
-fn normalise(head: &mut Parts) -> Option<Ambiguity> {
-    let NormalPath { path, ambiguous } = normal_path(head.uri.path());
+fn normalise(head: &mut Parts) {
+    let NormalPath { path, ambiguous, .. } = normal_path(head.uri.path());
     if ambiguous.is_some() || *path == *head.uri.path() {
-        return ambiguous;
+        return;
     }
     let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let target = format!("{path}{query}");
@@ -125,7 +166,6 @@ fn normalise(head: &mut Parts) -> Option<Ambiguity> {
     parts.path_and_query = target.try_into().ok();
     // Of a valid path and query one is made again.
     head.uri = Uri::from_parts(parts).unwrap_or_default();
-    ambiguous
 }
 
 /// A head as policies read it.
@@ -168,14 +208,14 @@ mod tests {
     fn what_is_judged_is_what_is_sent() {
         let normal = |target: &str| {
             let mut head = Request::builder().uri(target).body(()).unwrap().into_parts().0;
-            let ambiguous = normalise(&mut head);
-            (head.uri.to_string(), ambiguous)
+            normalise(&mut head);
+            head.uri.to_string()
         };
-        assert_eq!(normal("/a/../b?c=/../d"), ("/b?c=/../d".to_owned(), None));
-        assert_eq!(normal("/%61"), ("/a".to_owned(), None));
-        assert_eq!(normal("/..?x"), ("/?x".to_owned(), None));
-        assert_eq!(normal("*"), ("*".to_owned(), None));
-        assert_eq!(normal("/a//%61"), ("/a//%61".to_owned(), Some(Ambiguity::EmptySegment)), "as it was");
+        assert_eq!(normal("/a/../b?c=/../d"), "/b?c=/../d");
+        assert_eq!(normal("/%61"), "/a");
+        assert_eq!(normal("/..?x"), "/?x");
+        assert_eq!(normal("*"), "*");
+        assert_eq!(normal("/a//%61"), "/a//%61", "as it was");
     }
 
     #[test]

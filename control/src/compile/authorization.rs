@@ -102,8 +102,7 @@ impl Compiler<'_, '_> {
                     namespace: namespace.clone(),
                     name: target.name.clone(),
                 };
-                let is_known = self.waypoints.get(namespace, &target.name).is_some();
-                if !is_known && self.is_own(namespace) {
+                if self.waypoints.get(namespace, &target.name).is_none() {
                     let reason = match self.view.get(&gateway) {
                         Some(_) => format!("Gateway {namespace}/{} is no waypoint", target.name),
                         None => format!("there is no Gateway {namespace}/{}", target.name),
@@ -166,13 +165,17 @@ impl Compiler<'_, '_> {
         self.out.services.values().filter(is_meant).map(|service| service.key.clone()).collect()
     }
 
+    /// Told where all of the policy's namespace is known, and nowhere else.
     fn warn_of_target(&mut self, key: &ObjectKey, at: usize, reason: &str) {
+        if !self.is_own(&key.namespace) {
+            return;
+        }
         self.warn(key, &format!("spec.targetRefs[{at}]"), reason);
     }
 
     /// Whether a namespace's objects are all here, and not those alone that concern others.
     fn is_own(&self, namespace: &str) -> bool {
-        !self.view.foreign_gateways.iter().any(|(key, _)| *key.namespace == *namespace)
+        self.view.own.as_ref().is_none_or(|own| own.contains(namespace))
     }
 }
 

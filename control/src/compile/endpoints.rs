@@ -16,6 +16,11 @@ impl Compiler<'_, '_> {
         for (slice_key, slice) in slices {
             self.slice(slice_key, slice, service, name);
         }
+        // By them it is known who may speak for callers.
+        if self.is_waypoint_service(key, service) {
+            let others = self.out.workloads.values_mut().filter(|workload| !workload.native_tunnel);
+            others.for_each(|workload| drop(workload.services.remove(name)));
+        }
     }
 
     /// Pods and WorkloadEntries of the service's namespace that have its labels.

@@ -55,7 +55,7 @@ impl Compiler<'_, '_> {
         let mut from = vec![&service.metadata.labels];
         from.extend(namespace.map(|metadata| &metadata.labels));
         let waypoint =
-            if self.is_waypoint_service(key) { None } else { self.waypoint_of_service(key, &from) };
+            if self.is_waypoint_service(key, service) { None } else { self.waypoint_of_service(key, &from) };
         let network = self.options.network.clone();
         let addresses = service.addresses.iter();
         Service {

@@ -6,7 +6,7 @@ use mesh::{Families, GatewayAddress, PortMapping, Service, ServiceKey, WaypointR
 
 use super::Compiler;
 use crate::{
-    manifest::{Gateway, Kind, Labels, Metadata, Object, ObjectKey, Pod, WaypointFor},
+    manifest::{self, Gateway, Kind, Labels, Metadata, Object, ObjectKey, Pod, WaypointFor},
     objects::View,
 };
 
@@ -56,9 +56,11 @@ fn name_of(namespace: &str, name: &str) -> (Box<str>, Box<str>) {
 }
 
 impl Compiler<'_, '_> {
-    /// Whether a pod is one of a waypoint's.
+    /// Whether a pod is one of a waypoint's: by its label, and by its account, which is called as the Gateway is. A
+    /// label alone is too little: whoever may label a pod would have the waypoint's rights under any account.
     pub(super) fn is_waypoint(&self, key: &ObjectKey, pod: &Pod) -> bool {
-        let name = pod.label(GATEWAY_NAME);
+        let account = pod.template.service_account.as_deref();
+        let name = pod.label(GATEWAY_NAME).filter(|name| account == Some(*name));
         name.is_some_and(|name| self.waypoints.get(&key.namespace, name).is_some())
     }
 
@@ -75,9 +77,11 @@ impl Compiler<'_, '_> {
             && self.waypoints.get(namespace, name).is_some()
     }
 
-    /// Whether a service is a waypoint's own: it bears the waypoint's name.
-    pub(super) fn is_waypoint_service(&self, key: &ObjectKey) -> bool {
+    /// Whether a service is a waypoint's own: it bears the waypoint's name, and selects its pods. Another one of that name
+    /// is a service like others, and keeps its own waypoint.
+    pub(super) fn is_waypoint_service(&self, key: &ObjectKey, service: &manifest::Service) -> bool {
         self.waypoints.get(&key.namespace, &key.name).is_some()
+            && service.selector.get(GATEWAY_NAME) == Some(&*key.name)
     }
 
     /// The waypoint of a service: that which its own label or its namespace's names.
@@ -156,6 +160,7 @@ impl Compiler<'_, '_> {
             for uid in self.by_namespace.get(&key.namespace).cloned().unwrap_or_default() {
                 if self.labels_of(&uid).get(GATEWAY_NAME) == Some(&*key.name)
                     && let Some(workload) = self.out.workloads.get_mut(&uid)
+                    && workload.native_tunnel
                 {
                     workload.services.insert(name.clone(), Vec::new());
                 }

@@ -214,7 +214,8 @@ impl Authorization {
             rules.shrink_to_fit();
             Judges::Connections { selector, action, rules }
         } else {
-            let rules = read.into_iter().map(of_requests).collect::<Result<_, _>>()?;
+            let rules = read.into_iter().map(|clauses| of_requests(action, clauses));
+            let rules = rules.collect::<Result<_, _>>()?;
             Judges::Requests { targets, action, rules }
         };
         Ok(Self { dry_run, judges, remarks: converter.remarks, metadata })
@@ -222,9 +223,9 @@ impl Authorization {
 }
 
 /// A rule as a waypoint judges by it: what it says has a meaning there.
-fn of_requests(clauses: Vec<(String, Vec<Read>)>) -> Result<RequestRule, Wrong> {
+fn of_requests(action: RequestAction, clauses: Vec<(String, Vec<Read>)>) -> Result<RequestRule, Wrong> {
     let clause = |(field, alternatives): (String, Vec<Read>)| {
-        let matches = alternatives.into_iter().map(|read| read.of_request(&field));
+        let matches = alternatives.into_iter().map(|read| read.of_request(&field, action));
         Ok(RequestClause { matches: matches.collect::<Result<_, Wrong>>()? })
     };
     Ok(RequestRule { clauses: clauses.into_iter().map(clause).collect::<Result<_, Wrong>>()? })
@@ -426,10 +427,17 @@ fn subject(key: &str) -> Option<Subject> {
         "request.auth.audiences" => Some(Subject::Audience),
         "request.auth.presenter" => Some(Subject::Presenter),
         _ => names("request.auth.claims").map(Subject::Claim).or_else(|| match &*names("request.headers")? {
-            [name] => Some(Subject::Header(name.to_ascii_lowercase().into())),
+            // What is no header's name would never be there.
+            [name] if is_field_name(name) => Some(Subject::Header(name.to_ascii_lowercase().into())),
             _ => None,
         }),
     }
+}
+
+/// Whether a header may be called so (RFC 9110, 5.1).
+fn is_field_name(name: &str) -> bool {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(token)
 }
 
 fn operation(field: &str, to: Operation) -> Result<Read, Wrong> {
@@ -501,7 +509,17 @@ impl Read {
     }
 
     /// As it is for requests.
-    fn of_request(mut self, field: &str) -> Result<RequestMatch, Wrong> {
+    fn of_request(mut self, field: &str, action: RequestAction) -> Result<RequestMatch, Wrong> {
+        // Tokens are not read yet: an ALLOW that asks for one allows nobody, and a DENY would deny nobody.
+        let of_token = |value: &ValueMatch| {
+            !matches!(value.of, Subject::Host | Subject::Method | Subject::Header(_))
+                && !value.values.is_empty()
+        };
+        if action == RequestAction::Deny && self.fields.values.iter().any(of_token) {
+            let reason =
+                "tokens are not read yet (RequestAuthentication): whoever has one would not be denied";
+            return Err((field.to_owned(), reason.to_owned()));
+        }
         if self.unseen {
             let reason = format!("a waypoint does not see {}", self.layer7.join(", "));
             return Err((field.to_owned(), reason));

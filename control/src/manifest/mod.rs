@@ -159,7 +159,7 @@ impl Object {
     /// Whether other namespaces than its own are compiled by it, too: waypoints serve several.
     pub(crate) fn is_far(&self) -> bool {
         match self {
-            Self::Gateway(_) => true,
+            Self::Gateway(gateway) => gateway.is_waypoint(),
             Self::AuthorizationPolicy(policy) => policy.is_for_gateways(),
             _ => false,
         }

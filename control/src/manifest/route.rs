@@ -22,6 +22,8 @@ type Wrong = (String, String);
 
 /// The most rules of a route and matches of a rule that the Gateway API allows, with room to spare.
 const MOST: usize = 256;
+/// Regular expressions of one route.
+const MOST_PATTERNS: usize = 64;
 
 /// The methods that a route may name.
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
@@ -252,9 +254,32 @@ impl Route {
         });
         let rules = rules.collect::<Result<Vec<_>, _>>()?;
         distinct_names(&rules)?;
+        few_patterns(&rules)?;
         let parents = spec.parent_refs.unwrap_or_default();
         Ok(Self { metadata, parents, rules, remarks, refused: None })
     }
+}
+
+/// Each pattern may take a quarter of a megabyte, here and in every waypoint that is told of it.
+fn few_patterns(rules: &[Rule]) -> Result<(), Wrong> {
+    let is_pattern = |text: &TextMatch| matches!(text, TextMatch::Regex(_));
+    let of_path = |path: &PathMatch| match path {
+        PathMatch::Regex(_) => 1,
+        PathMatch::Rpc { service, method } => {
+            [service, method].into_iter().flatten().filter(|text| is_pattern(text)).count()
+        }
+        PathMatch::Exact(_) | PathMatch::Prefix(_) => 0,
+    };
+    let of_match = |of: &Match| {
+        let fields = of.headers.iter().chain(&of.query);
+        of_path(&of.path) + fields.filter(|field| is_pattern(&field.value)).count()
+    };
+    let patterns: usize = rules.iter().flat_map(|rule| &rule.matches).map(of_match).sum();
+    if patterns > MOST_PATTERNS {
+        let reason = format!("{patterns} regular expressions; a route has {MOST_PATTERNS} at most");
+        return Err(("spec.rules".to_owned(), reason));
+    }
+    Ok(())
 }
 
 /// What routes of Gateways have and those of Services have not.

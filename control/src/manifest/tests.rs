@@ -342,6 +342,7 @@ fn what_no_waypoint_could_judge_by_is_refused() {
         ("when: [{key: connection.sni, values: [a]}]", "when[0]", "does not see connection.sni"),
         ("when: [{key: 'request.headers[]', values: [a]}]", "key", "not a key"),
         ("when: [{key: 'request.headers[a][b]', values: [a]}]", "key", "not a key"),
+        ("when: [{key: 'request.headers[:path]', values: [a]}]", "key", "not a key"),
         ("from: [{source: {ipBlocks: [10.0.0.1], remoteIpBlocks: [10.0.0.1]}}]", "from", "same address"),
     ] {
         let problem = request(spec).expect_err(spec);
@@ -354,6 +355,10 @@ fn what_no_waypoint_could_judge_by_is_refused() {
         ("{targetRefs: [{kind: Service, name: a}], selector: {matchLabels: {a: b}}}", "not for both"),
         ("{targetRef: {kind: Service, name: a}, targetRefs: [{kind: Service, name: a}]}", "one thing"),
         ("{action: AUDIT}", "name it by targetRefs"),
+        (
+            "{action: DENY, targetRefs: [{kind: Service, name: a}], rules: [{from: [{source: {requestPrincipals: [a]}}]}]}",
+            "would not be denied",
+        ),
         ("{action: CUSTOM, targetRefs: [{kind: Service, name: a}]}", "not done yet"),
     ] {
         let told = policy(&format!("spec: {spec}\n")).expect_err(spec).to_string();

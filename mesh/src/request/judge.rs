@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use super::{
     Head, PathPattern, RequestAction, RequestAttempt, RequestDecision, RequestMatch, RequestPolicy,
-    RequestRefusal, RequestRule, RequestVerdict, Subject, Token,
+    RequestRefusal, RequestRule, RequestVerdict, Subject, Token, path::decoded_path,
 };
 use crate::{
     PolicyKey, StringMatch,
@@ -118,10 +118,22 @@ fn conditions(of: &RequestMatch) -> Box<[Condition]> {
     }
     for (paths, negated) in [(&of.paths, false), (&of.not_paths, true)] {
         if !paths.is_empty() {
-            conditions.push(Condition::Path { patterns: paths.as_slice().into(), negated });
+            let patterns = paths.iter().map(compared).collect();
+            conditions.push(Condition::Path { patterns, negated });
         }
     }
     conditions.into()
+}
+
+/// A pattern as paths are compared.
+fn compared(pattern: &PathPattern) -> PathPattern {
+    let decoded = |text: &Arc<str>| Arc::from(decoded_path(text));
+    match pattern {
+        PathPattern::Text(StringMatch::Exact(text)) => PathPattern::Text(StringMatch::Exact(decoded(text))),
+        PathPattern::Text(StringMatch::Prefix(text)) => PathPattern::Text(StringMatch::Prefix(decoded(text))),
+        PathPattern::Text(StringMatch::Suffix(text)) => PathPattern::Text(StringMatch::Suffix(decoded(text))),
+        PathPattern::Text(StringMatch::Presence) | PathPattern::Template(_) => pattern.clone(),
+    }
 }
 
 fn in_lower_case(value: &StringMatch) -> StringMatch {
@@ -143,7 +155,7 @@ impl Condition {
         };
         let found = match self {
             Self::Caller(_) => false,
-            Self::Path { patterns, .. } => patterns.iter().any(|pattern| pattern.holds(&content.path.path)),
+            Self::Path { patterns, .. } => patterns.iter().any(|pattern| pattern.holds(&content.path.judged)),
             Self::Value { of, strings, .. } => match of {
                 Subject::Host => hosts(content.host).iter().any(|host| strings.hold(host)),
                 Subject::Method => strings.hold(content.head.method()),

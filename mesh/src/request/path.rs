@@ -11,8 +11,11 @@ use crate::StringMatch;
 /// A path in its normal form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NormalPath<'a> {
-    /// Unreserved characters decoded, other escapes in upper case, no dot segments.
+    /// As it is sent: unreserved characters decoded, other escapes in upper case, no dot segments.
     pub path: Cow<'a, str>,
+    /// As it is compared: every escape decoded but those of a slash, a backslash, a percent sign and what is no text,
+    /// since most servers read `%3A` as a colon.
+    pub judged: Cow<'a, str>,
     /// Servers read it differently, for this reason.
     pub ambiguous: Option<Ambiguity>,
 }
@@ -30,22 +33,48 @@ pub enum Ambiguity {
     Control,
     #[error("its path holds two slashes in a row")]
     EmptySegment,
-    #[error("its path holds a dot segment with parameters")]
-    DotParameters,
+    #[error("its path holds a semicolon")]
+    Semicolon,
 }
 
 /// The normal form of a path, which is without its query.
 pub fn normal_path(path: &str) -> NormalPath<'_> {
-    let odd = |byte: u8| byte == b'%' || byte == b'\\' || byte.is_ascii_control();
+    let odd = |byte: u8| b"%\\;".contains(&byte) || byte.is_ascii_control();
     let is_plain = !path.bytes().any(odd)
         && !path.as_bytes().windows(2).any(|two| two[0] == b'/' && matches!(two[1], b'/' | b'.'));
     // The target of OPTIONS may be an asterisk.
     if is_plain || !path.starts_with('/') {
-        return NormalPath { path: Cow::Borrowed(path), ambiguous: None };
+        return NormalPath { path: Cow::Borrowed(path), judged: Cow::Borrowed(path), ambiguous: None };
     }
     let (decoded, in_escapes) = decode(path);
     let (path, in_segments) = without_dots(&decoded);
-    NormalPath { path: Cow::Owned(path), ambiguous: in_escapes.or(in_segments) }
+    let judged = Cow::Owned(decoded_path(&path).into_owned());
+    NormalPath { path: Cow::Owned(path), judged, ambiguous: in_escapes.or(in_segments) }
+}
+
+/// A path, or a pattern of one, as paths are compared.
+pub(super) fn decoded_path(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return Cow::Borrowed(path);
+    }
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let digits = after.get(..2).and_then(|two| str::from_utf8(two).ok());
+        let value = digits.and_then(|two| u8::from_str_radix(two, 16).ok()).filter(|_| first == b'%');
+        match value {
+            Some(value) if !b"/\\%".contains(&value) && !value.is_ascii_control() => {
+                bytes.push(value);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    // What is no text stays as it was written.
+    String::from_utf8(bytes).map_or(Cow::Borrowed(path), Cow::Owned)
 }
 
 /// Decodes what means the same decoded (RFC 3986, 2.3); other escapes are put in upper case.
@@ -56,6 +85,8 @@ fn decode(path: &str) -> (String, Option<Ambiguity>) {
     while let Some(found) = rest.next() {
         match found {
             '\\' => ambiguous = ambiguous.or(Some(Ambiguity::Backslash)),
+            // To some servers what follows is no part of the path.
+            ';' => ambiguous = ambiguous.or(Some(Ambiguity::Semicolon)),
             _ if found.is_ascii_control() => ambiguous = ambiguous.or(Some(Ambiguity::Control)),
             _ => {}
         }
@@ -104,9 +135,6 @@ fn without_dots(path: &str) -> (String, Option<Ambiguity>) {
                 continue;
             }
             "" if !is_last => ambiguous = ambiguous.or(Some(Ambiguity::EmptySegment)),
-            _ if segment.starts_with(".;") || segment.starts_with("..;") => {
-                ambiguous = ambiguous.or(Some(Ambiguity::DotParameters));
-            }
             _ => {}
         }
         kept.push(segment);
@@ -177,7 +205,7 @@ impl Template {
                 "{**}" => open = true,
                 _ if segment.contains(['{', '}']) => return Err(BadTemplate::PartOfSegment),
                 _ if segment.contains('*') => return Err(BadTemplate::Wildcard),
-                _ => parts.push(Part::Segment(segment.into())),
+                _ => parts.push(Part::Segment(decoded_path(segment).into())),
             }
         }
         Ok(Self { text: text.into(), parts: parts.into(), open })

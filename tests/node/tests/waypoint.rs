@@ -500,5 +500,27 @@ fn a_consumers_route_is_for_the_callers_of_its_namespace_alone() -> Result<()> {
     // What was permitted is taken back.
     grant("another")?;
     bed::eventually(PATIENCE, "the grant to be gone", refused)?;
-    same("another caller", ask("client")?, answer(200, Some("web-v1")))
+    same("another caller", ask("client")?, answer(200, Some("web-v1")))?;
+    // By his own route a consumer does not get round the policies of whom he calls.
+    let manifests = scene.world.manifests();
+    manifests.authorization_policy(
+        "mesh",
+        "public",
+        "targetRefs: [{kind: Service, name: web}]\naction: ALLOW\nrules:\n- to: [{operation: {paths: ['/public*']}}]\n",
+    )?;
+    let routed = |filters: &str| {
+        let rule =
+            format!("- filters: [{filters}]\n  backendRefs: [{{name: web, namespace: mesh, port: 80}}]");
+        manifests.route("HTTPRoute", ["till", "own"], ["mesh", "web"], &rule)
+    };
+    let public = |caller: &str| -> Result<u16> {
+        Ok(web::curl(scene.pod(caller), &[&format!("{WEB}/public")])?.status)
+    };
+    let becomes = |status: u16| move |found: u16| (found == status).then_some(found);
+    routed("")?;
+    bed::eventually(PATIENCE, "his route to lead there", || Ok(becomes(200)(public("till")?)))?;
+    routed("{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /admin}}}")?;
+    bed::eventually(PATIENCE, "what he rewrites to be refused", || Ok(becomes(403)(public("till")?)))?;
+    same("another caller", public("client")?, 200)?;
+    same("what is not allowed", ask("client")?.0, 403)
 }

@@ -18,10 +18,13 @@ use tokio::sync::oneshot;
 
 use super::{BodyError, SharedRecord};
 
-/// Bytes of one body that are kept.
+/// Bytes of one body that are kept, with what they cost besides.
 pub(crate) const MOST: usize = 256 << 10;
 /// Bytes that one worker keeps of all bodies.
 const MOST_OF_ALL: usize = 64 << 20;
+
+/// What a piece costs besides its bytes: a body may come in pieces of one.
+const PIECE: usize = 128;
 
 /// Bytes that a worker keeps now.
 pub(crate) type Budget = Rc<Cell<usize>>;
@@ -122,12 +125,13 @@ impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Kept<B> {
         if self.state != State::Coming {
             return false;
         }
-        if self.size + data.len() > MOST || self.budget.get() + data.len() > MOST_OF_ALL {
+        let cost = data.len() + PIECE;
+        if self.size + cost > MOST || self.budget.get() + cost > MOST_OF_ALL {
             self.lose();
             return false;
         }
-        self.size += data.len();
-        self.budget.set(self.budget.get() + data.len());
+        self.size += cost;
+        self.budget.set(self.budget.get() + cost);
         // A copy: the frame may be a small part of a large buffer.
         self.frames.push(Bytes::copy_from_slice(data));
         true
@@ -327,7 +331,7 @@ mod tests {
         assert!(third.is_end_stream() && next(&mut third).unwrap().is_none());
         let copied = copied.blocking_recv().unwrap();
         assert_eq!((copied.frames.concat(), copied.trailers.is_some()), (b"onetwo".to_vec(), true));
-        assert_eq!(budget.get(), 6);
+        assert_eq!(budget.get(), 6 + 2 * PIECE);
         drop((kept, first, second, third));
         assert_eq!(budget.get(), 0);
     }
@@ -338,9 +342,9 @@ mod tests {
         let kept = kept(&budget);
         let copied = kept.borrow_mut().copy();
         let mut reader = Reader::new(&kept);
-        static LARGE: [u8; MOST] = [b'x'; MOST];
+        static LARGE: [u8; MOST - PIECE] = [b'x'; MOST - PIECE];
         says(&kept, &LARGE);
-        assert_eq!(text(next(&mut reader)).len(), MOST);
+        assert_eq!(text(next(&mut reader)).len(), LARGE.len());
         assert!(kept.borrow().can_repeat() && budget.get() == MOST);
         says(&kept, b"more");
         says(&kept, b"last");
@@ -349,6 +353,18 @@ mod tests {
         assert!(copied.blocking_recv().is_err());
         assert_eq!(text(next(&mut reader)), "last", "it goes on all the same");
         assert!(kept.borrow_mut().copy().blocking_recv().is_err());
+    }
+
+    #[test]
+    fn a_body_in_many_small_pieces_is_bounded_by_what_they_cost() {
+        let budget = Budget::default();
+        let kept = kept(&budget);
+        let mut reader = Reader::new(&kept);
+        for _ in 0..MOST / PIECE {
+            says(&kept, b"x");
+            assert_eq!(text(next(&mut reader)), "x");
+        }
+        assert!(!kept.borrow().can_repeat() && budget.get() == 0);
     }
 
     #[test]

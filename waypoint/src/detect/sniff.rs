@@ -23,9 +23,9 @@ pub(crate) fn sniff(said: &[u8]) -> Sniff {
         return if common == PREFACE.len() { Sniff::Http2 } else { Sniff::More };
     }
     // Empty lines before a request are allowed (RFC 9112, 2.2).
-    let start = said.iter().position(|byte| !b"\r\n".contains(byte));
-    let Some(start) = start.filter(|start| *start <= 4) else {
-        return if said.len() <= 4 { Sniff::More } else { Sniff::Other };
+    // However many there are: servers pass over more than one, and nobody gets round routes by them.
+    let Some(start) = said.iter().position(|byte| !b"\r\n".contains(byte)) else {
+        return if said.len() <= LONGEST_LINE { Sniff::More } else { Sniff::Http1 };
     };
     let line = &said[start..];
     let end = line.iter().position(|byte| *byte == b'\n');

@@ -146,6 +146,7 @@ async fn phases(
         context,
         rule: matched.as_ref().map(|matched| matched.rule),
         prefix: matched.as_ref().and_then(|matched| matched.prefix),
+        is_consumers: matched.as_ref().is_some_and(|matched| matched.route.for_namespace.is_some()),
         handover: handover.filter(|_| upgrade),
     };
     let answered = sending.run(head, body, changes).await;

@@ -25,6 +25,8 @@ use super::{
     mirror, pick,
 };
 use crate::{
+    arrival::Called,
+    authorize,
     body::{
         Answer, Body, Busy,
         kept::{Kept, Reader},
@@ -45,6 +47,8 @@ pub(super) struct Sending<'a> {
     pub(super) context: &'a Context,
     pub(super) rule: Option<&'a Rule>,
     pub(super) prefix: Option<&'a str>,
+    /// The rule is a consumer's: the service is somebody else's.
+    pub(super) is_consumers: bool,
     /// Another protocol is asked for.
     pub(super) handover: Option<Handover>,
 }
@@ -181,12 +185,27 @@ impl Sending<'_> {
     fn mirror(&self, mirrors: Vec<Mirror>, head: &Parts, source: &Source) {
         let chosen = mirrors.iter().filter(|mirror| mirror::is_copied(mirror, rand::random()));
         for mirror in chosen {
+            if self.judge(&mirror.to, head).is_err() {
+                self.context.worker.shared.metrics.mirrored("refused");
+                continue;
+            }
             // What leads out of HTTP has no copy.
             match source.copy().filter(|_| self.handover.is_none()) {
                 Some(copy) => mirror::start(self.context, &mirror.to, head, copy),
                 None => self.context.worker.shared.metrics.mirrored("body"),
             }
         }
+    }
+
+    /// Judges what goes to a backend, where that is for others to say than it was before.
+    fn judge(&self, to: &To, head: &Parts) -> Result<(), Settled> {
+        let To::Service { service, port } = to else { return Ok(()) };
+        let is_called =
+            matches!(&self.context.call.called, Called::Service(called) if called.key == *service);
+        if is_called && !self.is_consumers {
+            return Ok(());
+        }
+        authorize::onward(self.context, service, *port, head)
     }
 
     /// Picks, and sends once.
@@ -208,6 +227,7 @@ impl Sending<'_> {
         let mut head = head.clone();
         if let Some(backend) = backend {
             filter::apply(&backend.filters, self.prefix, context.call.port, &mut head, &mut changes)?;
+            self.judge(&backend.to, &head)?;
             let mirrors = std::mem::take(&mut changes.mirrors);
             // A backend that is tried after another gets no copies: one request has one.
             if is_first {
@@ -287,7 +307,7 @@ pub(super) fn version(context: &Context, backend: Option<&To>) -> Version {
         (Some(To::Service { service, port }), _) => {
             context.snapshot.routes(service).map(|routes| routes.protocol(*port))
         }
-        (None, crate::arrival::Called::Service(service)) => {
+        (None, Called::Service(service)) => {
             context.snapshot.routes(&service.key).map(|routes| routes.protocol(context.call.port))
         }
         _ => None,

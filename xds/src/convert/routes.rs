@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh::{
-    RouteKey, ServiceKey, ServiceRoutes,
-    request::RequestPolicies,
+    PolicyKey, RouteKey, ServiceKey, ServiceRoutes,
+    request::{RequestAction, RequestPolicies, RequestPolicy, RequestRule},
     route::{
         Backend, Cors, FieldMatch, Filter, HeaderChange, Match, Mirror, PathChange, PathMatch, Protocol,
         Redirect, Retry, Rewrite, Route, RouteKind, Rule, TextMatch, Timeouts, To,
@@ -41,7 +41,7 @@ impl Converter {
         Ok(routes.with_policies(RequestPolicies::new(policies)))
     }
 
-    /// Routes by which every request of the service is answered 500.
+    /// Routes by which nothing of the service is reached: requests are refused, and connections that are no HTTP.
     ///
     /// # Errors
     /// If the name is no service's.
@@ -58,8 +58,16 @@ impl Converter {
             kind: RouteKind::Http,
         };
         let route = Route { key, created: "".into(), port: None, for_namespace: None, rules: vec![rule] };
-        ServiceRoutes::new(service, Vec::new(), vec![route])
-            .map_err(|error| invalid("routes", error.to_string()))
+        // What is no HTTP is closed, too: its policies could not be read either.
+        let nobody = RequestPolicy {
+            key: PolicyKey { namespace: service.namespace.clone(), name: self.share("unreadable") },
+            action: RequestAction::Deny,
+            dry_run: false,
+            rules: vec![RequestRule::default()],
+        };
+        let closed = ServiceRoutes::new(service, Vec::new(), vec![route]);
+        let closed = closed.map_err(|error| invalid("routes", error.to_string()))?;
+        Ok(closed.with_policies(RequestPolicies::new(vec![nobody])))
     }
 
     fn route(&mut self, from: &wire::Route) -> Result<Route, Invalid> {

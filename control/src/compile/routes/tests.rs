@@ -364,3 +364,40 @@ fn whoever_is_referred_to_from_another_namespace_has_to_permit_it() {
     let nobody = compiled(&[SHOP, GATEWAY, TILL, &of_consumer("{name: nobody, namespace: shop, port: 80}")]);
     assert_eq!(standing(&nobody).concat(), [ACCEPTED, refused]);
 }
+
+#[test]
+fn a_service_that_happens_to_be_called_as_a_gateway_keeps_its_own_waypoint() {
+    let another = GATEWAY.replace("name: wp", "name: web");
+    assert!(waypoints(&compiled(&[SHOP, GATEWAY, &another])).0, "it is led around its waypoint");
+    let own = "apiVersion: v1\nkind: Service\nmetadata: {name: wp, namespace: shop, labels: {istio.io/use-waypoint: wp}}\n\
+               spec: {clusterIP: 10.96.0.9, selector: {gateway.networking.k8s.io/gateway-name: wp}, ports: [{port: 15008}]}\n";
+    let compiled = compiled(&[SHOP, GATEWAY, own]);
+    let own = compiled.services.values().find(|service| *service.name == *"wp").unwrap();
+    assert_eq!(own.waypoint, None);
+    assert!(workload(&compiled, "wp-1").services.contains_key(&own.key));
+}
+
+#[test]
+fn a_label_without_the_account_makes_no_waypoint() {
+    let labels = "{gateway.networking.k8s.io/gateway-name: wp}";
+    let pod = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: thief, namespace: shop, labels: {labels}}}\n\
+         spec: {{nodeName: a, serviceAccountName: web}}\nstatus: {{podIP: 10.1.0.8}}\n"
+    );
+    let own = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: wp, namespace: shop}}\n\
+         spec: {{clusterIP: 10.96.0.9, selector: {labels}, ports: [{{port: 15008}}]}}\n"
+    );
+    for texts in [vec![SHOP, GATEWAY, &pod], vec![SHOP, GATEWAY, &pod, &own]] {
+        let compiled = compiled(&texts);
+        let (waypoint, thief) = (workload(&compiled, "wp-1"), workload(&compiled, "thief"));
+        assert!(waypoint.native_tunnel && !thief.native_tunnel);
+        assert_eq!(
+            (waypoint.services.len(), thief.services.len()),
+            (1, 0),
+            "nobody is led to it, and it vouches for nobody"
+        );
+        let local = compiled.nodes.values().flatten().find(|pod| *pod.name == *"thief").unwrap();
+        assert!(!local.waypoint && local.enroll);
+    }
+}

@@ -13,8 +13,7 @@ const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const MANAGER: &str = "culvert-control";
 /// Labels that mean something to a mesh, or say whose an object is, are not carried on.
-const RESERVED: [&str; 5] =
-    ["istio.io/", "culvert.dev/", "gateway.networking.k8s.io/", "kubectl.kubernetes.io/", MANAGED_BY];
+const RESERVED: [&str; 4] = ["istio.io", "culvert.dev", "gateway.networking.k8s.io", "kubectl.kubernetes.io"];
 /// No more pods are asked for.
 const MOST_REPLICAS: u32 = 1000;
 /// A Service's name and a label's value have no more.
@@ -109,8 +108,12 @@ pub fn wanted(gateway: &Value, pods: &Pods, mesh: &Mesh) -> Result<Vec<Wanted>, 
     if let Some(replicas) = replicas {
         deployment["spec"]["replicas"] = replicas.into();
     }
+    let mut account =
+        object("v1", "ServiceAccount", "serviceaccounts", json!({"automountServiceAccountToken": false}));
+    // By them clouds lend accounts roles.
+    account.object["metadata"]["annotations"] = json!({});
     Ok(vec![
-        object("v1", "ServiceAccount", "serviceaccounts", json!({"automountServiceAccountToken": false})),
+        account,
         object("v1", "Service", "services", service),
         object("apps/v1", "Deployment", "deployments", deployment),
     ])
@@ -209,7 +212,13 @@ fn infrastructure(gateway: &Value, what: &str) -> Value {
 
 fn carried(pairs: &Value) -> Map<String, Value> {
     let pairs = pairs.as_object().into_iter().flatten();
-    let reserved = |key: &str| RESERVED.iter().any(|reserved| key.starts_with(reserved));
+    // With all that is below: `ambient.istio.io`, `sidecar.istio.io`.
+    let reserved = |key: &str| {
+        let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+        let within =
+            |of: &str| domain.strip_suffix(of).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        key == MANAGED_BY || RESERVED.iter().any(|of| within(of))
+    };
     pairs.filter(|(key, _)| !reserved(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
@@ -316,8 +325,8 @@ mod tests {
             "spec": {
                 "gatewayClassName": "culvert-waypoint",
                 "infrastructure": {
-                    "labels": {"team": "b", GATEWAY_NAME: "other"},
-                    "annotations": {"note": "n"},
+                    "labels": {"team": "b", GATEWAY_NAME: "other", "topology.istio.io/network": "n"},
+                    "annotations": {"note": "n", "ambient.istio.io/redirection": "enabled"},
                 },
             },
         })
@@ -356,7 +365,10 @@ mod tests {
             let labels = &object["metadata"]["labels"];
             assert_eq!((&labels["team"], &labels[GATEWAY_NAME]), (&json!("b"), &json!("wp")));
             assert!(labels["istio.io/use-waypoint"].is_null(), "a waypoint is not behind itself");
-            assert_eq!(object["metadata"]["annotations"], json!({"note": "n"}));
+            assert!(labels["topology.istio.io/network"].is_null(), "it means something to a mesh");
+            let is_account = object["kind"] == "ServiceAccount";
+            let annotations = if is_account { json!({}) } else { json!({"note": "n"}) };
+            assert_eq!(object["metadata"]["annotations"], annotations);
         }
         let template = &made[2].object["spec"]["template"];
         assert_eq!(template["metadata"]["labels"]["istio.io/dataplane-mode"], "none");

@@ -7,7 +7,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     BackendManifest, FieldManifest, Reference, Route, Rule, Wrong, backend_of, bounded, distinct_names,
-    fields_of, filter, pattern, remark_session, remarks_of,
+    few_patterns, fields_of, filter, pattern, remark_session, remarks_of,
 };
 use crate::manifest::kube::Metadata;
 
@@ -75,6 +75,7 @@ impl Route {
         });
         let rules = rules.collect::<Result<Vec<_>, _>>()?;
         distinct_names(&rules)?;
+        few_patterns(&rules)?;
         let parents = spec.parent_refs.unwrap_or_default();
         Ok(Self { metadata, parents, rules, remarks, refused: None })
     }

@@ -227,3 +227,15 @@ fn a_grant_is_for_whom_and_what_it_names() {
     assert!(read(&format!("{{{from}, to: [{{group: '', kind: Service, only: web}}]}}")).is_err());
     assert!(read(&format!("{{{from}}}")).is_err());
 }
+
+#[test]
+fn a_route_has_so_many_patterns_and_no_more() {
+    let route = |count: usize| {
+        let one = "{path: {type: RegularExpression, value: '/a.*'}, headers: [{type: RegularExpression, name: a, value: 'b.*'}]}";
+        let matches = vec![one; count / 2].join(", ");
+        format!("{{rules: [{{matches: [{matches}]}}]}}")
+    };
+    assert!(read(&route(64)).is_ok());
+    let refused = read(&route(66)).unwrap_err();
+    assert!(refused.contains("66 regular expressions"), "{refused}");
+}
