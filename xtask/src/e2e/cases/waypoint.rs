@@ -99,7 +99,7 @@ fn flawless(world: &World<'_>, what: &str, work: impl FnOnce() -> Result<()>) ->
 }
 
 fn waypoint(world: &World<'_>) -> Result<String> {
-    for file in gateway_api::definitions()? {
+    for file in gateway_api::definitions(world.root)? {
         world.cluster.ask(&["apply", "--server-side", "--filename", &file.to_string_lossy()])?;
     }
     world.apply("waypoint")?;
