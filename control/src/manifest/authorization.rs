@@ -18,7 +18,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use self::values::{blocks, list, path, ports, principals, strings};
 use super::{
-    kube::{LabelSelector, Metadata},
+    kube::{LabelSelector, Metadata, Strict},
     target::{self, PolicyTarget, TargetKind},
 };
 
@@ -49,24 +49,11 @@ pub enum Judges {
     Requests { targets: Vec<PolicyTarget>, action: RequestAction, rules: Vec<RequestRule> },
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Manifest {
-    // Read before; named here so that a misspelt `spec` is not passed over.
-    #[serde(rename = "apiVersion")]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    #[serde(rename = "status", default)]
-    _status: IgnoredAny,
-    metadata: Metadata,
-    #[serde(default)]
-    spec: Spec,
-}
+pub(super) type Manifest = Strict<Spec>;
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-struct Spec {
+pub(super) struct Spec {
     selector: Option<LabelSelector>,
     target_ref: Option<target::Manifest>,
     target_refs: Option<Vec<target::Manifest>>,
@@ -156,7 +143,7 @@ impl Authorization {
 
     /// Converts and validates. `namespace` is the policy's own.
     pub(super) fn from_manifest(manifest: Manifest, namespace: &str) -> Result<Self, Wrong> {
-        let Manifest { metadata, spec, .. } = manifest;
+        let Strict { metadata, spec, .. } = manifest;
         let wrong = |field: &str, reason: &str| Err((field.to_owned(), reason.to_owned()));
         let action = match spec.action.as_deref() {
             None | Some("ALLOW") => RequestAction::Allow,

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{labels::Labels, shared::Shared};
 
@@ -40,6 +40,22 @@ impl Metadata {
         self.labels.share(shared);
         self.annotations.share(shared);
     }
+}
+
+/// An object of which every field must be known: one that was passed over might be what keeps somebody out.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, bound(deserialize = "S: Deserialize<'de> + Default"))]
+pub(super) struct Strict<S> {
+    // Read before; named here so that a misspelt `spec` is not passed over.
+    #[serde(rename = "apiVersion")]
+    _api_version: IgnoredAny,
+    #[serde(rename = "kind")]
+    _kind: IgnoredAny,
+    #[serde(rename = "status", default)]
+    _status: IgnoredAny,
+    pub(super) metadata: Metadata,
+    #[serde(default)]
+    pub(super) spec: S,
 }
 
 /// `matchLabels`, the only form the policies of the mesh have.

@@ -436,27 +436,12 @@ impl Reader<'_, '_> {
                 Object::PeerAuthentication(Box::new(self.checked(item, PeerAuthentication::check)?))
             }
             Kind::Gateway => Object::Gateway(Box::new(self.checked(item, Gateway::check)?)),
-            Kind::HTTPRoute => {
-                let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
-                let raw: route::Manifest = self.typed_or(item)?;
-                let route = Route::from_manifest(raw)
-                    .map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
-                Object::HTTPRoute(Box::new(route))
-            }
-            Kind::GRPCRoute => {
-                let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
-                let raw: route::GrpcManifest = self.typed_or(item)?;
-                let route = Route::from_grpc_manifest(raw)
-                    .map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
-                Object::GRPCRoute(Box::new(route))
-            }
+            Kind::HTTPRoute => Object::HTTPRoute(Box::new(self.converted(item, Route::from_manifest)?)),
+            Kind::GRPCRoute => Object::GRPCRoute(Box::new(self.converted(item, Route::from_grpc_manifest)?)),
             Kind::ReferenceGrant => Object::ReferenceGrant(Box::new(self.typed_or(item)?)),
             Kind::AuthorizationPolicy => {
-                let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
-                let raw: authorization::Manifest = self.typed_or(item)?;
-                let policy = Authorization::from_manifest(raw, &key.namespace)
-                    .map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
-                Object::AuthorizationPolicy(Box::new(policy))
+                let policy = |manifest| Authorization::from_manifest(manifest, &key.namespace);
+                Object::AuthorizationPolicy(Box::new(self.converted(item, policy)?))
             }
         };
         Ok(object)
@@ -468,10 +453,18 @@ impl Reader<'_, '_> {
         item: Option<(usize, serde_yaml_ng::Value)>,
         check: fn(&T) -> Result<(), (String, String)>,
     ) -> Result<T, Box<Problem>> {
+        self.converted(item, |object| check(&object).map(|()| object))
+    }
+
+    /// Parses one form, and converts it into another, which says what serde can't.
+    fn converted<M: DeserializeOwned, T>(
+        &self,
+        item: Option<(usize, serde_yaml_ng::Value)>,
+        convert: impl FnOnce(M) -> Result<T, (String, String)>,
+    ) -> Result<T, Box<Problem>> {
         let prefix = item.as_ref().map_or_else(String::new, |(index, _)| format!("items[{index}]."));
-        let object = self.typed_or(item)?;
-        check(&object).map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))?;
-        Ok(object)
+        let manifest = self.typed_or(item)?;
+        convert(manifest).map_err(|(field, reason)| self.problem(&format!("{prefix}{field}"), reason))
     }
 
     fn typed_or<T: DeserializeOwned>(

@@ -13,9 +13,8 @@ use mesh::route::{FieldMatch, Match, PathMatch, Retry, TextMatch, Timeouts, chec
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 pub use filter::Filter;
-pub(super) use grpc::Manifest as GrpcManifest;
 
-use super::kube::Metadata;
+use super::kube::{Metadata, Strict};
 
 /// A field's path and what is wrong with it.
 type Wrong = (String, String);
@@ -140,33 +139,27 @@ impl ParentsOnly {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Manifest {
-    // Read before; named here so that a misspelt `spec` is not passed over.
-    #[serde(rename = "apiVersion")]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    #[serde(rename = "status", default)]
-    _status: IgnoredAny,
-    metadata: Metadata,
-    #[serde(default)]
-    spec: Spec,
-}
+pub(super) type Manifest = Strict<Spec<RuleManifest>>;
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-struct Spec {
+/// What routes of every kind say, by the form of their rules.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields, bound(deserialize = "R: Deserialize<'de>"))]
+pub(super) struct Spec<R> {
     parent_refs: Option<Vec<Reference>>,
     hostnames: Option<Vec<String>>,
-    rules: Option<Vec<RuleManifest>>,
+    rules: Option<Vec<R>>,
     use_default_gateways: Option<IgnoredAny>,
 }
 
+impl<R> Default for Spec<R> {
+    fn default() -> Self {
+        Self { parent_refs: None, hostnames: None, rules: None, use_default_gateways: None }
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-struct RuleManifest {
+pub(super) struct RuleManifest {
     name: Option<Arc<str>>,
     matches: Option<Vec<MatchManifest>>,
     filters: Option<Vec<filter::Manifest>>,
@@ -238,20 +231,30 @@ struct RetryManifest {
 impl Route {
     /// Converts and validates.
     pub(super) fn from_manifest(manifest: Manifest) -> Result<Self, Wrong> {
-        let Manifest { metadata, spec, .. } = manifest;
-        let mut remarks = remarks_of(spec.hostnames.as_deref(), spec.use_default_gateways.is_some());
         // Without rules there is one that matches everything and leads nowhere, as the API's default has it.
-        let rules = spec.rules.unwrap_or_else(|| vec![RuleManifest::default()]);
-        bounded("spec.rules", rules.len())?;
-        let rules = rules.into_iter().enumerate().map(|(at, rule)| {
-            let field = format!("spec.rules[{at}]");
-            remark_session(rule.session_persistence.as_ref(), &field, &mut remarks);
+        let default = vec![RuleManifest::default()];
+        Self::of(manifest, default, |rule, field, remarks| {
+            remark_session(rule.session_persistence.as_ref(), field, remarks);
             if rule.retry.as_ref().and_then(|retry| retry.attempts).is_some_and(|of| of > Retry::MOST) {
                 let reason = format!("a request is sent again {} times at most", Retry::MOST);
                 remarks.push((format!("{field}.retry.attempts"), reason));
             }
-            rule_of(rule, &field)
-        });
+            rule_of(rule, field)
+        })
+    }
+
+    /// A route of any kind; without rules it has those of its `default`.
+    fn of<R>(
+        manifest: Strict<Spec<R>>,
+        default: Vec<R>,
+        convert: impl Fn(R, &str, &mut Vec<(String, String)>) -> Result<Rule, Wrong>,
+    ) -> Result<Self, Wrong> {
+        let Strict { metadata, spec, .. } = manifest;
+        let mut remarks = remarks_of(spec.hostnames.as_deref(), spec.use_default_gateways.is_some());
+        let rules = spec.rules.unwrap_or(default);
+        bounded("spec.rules", rules.len())?;
+        let rules = rules.into_iter().enumerate();
+        let rules = rules.map(|(at, rule)| convert(rule, &format!("spec.rules[{at}]"), &mut remarks));
         let rules = rules.collect::<Result<Vec<_>, _>>()?;
         distinct_names(&rules)?;
         few_patterns(&rules)?;

@@ -60,9 +60,7 @@ pub(super) fn decoded_path(path: &str) -> Cow<'_, str> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
-        let digits = after.get(..2).and_then(|two| str::from_utf8(two).ok());
-        let value = digits.and_then(|two| u8::from_str_radix(two, 16).ok()).filter(|_| first == b'%');
-        match value {
+        match escaped(after).filter(|_| first == b'%') {
             Some(value) if !b"/\\%".contains(&value) && !value.is_ascii_control() => {
                 bytes.push(value);
                 rest = &after[2..];
@@ -75,6 +73,12 @@ pub(super) fn decoded_path(path: &str) -> Cow<'_, str> {
     }
     // What is no text stays as it was written.
     String::from_utf8(bytes).map_or(Cow::Borrowed(path), Cow::Owned)
+}
+
+/// What the two hexadecimal digits stand for that follow a percent sign.
+fn escaped(after: &[u8]) -> Option<u8> {
+    let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
+    u8::try_from(digit(0)? * 16 + digit(1)?).ok()
 }
 
 /// Decodes what means the same decoded (RFC 3986, 2.3); other escapes are put in upper case.
@@ -95,8 +99,7 @@ fn decode(path: &str) -> (String, Option<Ambiguity>) {
             continue;
         }
         let text = rest.as_str();
-        let digits = text.get(..2).filter(|two| two.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        let Some(value) = digits.and_then(|two| u8::from_str_radix(two, 16).ok()) else {
+        let Some(value) = escaped(text.as_bytes()) else {
             ambiguous = ambiguous.or(Some(Ambiguity::BadEscape));
             decoded.push('%');
             continue;

@@ -6,38 +6,16 @@ use mesh::route::{Match, PathMatch, TextMatch, Timeouts};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
-    BackendManifest, FieldManifest, Reference, Route, Rule, Wrong, backend_of, bounded, distinct_names,
-    few_patterns, fields_of, filter, pattern, remark_session, remarks_of,
+    BackendManifest, FieldManifest, Route, Rule, Spec, Wrong, backend_of, bounded, fields_of, filter,
+    pattern, remark_session,
 };
-use crate::manifest::kube::Metadata;
+use crate::manifest::kube::Strict;
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(in crate::manifest) struct Manifest {
-    // Read before; named here so that a misspelt `spec` is not passed over.
-    #[serde(rename = "apiVersion")]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    #[serde(rename = "status", default)]
-    _status: IgnoredAny,
-    metadata: Metadata,
-    #[serde(default)]
-    spec: Spec,
-}
+pub(in crate::manifest) type Manifest = Strict<Spec<RuleManifest>>;
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-struct Spec {
-    parent_refs: Option<Vec<Reference>>,
-    hostnames: Option<Vec<String>>,
-    rules: Option<Vec<RuleManifest>>,
-    use_default_gateways: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-struct RuleManifest {
+pub(in crate::manifest) struct RuleManifest {
     name: Option<Arc<str>>,
     matches: Option<Vec<MatchManifest>>,
     filters: Option<Vec<filter::Manifest>>,
@@ -64,20 +42,10 @@ struct MethodManifest {
 impl Route {
     /// Converts and validates a GRPCRoute.
     pub(in crate::manifest) fn from_grpc_manifest(manifest: Manifest) -> Result<Self, Wrong> {
-        let Manifest { metadata, spec, .. } = manifest;
-        let mut remarks = remarks_of(spec.hostnames.as_deref(), spec.use_default_gateways.is_some());
-        let rules = spec.rules.unwrap_or_default();
-        bounded("spec.rules", rules.len())?;
-        let rules = rules.into_iter().enumerate().map(|(at, rule)| {
-            let field = format!("spec.rules[{at}]");
-            remark_session(rule.session_persistence.as_ref(), &field, &mut remarks);
-            rule_of(rule, &field)
-        });
-        let rules = rules.collect::<Result<Vec<_>, _>>()?;
-        distinct_names(&rules)?;
-        few_patterns(&rules)?;
-        let parents = spec.parent_refs.unwrap_or_default();
-        Ok(Self { metadata, parents, rules, remarks, refused: None })
+        Self::of(manifest, Vec::new(), |rule, field, remarks| {
+            remark_session(rule.session_persistence.as_ref(), field, remarks);
+            rule_of(rule, field)
+        })
     }
 }
 
