@@ -6,11 +6,13 @@ mod error;
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::BodyExt as _;
 use kube::{Client, client::Body, core::WatchEvent};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
 use tokio::time::timeout;
 
 pub use error::{ApiError, chain};
@@ -37,6 +39,26 @@ impl std::fmt::Debug for Api {
 pub struct Said {
     pub value: Value,
     pub date: Option<SystemTime>,
+}
+
+/// What a page of a list says of the list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PageEnd {
+    /// Where the next page begins; empty: there is none.
+    #[serde(rename = "continue")]
+    pub next: String,
+    /// From which to watch.
+    pub resource_version: String,
+}
+
+/// A page, its objects as they were sent.
+#[derive(Deserialize)]
+struct Page<'a> {
+    #[serde(borrow)]
+    items: Vec<&'a RawValue>,
+    #[serde(default)]
+    metadata: PageEnd,
 }
 
 /// Something that a watch tells.
@@ -72,18 +94,41 @@ impl Api {
     /// # Errors
     /// As of [`Self::get`].
     pub async fn get_dated(&self, path: &str) -> Result<Said, ApiError> {
+        let (head, body) = self.fetch(path).await?;
+        let value = serde_json::from_slice(&body).map_err(nonsense)?;
+        Ok(Said { value, date: date(&head) })
+    }
+
+    /// Reads a page of a list. `each` is given its objects one by one, and only the one that it has is taken apart:
+    /// what it keeps of them lies side by side, and not between what is gone a moment later.
+    ///
+    /// # Errors
+    /// As of [`Self::get`].
+    pub async fn page(&self, path: &str, mut each: impl FnMut(Value)) -> Result<PageEnd, ApiError> {
+        let (_, body) = self.fetch(path).await?;
+        let page: Page<'_> = serde_json::from_slice(&body)
+            .map_err(|error| ApiError::Nonsense(format!("{path} is no list: {error}")))?;
+        for item in page.items {
+            each(serde_json::from_str(item.get()).map_err(nonsense)?);
+        }
+        Ok(page.metadata)
+    }
+
+    async fn fetch(&self, path: &str) -> Result<(HeaderMap, Bytes), ApiError> {
         let request = Request::get(path).body(Body::empty());
         let request = request.map_err(|error| ApiError::Nonsense(format!("{path} is no path: {error}")))?;
         let answer = timeout(ANSWER, self.client.send(request)).await.map_err(|_| ApiError::Silent)??;
-        let (status, date) = (answer.status(), date(answer.headers()));
-        let body = timeout(ANSWER, answer.into_body().collect()).await.map_err(|_| ApiError::Silent)??;
-        let body = body.to_bytes();
-        if !status.is_success() {
-            let message = String::from_utf8_lossy(&body).into_owned();
-            return Err(ApiError::Refused { code: status.as_u16(), message });
+        let (head, body) = answer.into_parts();
+        let body = timeout(ANSWER, body.collect()).await.map_err(|_| ApiError::Silent)??.to_bytes();
+        if head.status.is_success() {
+            return Ok((head.headers, body));
         }
-        let value = serde_json::from_slice(&body).map_err(|error| ApiError::Nonsense(error.to_string()))?;
-        Ok(Said { value, date })
+        let status: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let message = match status["message"].as_str() {
+            Some(message) => message.to_owned(),
+            None => String::from_utf8_lossy(&body).into_owned(),
+        };
+        Err(ApiError::Refused { code: head.status.as_u16(), message })
     }
 
     /// What there is at a path, if it is there.
@@ -107,7 +152,8 @@ impl Api {
         let limit = PAGE.to_string();
         loop {
             let query = [("limit", limit.as_str()), ("labelSelector", selector), ("continue", &next)];
-            let mut page = match self.get(&with_query(path, &query)).await {
+            let page = self.page(&with_query(path, &query), |object| all.push(object)).await;
+            let page = match page {
                 Err(error) if error.is_absent() && all.is_empty() => return Ok(all),
                 // It took too long, and the rest of that list is forgotten.
                 Err(error) if error.is_gone() && !next.is_empty() => {
@@ -117,14 +163,10 @@ impl Api {
                 }
                 page => page?,
             };
-            let Some(items) = page.get_mut("items").and_then(Value::as_array_mut) else {
-                return Err(ApiError::Nonsense(format!("{path} is a list without items")));
-            };
-            all.append(items);
-            match page["metadata"]["continue"].as_str() {
-                Some(more) if !more.is_empty() => next = more.to_owned(),
-                _ => return Ok(all),
+            if page.next.is_empty() {
+                return Ok(all);
             }
+            next = page.next;
         }
     }
 
@@ -209,6 +251,10 @@ pub fn with_query(path: &str, pairs: &[(&str, &str)]) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(pairs.iter().filter(|(_, value)| !value.is_empty()));
     format!("{path}?{}", query.finish())
+}
+
+fn nonsense(error: serde_json::Error) -> ApiError {
+    ApiError::Nonsense(error.to_string())
 }
 
 /// When an answer was made, by its header `date`.

@@ -324,7 +324,7 @@ impl Objects {
     }
 
     /// The key with the texts that all share.
-    fn own(&mut self, mut key: ObjectKey) -> ObjectKey {
+    pub fn own(&mut self, mut key: ObjectKey) -> ObjectKey {
         self.shared.replace(&mut key.namespace);
         let held = self
             .spaces

@@ -111,29 +111,20 @@ impl Follower {
 
     /// Lists everything, page by page. The version from which to watch.
     async fn list(&self, place: &Place) -> Result<String, ApiError> {
-        let mut names = HashSet::new();
-        let mut next: Option<String> = None;
+        // By the keys that the store has: texts of their own, gone a moment later, would leave gaps in it.
+        let mut keys = HashSet::new();
+        let mut next = String::new();
         loop {
-            let from = next.as_deref().unwrap_or_default();
-            let pairs = [("limit", PAGE), ("fieldSelector", fields(self.kind)), ("continue", from)];
-            let mut page = self.api.get(&with_query(&place.path, &pairs)).await?;
-            let Some(items) =
-                page.get_mut("items").and_then(serde_json::Value::as_array_mut).map(std::mem::take)
-            else {
-                return Err(ApiError::Nonsense("a list without items".to_owned()));
-            };
-            for item in items {
-                names.extend(Name::of(&item));
-                self.held.put(self.kind, place, item);
+            let pairs = [("limit", PAGE), ("fieldSelector", fields(self.kind)), ("continue", &next)];
+            let put = |object| keys.extend(self.held.put(self.kind, place, object));
+            let page = self.api.page(&with_query(&place.path, &pairs), put).await?;
+            if page.next.is_empty() {
+                let version = page.resource_version;
+                debug!(kind = ?self.kind, objects = keys.len(), version, "listed");
+                self.held.listed(self.kind, &keys);
+                return Ok(version);
             }
-            next = page["metadata"]["continue"].as_str().filter(|next| !next.is_empty()).map(str::to_owned);
-            if next.is_some() {
-                continue;
-            }
-            let version = page["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
-            debug!(kind = ?self.kind, objects = names.len(), version, "listed");
-            self.held.listed(self.kind, &names);
-            return Ok(version);
+            next = page.next;
         }
     }
 

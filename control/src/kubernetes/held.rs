@@ -87,10 +87,11 @@ impl Held {
         self.objects.clone()
     }
 
-    /// Takes a version of an object in. What holds instead of one that is wrong: see [`Instead`].
-    pub fn put(&self, kind: Kind, place: &Place, mut object: Value) {
-        let Some(name) = Name::of(&object) else { return };
-        let key = name.key(kind);
+    /// Takes a version of an object in. What holds instead of one that is wrong: see [`Instead`]. The key, if the object
+    /// has a name.
+    pub fn put(&self, kind: Kind, place: &Place, mut object: Value) -> Option<ObjectKey> {
+        let name = Name::of(&object)?;
+        let mut key = name.key(kind);
         let said = is_judged(kind).then(|| Said::of(place, &name, &object));
         if is_kept(kind) {
             self.kept.put(&key, place, &name, &object);
@@ -103,10 +104,12 @@ impl Held {
             self.lock_said().insert(key.clone(), said);
         }
         let changed = objects.put(&key, parsed);
+        key = objects.own(key);
         drop(objects);
         if changed {
             self.changed();
         }
+        Some(key)
     }
 
     /// Puts in the place of what is refused what holds instead, and says so; `None` if nothing is refused.
@@ -149,12 +152,9 @@ impl Held {
         }
     }
 
-    /// Everything of a kind was listed: what is not among `names` is gone.
-    pub fn listed(&self, kind: Kind, names: &HashSet<Name>) {
-        let named = |key: &ObjectKey| {
-            let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
-            names.contains(&Name { namespace, name })
-        };
+    /// Everything of a kind was listed: what is not among `keys` is gone.
+    pub fn listed(&self, kind: Kind, keys: &HashSet<ObjectKey>) {
+        let named = |key: &ObjectKey| keys.contains(key);
         self.retain(kind, named);
         self.lock_said().retain(|key, _| key.kind != kind || named(key));
         self.kept.retain(kind, named);
@@ -318,9 +318,9 @@ mod tests {
         Place::of("v1")
     }
 
-    fn names(names: &[&str]) -> HashSet<Name> {
-        let name = |name: &&str| Name { namespace: String::new(), name: (*name).to_owned() };
-        names.iter().map(name).collect()
+    fn nodes(names: &[&str]) -> HashSet<ObjectKey> {
+        let key = |name: &&str| ObjectKey { kind: Kind::Node, namespace: "".into(), name: (*name).into() };
+        names.iter().map(key).collect()
     }
 
     #[tokio::test]
@@ -357,7 +357,7 @@ mod tests {
         let before = *held.changes.borrow();
         held.put(Kind::Node, &place(), json!({"metadata": {"name": "a"}, "status": {"heartbeat": 2}}));
         assert_eq!(*held.changes.borrow(), before, "what is not read is no change");
-        held.listed(Kind::Node, &names(&["b", "new"]));
+        held.listed(Kind::Node, &nodes(&["b", "new"]));
         let counts = held.count();
         assert_eq!((counts[&Kind::Node], counts[&Kind::Namespace]), (1, 2));
         held.absent(Kind::Namespace);
