@@ -18,6 +18,7 @@ use mesh::{
 use crate::{
     detect::{self, Spoken},
     http,
+    limits::{Beyond, Counted},
     shared::Settings,
     tcp,
     vault::Asserted,
@@ -45,6 +46,8 @@ pub(crate) struct Call {
     pub(crate) port: u16,
     /// By this its ztunnel says who calls, so that the destination can judge the caller.
     pub(crate) assertion: Option<Arc<Asserted>>,
+    /// It counts as one of its source, as long as this lives.
+    pub(crate) _counted: Counted,
 }
 
 impl Call {
@@ -58,6 +61,8 @@ impl Call {
 /// Why a CONNECT is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
+    #[error(transparent)]
+    Beyond(#[from] Beyond),
     #[error("the mesh state is not complete yet; is control reachable?")]
     Incomplete,
     #[error("{0} is nothing that the mesh knows")]
@@ -94,7 +99,8 @@ impl Failure {
             Self::NotBehind(_) | Self::NoSuchPort(..) => StatusCode::BAD_REQUEST,
             // What the destination says of the caller is said to the caller.
             Self::Open(OpenError::Refused { status, .. }) => *status,
-            Self::Incomplete
+            Self::Beyond(_)
+            | Self::Incomplete
             | Self::Unknown(_)
             | Self::NoBackend(_)
             | Self::NoEndpoint(_)
@@ -106,6 +112,7 @@ impl Failure {
     /// The reason's name in metrics.
     pub(crate) fn name(&self) -> &'static str {
         match self {
+            Self::Beyond(_) => "too-many-connections",
             Self::Incomplete => "state-incomplete",
             Self::Unknown(_) => "unknown-destination",
             Self::NotBehind(_) => "not-behind",
@@ -236,6 +243,7 @@ async fn take(worker: &Worker, arrival: &Arrival) -> Result<Call, Failure> {
     let said = arrival.forwarded.as_ref().map(|forwarded| forwarded.source);
     let port_of_caller = said.filter(|said| said.ip() == claims.address).map_or(0, |said| said.port());
     let workload = snapshot.workload_at(&settings.network, claims.address);
+    let counted = shared.limits.count(claims.address)?;
     Ok(Call {
         source: SocketAddr::new(claims.address, port_of_caller),
         workload: workload.filter(|workload| workload.identity() == claims.caller).cloned(),
@@ -243,6 +251,7 @@ async fn take(worker: &Worker, arrival: &Arrival) -> Result<Call, Failure> {
         port,
         assertion: asserted,
         claims,
+        _counted: counted,
     })
 }
 

@@ -83,6 +83,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 20_000, help_heading = "Limits")]
     pub(crate) max_tunnels: usize,
 
+    /// Connections of callers at a time, in all tunnels together; one more is refused
+    #[arg(long, value_name = "N", default_value_t = 100_000, help_heading = "Limits")]
+    pub(crate) max_connections: usize,
+
+    /// Connections that one caller, by its address, may have of them
+    #[arg(long, value_name = "N", default_value_t = 20_000, help_heading = "Limits")]
+    pub(crate) max_connections_per_source: usize,
+
     /// How long a new connection waits for the state of the mesh
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::duration, help_heading = "Limits")]
     pub(crate) patience: Duration,
@@ -99,7 +107,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration, help_heading = "Limits")]
     pub(crate) backend_idle: Duration,
 
-    /// How long a caller's connection may go without a request, and how long a request's head may take
+    /// How long the head of a request in HTTP/1 may take, once it has begun
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration, help_heading = "Limits")]
+    pub(crate) head_timeout: Duration,
+
+    /// How long a caller's connection may go without a request
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::duration, help_heading = "Limits")]
     pub(crate) http_idle: Duration,
 
@@ -136,6 +148,7 @@ impl Args {
             ("--dial-timeout", self.dial_timeout),
             ("--handshake-timeout", self.handshake_timeout),
             ("--backend-idle", self.backend_idle),
+            ("--head-timeout", self.head_timeout),
             ("--http-idle", self.http_idle),
         ];
         for (flag, time) in times {
@@ -143,8 +156,13 @@ impl Args {
                 problems.add(flag, Some("0".into()), "must be longer than nothing");
             }
         }
-        for (flag, number) in [("--workers", self.workers), ("--max-tunnels", self.max_tunnels)] {
-            let most = if flag == "--workers" { 1024 } else { 1_000_000 };
+        let limits = [
+            ("--workers", self.workers, 1024),
+            ("--max-tunnels", self.max_tunnels, 1_000_000),
+            ("--max-connections", self.max_connections, 10_000_000),
+            ("--max-connections-per-source", self.max_connections_per_source, 10_000_000),
+        ];
+        for (flag, number, most) in limits {
             if number > most {
                 problems.add(flag, Some(number.to_string()), format!("{most} at most"));
             }
@@ -178,10 +196,13 @@ impl Args {
             network: self.network.as_str().into(),
             hbone,
             max_tunnels: self.max_tunnels,
+            max_connections: self.max_connections,
+            max_connections_per_source: self.max_connections_per_source,
             patience: self.patience,
             dial_timeout: self.dial_timeout,
             backend_idle: self.backend_idle,
             http_idle: self.http_idle,
+            head_timeout: self.head_timeout,
         }
     }
 }

@@ -21,6 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use crate::{
     arrival::Call,
     body::Rewind,
+    head,
     request::{self, Version},
     upstream::Io,
     worker::Worker,
@@ -68,8 +69,9 @@ pub(crate) async fn one(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
             })
         })
     };
+    let (stream, timer) = head::watched(stream, worker.shared.settings.head_timeout);
     let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(timer)
         .header_read_timeout(worker.shared.settings.http_idle)
         .half_close(true)
         .max_buf_size(MOST_HEAD)
@@ -96,7 +98,7 @@ pub(crate) async fn one(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
         Err(_) => return,
     }
     let parts = connection.into_parts();
-    let caller = Rewind::new(parts.read_buf, parts.io.into_inner());
+    let caller = Rewind::new(parts.read_buf, parts.io.into_inner().into_inner());
     let backend = handover.borrow_mut().take();
     match backend {
         Some(backend) => speak_on(caller, backend).await,

@@ -17,7 +17,9 @@ mod body;
 mod config;
 mod detect;
 mod door;
+mod head;
 mod http;
+mod limits;
 mod metrics;
 mod request;
 mod shared;
@@ -148,6 +150,7 @@ fn shared(
     let settings = args.settings();
     store.hold(&settings.identity);
     Arc::new(Shared {
+        limits: limits::Limits::new(settings.max_connections, settings.max_connections_per_source),
         settings,
         mesh: xds::Mesh::new(),
         store,

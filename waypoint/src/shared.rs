@@ -9,7 +9,7 @@ use runtime::{
     record::{Records, Requests},
 };
 
-use crate::{metrics::Metrics, vault::Vault};
+use crate::{limits::Limits, metrics::Metrics, vault::Vault};
 
 /// The resolved configuration, as far as connections need it.
 #[derive(Debug, Clone)]
@@ -19,16 +19,20 @@ pub(crate) struct Settings {
     pub(crate) network: Arc<str>,
     pub(crate) hbone: hbone::Settings,
     pub(crate) max_tunnels: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) max_connections_per_source: usize,
     pub(crate) patience: Duration,
     pub(crate) dial_timeout: Duration,
     pub(crate) backend_idle: Duration,
     pub(crate) http_idle: Duration,
+    pub(crate) head_timeout: Duration,
 }
 
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) mesh: Arc<xds::Mesh>,
     pub(crate) store: Arc<identity::Store>,
+    pub(crate) limits: Arc<Limits>,
     /// The newest assertion of each caller.
     pub(crate) vault: Vault,
     pub(crate) metrics: Metrics,

@@ -29,8 +29,8 @@ const SCALE_NODE: &str = "culvert-scale-control-plane";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Options of the benchmark itself, for example --peer-ztunnel PATH. As the first word, `control` measures
-    /// control with many workloads and many nodes instead, and `dns` the DNS queries of pods; what follows is for
-    /// that (control --help, dns --help).
+    /// control with many workloads and many nodes instead, `dns` the DNS queries of pods, and `l7` the waypoint
+    /// beside Envoy; what follows is for that (control --help, dns --help, l7 --help).
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
     options: Vec<OsString>,
 }

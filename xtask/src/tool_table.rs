@@ -50,6 +50,12 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "redis-cli", package: "redis-tools", why: "its client", uses: ALL },
     Tool { program: "iperf3", package: "iperf3", why: "bulk streams, measured", uses: ALL },
     Tool { program: "wrk", package: "wrk", why: "HTTP requests at full speed", uses: &[Use::Bench] },
+    Tool {
+        program: "h2load",
+        package: "nghttp2-client",
+        why: "requests of both versions of HTTP at full speed",
+        uses: &[Use::Bench],
+    },
     Tool { program: "sockperf", package: "sockperf", why: "latency of small messages", uses: &[Use::Bench] },
     Tool {
         program: "promtool",

@@ -93,6 +93,12 @@ impl World {
 
     /// Starts the waypoint in its pod, and waits until it is ready.
     pub fn start_waypoint(&self, pod: &Pod, log: &str) -> Result<Process> {
+        // A record is written when its connection ends: tests do not wait for long.
+        self.start_waypoint_with(pod, log, &["--access-log", "json", "--backend-idle", "2s"])
+    }
+
+    /// The same, with options of its own.
+    pub fn start_waypoint_with(&self, pod: &Pod, log: &str, options: &[&str]) -> Result<Process> {
         let spec = pod.spec();
         // The way back: of pods only waypoints speak with control.
         let [via, _] = self.node(&spec.node).addresses();
@@ -110,8 +116,7 @@ impl World {
             .arg(self.root_certificate())
             .arg("--token-file")
             .arg(&token)
-            // A record is written when its connection ends: tests do not wait for long.
-            .args(["--access-log", "json", "--backend-idle", "2s"])
+            .args(options)
             .spawn(log)?;
         wait_ready(&mut waypoint, pod.netns(), READINESS)?;
         Ok(waypoint)

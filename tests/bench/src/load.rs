@@ -66,7 +66,7 @@ pub(crate) fn serve(pod: &Pod, folder: &Path) -> Result<Vec<Process>> {
 }
 
 /// Runs a load that takes `seconds` to its end and gives what it printed.
-fn finish(job: Job, name: &str, seconds: u64) -> Result<String> {
+pub(crate) fn finish(job: Job, name: &str, seconds: u64) -> Result<String> {
     let mut process = job.spawn(name)?;
     // Asleep rather than asking every millisecond whether it is done: on two cores that would be felt.
     std::thread::sleep(Duration::from_secs(seconds));

@@ -7,6 +7,7 @@
 
 mod dns;
 mod facts;
+mod l7;
 mod load;
 mod memory;
 mod peer;
@@ -79,6 +80,7 @@ struct Common {
 #[derive(Debug, clap::Subcommand)]
 enum Other {
     Dns(dns::Arguments),
+    L7(l7::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -98,10 +100,11 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     if cfg!(debug_assertions) {
         eprintln!("This is a development build: what it measures says nothing. Use `cargo xtask bench`.");
     }
-    if let Some(Other::Dns(arguments)) = &arguments.other {
-        return dns::measure(arguments);
+    match &arguments.other {
+        Some(Other::Dns(arguments)) => return dns::measure(arguments),
+        Some(Other::L7(arguments)) => return l7::measure(arguments),
+        None => tools::require(arguments.profile)?,
     }
-    tools::require(arguments.profile)?;
     raise_descriptors()?;
     let (runs, seconds) =
         if arguments.quick { (1, 1) } else { (usize::from(arguments.runs), u64::from(arguments.seconds)) };

@@ -141,6 +141,14 @@ impl Results {
     }
 }
 
+/// Writes a file of JSON into a folder, which is made.
+pub(crate) fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let path = folder.join(name);
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+}
+
 /// The middle value, or the mean of the two in the middle.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();

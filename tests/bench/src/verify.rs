@@ -208,6 +208,13 @@ fn sent_bytes(devices: &str, device: &str) -> Option<u64> {
     figures.split_ascii_whitespace().nth(8)?.parse().ok()
 }
 
+/// The sum of a counter over its labels, of Prometheus' text.
+pub(crate) fn total(metrics: &str, name: &str) -> u64 {
+    let samples = metrics.lines().filter_map(|line| line.strip_prefix(name));
+    let samples = samples.filter(|rest| rest.starts_with(['{', ' ']));
+    samples.filter_map(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +224,16 @@ mod tests {
         istio_tcp_connections_opened_total{connection_security_policy=\"mutual_tls\",reporter=\"source\"} 4\n\
         istio_tcp_connections_opened_total{reporter=\"source\",connection_security_policy=\"unknown\"} 2\n\
         istio_tcp_connections_closed_total{reporter=\"source\",connection_security_policy=\"mutual_tls\"} 9\n";
+
+    #[test]
+    fn a_counter_is_summed_over_its_labels_and_no_other_is() {
+        let metrics = "# TYPE istio_dns_requests counter\nistio_dns_requests_total{a=\"A\",b=\"x y\"} 3\n\
+                       istio_dns_requests_total{a=\"AAAA\"} 4\nistio_dns_requests_total_other 9\n\
+                       istio_dns_upstream_requests_total 5\n";
+        assert_eq!(total(metrics, "istio_dns_requests_total"), 7);
+        assert_eq!(total(metrics, "istio_dns_upstream_requests_total"), 5);
+        assert_eq!(total(metrics, "istio_dns_none_total"), 0);
+    }
 
     #[test]
     fn connections_are_told_apart_by_reporter_and_security() {

@@ -54,7 +54,10 @@ pub fn serve_page(pod: &Pod, port: u16, body: &'static str) -> Result<()> {
     Ok(())
 }
 
-fn serve(listener: TcpListener, talk: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) {
+pub(crate) fn serve(
+    listener: TcpListener,
+    talk: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+) {
     let talk = Arc::new(talk);
     spawn(move || {
         for stream in listener.incoming() {

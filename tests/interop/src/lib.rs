@@ -5,12 +5,16 @@
 #![forbid(unsafe_code)]
 
 pub mod apps;
+pub mod behind;
 pub mod curl;
 pub mod envoy;
 pub mod hostile;
+pub mod httpwg;
 pub mod pki;
+pub mod recorder;
 pub mod scene;
 mod tools;
 
 pub use curl::ensure_curl;
 pub use envoy::ensure_envoy;
+pub use httpwg::ensure_httpwg;

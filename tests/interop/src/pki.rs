@@ -8,8 +8,11 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use bed::World;
 use identity::{Identity, authority::Authority};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+use crate::scene::TRUST_DOMAIN;
 
 /// How long the certificates of a test live.
 const LIFE: Duration = Duration::from_secs(3600);
@@ -27,6 +30,23 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// A certificate of the authority of a world's control.
+    pub fn of_control(world: &World, identity: Identity) -> Result<Self> {
+        let root = world.root_certificate();
+        let folder = root.parent().context("the root certificate has no folder")?;
+        let authority =
+            Authority::load_or_create(folder, TRUST_DOMAIN).context("open control's authority")?;
+        Self::of(world, &authority, identity, "own")
+    }
+
+    /// A certificate of any authority, for a program that trusts the world's control.
+    pub(crate) fn of(world: &World, authority: &Authority, identity: Identity, prefix: &str) -> Result<Self> {
+        let root = fs::read_to_string(world.root_certificate()).context("read control's root")?;
+        let parts = [identity.trust_domain(), identity.namespace(), identity.service_account()];
+        let name = format!("{prefix}-{}", parts.join("-"));
+        Self::issue(authority, &root, identity, &world.folder().join("foreign"), &name)
+    }
+
     /// Makes a key and has `authority` sign it for `identity`; trusts `root_pem`. The files are named
     /// after `name` in `folder`.
     pub fn issue(

@@ -2,7 +2,6 @@
 //! where foreign programs run that know nothing of us.
 
 use std::{
-    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -114,28 +113,14 @@ impl Scene {
 
     /// A certificate of control's own authority for any identity, whatever its trust domain.
     pub fn credentials_of(&self, identity: Identity) -> Result<Credentials> {
-        let root = self.world.root_certificate();
-        let folder = root.parent().context("the root certificate has no folder")?;
-        let authority =
-            Authority::load_or_create(folder, TRUST_DOMAIN).context("open control's authority")?;
-        self.issue(&authority, identity, "own")
+        Credentials::of_control(&self.world, identity)
     }
 
     /// A certificate of an authority that nobody here trusts, for an honest-looking identity.
     pub fn rogue(&self, namespace: &str, service_account: &str) -> Result<Credentials> {
         let authority = Authority::ephemeral(TRUST_DOMAIN).context("make a rogue authority")?;
-        self.issue(&authority, Identity::new(TRUST_DOMAIN, namespace, service_account), "rogue")
-    }
-
-    fn issue(&self, authority: &Authority, identity: Identity, prefix: &str) -> Result<Credentials> {
-        let root = fs::read_to_string(self.world.root_certificate()).context("read control's root")?;
-        let name = format!(
-            "{prefix}-{}-{}-{}",
-            identity.trust_domain(),
-            identity.namespace(),
-            identity.service_account()
-        );
-        Credentials::issue(authority, &root, identity, &self.world.folder().join("foreign"), &name)
+        let identity = Identity::new(TRUST_DOMAIN, namespace, service_account);
+        Credentials::of(&self.world, &authority, identity, "rogue")
     }
 
     /// Starts Envoy in a pod and waits until it listens.
@@ -147,12 +132,7 @@ impl Scene {
         configuration: &str,
         at: SocketAddr,
     ) -> Result<Process> {
-        let file = self.world.folder().join(format!("{name}.yaml"));
-        fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
-        let mut process = pod.job(binary).args(crate::envoy::arguments(&file)).spawn(name)?;
-        let reachable = || pod.netns().connect(at, Duration::from_millis(200)).ok();
-        process.wait_until(PATIENCE, &format!("Envoy to listen on {at}"), reachable)?;
-        Ok(process)
+        crate::envoy::start(&self.world, pod, binary, name, configuration, at)
     }
 
     /// Every program of ours still runs: what a stranger sent has killed none.

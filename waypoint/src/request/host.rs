@@ -26,6 +26,10 @@ pub(super) fn settle(head: &mut Parts) -> Result<(), Settled> {
         Some(value) if !value.is_empty() => Some(host(value.as_bytes())?),
         Some(_) | None => None,
     };
+    if head.uri.authority().is_some() && head.uri.scheme().is_none() {
+        // RFC 9112, 3.2.3: only CONNECT names a host without more.
+        return Err(malformed("its target is neither a path nor a whole address"));
+    }
     let of_target = head.uri.authority().map(|authority| host(authority.as_str().as_bytes())).transpose()?;
     match (of_target, of_header) {
         (Some(target), Some(header)) if head.version == Version::HTTP_2 && !same(&target, &header) => {

@@ -150,7 +150,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{arrival::Called, vault::Vault};
+    use crate::{arrival::Called, limits::Limits, vault::Vault};
 
     fn who(name: &str) -> Identity {
         Identity::new("cluster.local", "shop", name)
@@ -203,6 +203,7 @@ mod tests {
             called,
             port: 8080,
             assertion: None,
+            _counted: Limits::new(1, 1).count(claims.address).unwrap(),
             claims,
         }
     }

@@ -157,7 +157,9 @@ pub(crate) fn nginx(world: &World, pod: &Pod) -> Result<Process> {
          \x20 client_body_temp_path {folder_text}/body;\n  proxy_temp_path {folder_text}/proxy;\n\
          \x20 fastcgi_temp_path {folder_text}/fastcgi;\n  uwsgi_temp_path {folder_text}/uwsgi;\n\
          \x20 scgi_temp_path {folder_text}/scgi;\n\
+         \x20 map $connection_requests $flaky {{ ~[02468]$ 503; default 200; }}\n\
          \x20 server {{\n    listen {HTTP};\n    listen [::]:{HTTP};\n\
+         \x20   location = /flaky {{ if ($flaky = 503) {{ return 503 \"busy\\n\"; }} return 200 \"{PAGE}\\n\"; }}\n\
          \x20   location / {{ default_type text/plain; return 200 \"{PAGE} at {}: {SECRET}\\n\"; }}\n  }}\n}}\n",
         pod.full_name()
     );

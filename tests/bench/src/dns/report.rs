@@ -6,13 +6,13 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use super::{Way, load::Load};
 use crate::{
     facts::Facts,
-    report::{grid, median, section, short},
+    report::{grid, median, section, short, write_json},
 };
 
 /// What ztunnel may add to a query, in microseconds: the p99 with one query in flight.
@@ -146,14 +146,8 @@ impl Results {
 
     /// Writes `dns.json` and `dns-machine.json` into `folder`.
     pub(super) fn write(&self, folder: &Path, facts: &Facts) -> Result<()> {
-        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        let write = |name: &str, value: &serde_json::Value| {
-            let path = folder.join(name);
-            let text = serde_json::to_string_pretty(value)? + "\n";
-            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
-        };
-        write("dns.json", &self.json())?;
-        write("dns-machine.json", &serde_json::to_value(facts)?)
+        write_json(folder, "dns.json", &self.json())?;
+        write_json(folder, "dns-machine.json", &serde_json::to_value(facts)?)
     }
 
     fn json(&self) -> serde_json::Value {

@@ -8,6 +8,7 @@ use bed::{Pod, PodSpec, Process, World};
 use node::dns::{A, Resolver, resolved};
 
 use super::{Way, load::Asked};
+use crate::verify::total;
 
 /// What only the resolver knows.
 const ELSEWHERE: &str = "elsewhere.example.com";
@@ -131,26 +132,9 @@ impl Evidence {
     }
 }
 
-/// The sum of a counter over its labels, of Prometheus' text.
-fn total(metrics: &str, name: &str) -> u64 {
-    let samples = metrics.lines().filter_map(|line| line.strip_prefix(name));
-    let samples = samples.filter(|rest| rest.starts_with(['{', ' ']));
-    samples.filter_map(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok()).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_counter_is_summed_over_its_labels_and_no_other_is() {
-        let metrics = "# TYPE istio_dns_requests counter\nistio_dns_requests_total{a=\"A\",b=\"x y\"} 3\n\
-                       istio_dns_requests_total{a=\"AAAA\"} 4\nistio_dns_requests_total_other 9\n\
-                       istio_dns_upstream_requests_total 5\n";
-        assert_eq!(total(metrics, "istio_dns_requests_total"), 7);
-        assert_eq!(total(metrics, "istio_dns_upstream_requests_total"), 5);
-        assert_eq!(total(metrics, "istio_dns_none_total"), 0);
-    }
 
     #[test]
     fn a_query_that_took_another_way_is_noticed() {

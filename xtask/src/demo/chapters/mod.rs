@@ -8,6 +8,7 @@ mod crash;
 mod enroll;
 mod leave;
 mod policy;
+mod requests;
 mod waypoint;
 mod wire;
 

@@ -6,18 +6,19 @@ use anyhow::{Context, Result};
 use bed::{Pod, PodSpec, Process, report, waypoint::ServiceManifest};
 use serde_json::Value;
 
+use super::requests;
 use crate::demo::{
     cast::{self, Cast, HTTP, PATIENCE},
     stage::{Stage, span},
     traffic,
 };
 
-const URL: &str = "http://10.96.0.2";
+pub(super) const URL: &str = "http://10.96.0.2";
 /// Requests of the canary's check, and how far its share may be from a tenth.
 const REQUESTS: usize = 1000;
 const OFF_BY: usize = 48;
 
-const CANARY: &str =
+pub(super) const CANARY: &str =
     "- backendRefs: [{name: offers, port: 80, weight: 90}, {name: offers-v2, port: 80, weight: 10}]\n";
 const BETA: &str =
     "- matches: [{headers: [{name: x-beta, value: \"1\"}]}]\n  backendRefs: [{name: offers-v2, port: 80}]\n";
@@ -31,8 +32,9 @@ pub(crate) fn routed(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
     );
     let newcomer = cast.world.pod(PodSpec::new("shop", "catalog-v2", "b").service_account("catalog"))?;
     let server = cast::nginx(&cast.world, &newcomer)?;
-    let (waypoint, pod) = open(stage, cast, &newcomer)?;
+    let (mut waypoint, pod) = open(stage, cast, &newcomer)?;
     canary(stage, cast)?;
+    requests::refined(stage, cast, &mut waypoint)?;
     in_the_callers_name(stage, cast)?;
     closed(stage, cast, waypoint, &pod)?;
     // As the next chapter expects it.
