@@ -108,6 +108,7 @@ mod tests {
             (Version::HTTP_11, "/", &[][..]),
             (Version::HTTP_11, "/", &["a", "a"]),
             (Version::HTTP_11, "http://a/", &["a", "b"]),
+            (Version::HTTP_11, "a", &["a"]),
             (Version::HTTP_11, "/", &["a b"]),
             (Version::HTTP_11, "/", &["a/b"]),
             (Version::HTTP_11, "/", &["me@a"]),
