@@ -21,6 +21,7 @@ pub mod route;
 pub mod service;
 pub mod snapshot;
 mod sorted;
+pub mod trace;
 pub mod waypoint;
 pub mod workload;
 
