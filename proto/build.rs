@@ -2,12 +2,16 @@
 
 use std::{env, path::PathBuf};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 13] = [
     "authorization.proto",
     "ca.proto",
     "core.proto",
     "discovery.proto",
     "node.proto",
+    "otlp_collector.proto",
+    "otlp_common.proto",
+    "otlp_resource.proto",
+    "otlp_trace.proto",
     "status.proto",
     "waypoint.proto",
     "workload.proto",

@@ -88,6 +88,42 @@ pub mod google {
     }
 }
 
+/// Nested as the packages are; see [`otlp`].
+mod opentelemetry {
+    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+    pub mod proto {
+        pub mod collector {
+            pub mod trace {
+                pub mod v1 {
+                    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+                }
+            }
+        }
+        pub mod common {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.common.v1");
+            }
+        }
+        pub mod resource {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.resource.v1");
+            }
+        }
+        pub mod trace {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.trace.v1");
+            }
+        }
+    }
+}
+
+/// OpenTelemetry's protocol, as far as spans need it.
+pub mod otlp {
+    pub use crate::opentelemetry::proto::{
+        collector::trace::v1::*, common::v1::*, resource::v1::*, trace::v1::*,
+    };
+}
+
 /// Delta discovery (`envoy.service.discovery.v3`) and its node and status.
 pub mod discovery {
     pub use crate::envoy::config::core::v3::{Locality, Node};
@@ -133,6 +169,11 @@ mod tests {
         let answer =
             discovery::DeltaDiscoveryResponse { removed_resources: vec!["r".into()], ..Default::default() };
         assert_eq!(answer.encode_to_vec(), [6 << 3 | 2, 1, b'r']);
+        let span = otlp::Span { name: "n".into(), flags: 1, ..Default::default() };
+        // 16 << 3 | 5 = 133, 1
+        assert_eq!(span.encode_to_vec(), [5 << 3 | 2, 1, b'n', 133, 1, 1, 0, 0, 0]);
+        let status = otlp::Status { code: otlp::status::StatusCode::Error.into(), ..Default::default() };
+        assert_eq!(status.encode_to_vec(), [3 << 3, 2]);
     }
 
     /// Our `Any` and the one of the well-known types are one encoding.
