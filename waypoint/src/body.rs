@@ -22,6 +22,8 @@ use tokio::{
     time::Sleep,
 };
 
+use crate::trace::Attempt;
+
 /// A record that both bodies of a request fill; it is written when the last of them is gone.
 pub(crate) type SharedRecord = Rc<RefCell<Record>>;
 
@@ -61,6 +63,8 @@ pub(crate) struct Answer {
     /// What is to be kept as long as the answer lasts.
     pub(crate) _busy: Busy,
     pub(crate) ended: bool,
+    /// The span of the try that it answers.
+    pub(crate) attempt: Option<Box<Attempt>>,
     /// When the route's patience ends.
     pub(crate) end: Option<Pin<Box<Sleep>>>,
 }
@@ -94,21 +98,30 @@ impl Answer {
         if self.ended || end.as_mut().poll(cx).is_pending() {
             return false;
         }
-        self.ended = true;
-        self.record.borrow_mut().flag(Flag::Timeout, "the backend's answer did not end in time");
+        self.break_off(Flag::Timeout, "timeout", "the backend's answer did not end in time");
         true
+    }
+
+    /// It ends before its time.
+    fn break_off(&mut self, flag: Flag, kind: &'static str, reason: &str) {
+        self.ended = true;
+        self.record.borrow_mut().flag(flag, reason);
+        self.attempt.iter_mut().for_each(|attempt| attempt.failed(kind, reason));
     }
 
     fn note(&mut self, trailers: &HeaderMap) {
         if let Some(status) = grpc_status(trailers) {
             self.record.borrow_mut().grpc_status(status);
+            self.attempt.iter_mut().for_each(|attempt| attempt.grpc_status(status));
         }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if !self.ended && !self.inner.is_end_stream() {
+        if self.ended || self.inner.is_end_stream() {
+            self.attempt.iter_mut().for_each(|attempt| attempt.finished());
+        } else {
             self.record.borrow_mut().flag(Flag::CallerReset, "the caller left before the answer had ended");
         }
     }
@@ -140,7 +153,7 @@ impl http_body::Body for Body {
                 if let Poll::Ready(Some(Ok(frame))) = &polled
                     && let Some(data) = frame.data_ref()
                 {
-                    record.borrow_mut().received(data.len() as u64);
+                    record.borrow_mut().received(data);
                 }
                 polled
             }
@@ -152,16 +165,15 @@ impl http_body::Body for Body {
                 match &polled {
                     Poll::Ready(Some(Ok(frame))) => {
                         if let Some(data) = frame.data_ref() {
-                            answer.record.borrow_mut().sent(data.len() as u64);
+                            answer.record.borrow_mut().sent(data);
                         } else if let Some(trailers) = frame.trailers_ref() {
                             let trailers = trailers.clone();
                             answer.note(&trailers);
                         }
                     }
                     Poll::Ready(Some(Err(error))) => {
-                        answer.ended = true;
                         let reason = format!("the backend ended in the middle of its answer: {error}");
-                        answer.record.borrow_mut().flag(Flag::BackendReset, reason);
+                        answer.break_off(Flag::BackendReset, "reset", &reason);
                     }
                     Poll::Ready(None) => answer.ended = true,
                     Poll::Pending => {}

@@ -3,12 +3,16 @@
 use std::{net::SocketAddr, path::PathBuf, thread, time::Duration};
 
 use identity::Identity;
+use mesh::trace::Sampling;
 use runtime::{
     config::{Common, Problems, values},
     logging,
 };
 
-use crate::shared::Settings;
+use crate::{
+    shared::Settings,
+    trace::export::{self, Reporter},
+};
 
 /// The layer-7 proxy of the services that name it: routes what is called through it by its content, and carries it on
 /// in the caller's name.
@@ -74,6 +78,19 @@ pub(crate) struct Args {
     /// Where callers' ztunnels dial
     #[arg(long, value_name = "ADDR", default_value = "[::]:15008", help_heading = "Mesh")]
     pub(crate) listen: SocketAddr,
+
+    /// Collector that spans are sent to (OTLP over gRPC); without one the headers of traces pass as they came
+    #[arg(long, value_name = "http[s]://HOST:PORT", help_heading = "Traces")]
+    pub(crate) otlp_endpoint: Option<String>,
+
+    /// Roots that may have signed the collector's certificate, a PEM file or what is in one; without it those of the
+    /// system
+    #[arg(long, value_name = "FILE|PEM", help_heading = "Traces")]
+    pub(crate) otlp_ca: Option<String>,
+
+    /// Traces that are recorded of those that begin here; one that a caller has begun is recorded if he does
+    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = sampling, help_heading = "Traces")]
+    pub(crate) trace_sampling: Sampling,
 
     /// Threads that carry connections; 0: as many as there are cores
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Limits")]
@@ -141,6 +158,10 @@ fn access_log(text: &str) -> Result<AccessLog, String> {
     }
 }
 
+fn sampling(text: &str) -> Result<Sampling, String> {
+    text.parse()
+}
+
 impl Args {
     /// What is wrong between values that are each right.
     pub(crate) fn check(&self, problems: &mut Problems) {
@@ -155,6 +176,11 @@ impl Args {
             if time.is_zero() {
                 problems.add(flag, Some("0".into()), "must be longer than nothing");
             }
+        }
+        if let Some(uri) = &self.otlp_endpoint
+            && let Err(reason) = export::endpoint(uri, self.otlp_ca.as_deref())
+        {
+            problems.add("--otlp-endpoint", Some(uri.clone()), reason);
         }
         let limits = [
             ("--workers", self.workers, 1024),
@@ -179,6 +205,17 @@ impl Args {
         let mut domains = vec![self.trust_domain.clone()];
         domains.extend(self.accept_trust_domain.iter().cloned());
         domains
+    }
+
+    /// Who reports spans.
+    pub(crate) fn reporter(&self) -> Reporter {
+        Reporter {
+            gateway: self.service_account.clone(),
+            namespace: self.namespace.clone(),
+            pod: self.name.clone(),
+            node: self.node.clone(),
+            cluster: self.cluster.clone(),
+        }
     }
 
     pub(crate) fn settings(&self) -> Settings {
@@ -249,5 +286,19 @@ mod tests {
         let stop = resolve(&["--workers", "5000", "--backend-idle", "0s"]).unwrap_err();
         let Stop::Problems(problems) = stop else { panic!("{stop:?}") };
         assert_eq!(problems.iter().count(), 2, "{problems}");
+    }
+
+    #[tokio::test]
+    async fn a_collector_is_named_by_where_it_listens_and_a_rate_is_a_percentage() {
+        for good in ["http://otel:4317", "http://[::1]:4317/"] {
+            let args = resolve(&["--otlp-endpoint", good, "--trace-sampling", "0.5"]).unwrap();
+            assert_eq!(args.trace_sampling.to_string(), "0.5");
+        }
+        for bad in ["otel:4317", "grpc://otel:4317", "http://otel:4317/v1/traces", "http://", "http://a b"] {
+            let stop = resolve(&["--otlp-endpoint", bad]).unwrap_err();
+            assert!(matches!(stop, Stop::Problems(_)), "{bad}: {stop:?}");
+        }
+        assert!(resolve(&["--otlp-endpoint", "https://otel:4317", "--otlp-ca", "/nowhere"]).is_err());
+        assert!(resolve(&["--trace-sampling", "101"]).is_err());
     }
 }

@@ -24,6 +24,7 @@ mod metrics;
 mod request;
 mod shared;
 mod tcp;
+mod trace;
 mod upstream;
 mod vault;
 mod worker;
@@ -43,6 +44,10 @@ use runtime::{
 use crate::{
     config::{AccessLog, Args},
     shared::Shared,
+    trace::{
+        Tracer,
+        export::{self, Exporter},
+    },
     worker::Workers,
 };
 
@@ -103,7 +108,9 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     servers.spawn(ending_watch);
 
     let (drain, drain_watch) = drain::channel();
-    let shared = shared(&args, logging, &metrics, drain_watch);
+    let own_metrics = Arc::new(metrics::Metrics::new(&metrics));
+    let (tracer, exporter) = tracer(&args, &own_metrics)?.unzip();
+    let shared = shared(&args, logging, &metrics, own_metrics, tracer, drain_watch);
     let listener = worker::listen(args.listen)?;
     let workers = Workers::start(args.worker_count(), &shared)?;
     admin::register(&handlers, &shared, &workers);
@@ -126,13 +133,27 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     if tokio::time::timeout(args.drain_deadline, drain.finished()).await.is_err() {
         tracing::warn!(connections = drain.holds(), "the time to end is over; what is left is cut");
     }
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
     Ok(())
+}
+
+/// Who records traces, and who sends them, where there is a collector.
+fn tracer(args: &Args, metrics: &Arc<metrics::Metrics>) -> anyhow::Result<Option<(Arc<Tracer>, Exporter)>> {
+    let Some(uri) = &args.otlp_endpoint else { return Ok(None) };
+    let endpoint = export::endpoint(uri, args.otlp_ca.as_deref()).map_err(anyhow::Error::msg)?;
+    let (exporter, recorder) = Exporter::start(&endpoint, &args.reporter(), metrics.clone());
+    tracing::info!(collector = %uri, sampling = %args.trace_sampling, "spans are sent");
+    Ok(Some((Arc::new(Tracer { sampling: args.trace_sampling, recorder }), exporter)))
 }
 
 fn shared(
     args: &Args,
     logging: &Logging,
     metrics: &Arc<runtime::metrics::Metrics>,
+    own_metrics: Arc<metrics::Metrics>,
+    tracer: Option<Arc<Tracer>>,
     drain: drain::Watch,
 ) -> Arc<Shared> {
     let access_log = || match args.access_log {
@@ -155,9 +176,10 @@ fn shared(
         mesh: xds::Mesh::new(),
         store,
         vault: vault::Vault::default(),
-        metrics: metrics::Metrics::new(metrics),
+        metrics: own_metrics,
         records: Records::new(metrics, access_log(), runtime::record::Options::default()),
         requests: Requests::new(metrics, access_log(), runtime::record::Options::default()),
+        tracer,
         drain,
     })
 }

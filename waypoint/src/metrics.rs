@@ -28,6 +28,7 @@ pub(crate) struct Metrics {
     pub(crate) audited: Counter,
     refused: Family<Reason, Counter>,
     mirrors: Family<Outcome, Counter>,
+    spans: Family<Outcome, Counter>,
 }
 
 impl Metrics {
@@ -41,6 +42,7 @@ impl Metrics {
             audited: Counter::default(),
             refused: Family::default(),
             mirrors: Family::default(),
+            spans: Family::default(),
         };
         registry.under("culvert_waypoint", |registry| {
             registry.register("tunnels", "HBONE tunnels of callers now", metrics.tunnels.clone());
@@ -56,6 +58,8 @@ impl Metrics {
             registry.register("refused", help, metrics.refused.clone());
             let help = "Copies of requests, by what became of them; of body: it was too large or broke off";
             registry.register("mirrors", help, metrics.mirrors.clone());
+            let help = "Spans, by what became of them; dropped: too many waited, lost: the collector could not be reached";
+            registry.register("spans", help, metrics.spans.clone());
         });
         metrics
     }
@@ -63,6 +67,11 @@ impl Metrics {
     /// Counts a copy of a request.
     pub(crate) fn mirrored(&self, outcome: &'static str) {
         self.mirrors.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts spans on their way to the collector.
+    pub(crate) fn spans(&self, outcome: &'static str, count: u64) {
+        self.spans.get_or_create(&Outcome { outcome }).inc_by(count);
     }
 
     /// Counts a connection that was not taken.

@@ -9,7 +9,7 @@ use runtime::{
     record::{Records, Requests},
 };
 
-use crate::{limits::Limits, metrics::Metrics, vault::Vault};
+use crate::{limits::Limits, metrics::Metrics, trace::Tracer, vault::Vault};
 
 /// The resolved configuration, as far as connections need it.
 #[derive(Debug, Clone)]
@@ -35,9 +35,11 @@ pub(crate) struct Shared {
     pub(crate) limits: Arc<Limits>,
     /// The newest assertion of each caller.
     pub(crate) vault: Vault,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) records: Records,
     pub(crate) requests: Requests,
+    /// Without one the headers of traces pass as they came.
+    pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) drain: drain::Watch,
 }
 

@@ -14,6 +14,7 @@
 mod access;
 mod labels;
 mod request;
+mod same;
 mod series;
 
 use std::{
@@ -31,7 +32,7 @@ use self::{
 };
 pub use self::{
     labels::{Derived, Direction, Security},
-    request::{Flag, Request, Requests},
+    request::{Ended, Flag, Heard, Request, Requests},
 };
 use crate::{logging::AccessLog, metrics::Metrics};
 

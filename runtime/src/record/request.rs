@@ -3,6 +3,8 @@
 //!
 //! The labels are Istio's; `reporter` is `waypoint`. Label sets are bounded as those of connections are.
 
+mod ended;
+mod messages;
 mod series;
 
 use std::{
@@ -11,9 +13,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh::{Identity, PolicyKey, RouteKey, Service, Workload};
+use mesh::{
+    Identity, PolicyKey, RouteKey, Service, ServiceKey, Workload,
+    trace::{RequestId, TraceId},
+};
 
-use self::series::{Kept, RequestLabels};
+pub use self::ended::Ended;
+use self::{
+    messages::Messages,
+    series::{Counts, Kept, Outcome},
+};
 use super::{
     Options,
     labels::{Direction, Facts, Security},
@@ -87,8 +96,13 @@ pub struct Request {
     method: Box<str>,
     path: Box<str>,
     authority: Box<str>,
+    id: Option<RequestId>,
+    trace: Option<TraceId>,
     source: SocketAddr,
+    called_port: u16,
+    backend: Option<(ServiceKey, u16)>,
     upstream: Option<SocketAddr>,
+    upstream_time: Option<Duration>,
     route: Option<(RouteKey, usize, Option<Arc<str>>)>,
     status: u16,
     grpc: Option<u16>,
@@ -101,7 +115,14 @@ pub struct Request {
     tries: u32,
     sent: u64,
     received: u64,
+    /// Of the request and of the answer, where it is a call of gRPC.
+    messages: [Messages; 2],
+    /// Who tells it in another form.
+    heard: Option<Heard>,
 }
+
+/// Is told of a request at its end.
+pub type Heard = Box<dyn FnOnce(&Ended<'_>)>;
 
 /// The longest path and authority that a line shows, in bytes.
 const SHOWN: usize = 512;
@@ -126,8 +147,13 @@ impl Requests {
             method: cut(method),
             path: cut(path),
             authority: Box::default(),
+            id: None,
+            trace: None,
             source,
+            called_port: 0,
+            backend: None,
             upstream: None,
+            upstream_time: None,
             route: None,
             status: 0,
             grpc: None,
@@ -140,6 +166,8 @@ impl Requests {
             tries: 0,
             sent: 0,
             received: 0,
+            messages: Default::default(),
+            heard: None,
         }
     }
 }
@@ -160,16 +188,47 @@ impl Request {
         self.facts.source = workload.cloned();
     }
 
-    /// The service that was called.
-    pub fn service(&mut self, service: &Arc<Service>) {
-        self.facts.service = Some(service.clone());
+    /// What was called: a service, or a workload by its own address.
+    pub fn called(&mut self, service: Option<&Arc<Service>>, port: u16) {
+        self.facts.service = service.cloned();
+        self.called_port = port;
     }
 
-    /// The backend that was chosen; the last one counts.
-    pub fn backend(&mut self, workload: &Arc<Workload>, address: SocketAddr) {
+    /// What it is called in every log.
+    pub fn id(&mut self, id: RequestId) {
+        self.id = Some(id);
+    }
+
+    /// The trace that it is part of.
+    pub fn trace(&mut self, trace: TraceId) {
+        self.trace = Some(trace);
+    }
+
+    /// It is told to `heard` once it has ended.
+    pub fn hear(&mut self, heard: Heard) {
+        self.heard = Some(heard);
+    }
+
+    /// It is tried at an endpoint of a backend, or of what was called; the last one counts. How often it was tried
+    /// before.
+    pub fn try_at(
+        &mut self,
+        backend: Option<(ServiceKey, u16)>,
+        workload: &Arc<Workload>,
+        at: SocketAddr,
+    ) -> u32 {
         self.facts.destination = Some(workload.clone());
-        self.upstream = Some(address);
+        self.backend = backend;
+        self.upstream = Some(at);
+        // Of an earlier try.
+        self.upstream_time = None;
         self.tries += 1;
+        self.tries - 1
+    }
+
+    /// How long the endpoint took from being asked to the head of its answer.
+    pub fn upstream_time(&mut self, time: Duration) {
+        self.upstream_time = Some(time);
     }
 
     /// The rule that was for it.
@@ -214,13 +273,19 @@ impl Request {
     }
 
     /// A part of the request's body.
-    pub fn received(&mut self, bytes: u64) {
-        self.received += bytes;
+    pub fn received(&mut self, part: &[u8]) {
+        self.received += part.len() as u64;
+        if self.is_grpc {
+            self.messages[0].read(part);
+        }
     }
 
     /// A part of the answer's body.
-    pub fn sent(&mut self, bytes: u64) {
-        self.sent += bytes;
+    pub fn sent(&mut self, part: &[u8]) {
+        self.sent += part.len() as u64;
+        if self.is_grpc {
+            self.messages[1].read(part);
+        }
     }
 
     /// Since it began.
@@ -231,44 +296,21 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        let age = self.started.elapsed();
-        let protocol = if self.is_grpc { "grpc" } else { "http" };
-        let labels = RequestLabels::of(&self.facts, protocol, self.status, self.grpc, self.flag.name());
-        self.shared.kept.count(labels, age, self.received, self.sent);
-        let failed = self.flag.is_failure() || self.status >= 500;
-        if !self.shared.log.is_enabled(failed) {
-            return;
+        let heard = self.heard.take();
+        let ended = Ended::of(self);
+        let outcome = Outcome::new(ended.kind(), self.status, self.grpc, self.flag.name());
+        let counts = Counts {
+            age: ended.age,
+            received: self.received,
+            sent: self.sent,
+            messages: [0, 1].map(|way: usize| self.messages[way].count()),
+        };
+        self.shared.kept.count(&self.facts, outcome, &counts);
+        if self.shared.log.is_enabled(ended.is_failure) {
+            self.shared.log.write(ended.is_failure, |line| ended.write(line));
         }
-        self.shared.log.write(failed, |line| {
-            line.text("protocol", self.protocol);
-            line.text("method", &self.method);
-            line.text("authority", &self.authority);
-            line.text("path", &self.path);
-            line.number("status", self.status);
-            self.grpc.iter().for_each(|status| line.number("grpc_status", *status));
-            line.text("flags", self.flag.name());
-            line.shown("src.addr", self.source);
-            self.facts.source.iter().for_each(|source| line.text("src.workload", &source.name));
-            self.facts.source_identity.iter().for_each(|who| line.text("src.identity", &who.to_string()));
-            self.facts.service.iter().for_each(|service| line.text("dst.service", &service.key.hostname));
-            self.upstream.iter().for_each(|address| line.shown("dst.addr", address));
-            self.facts.destination.iter().for_each(|workload| line.text("dst.workload", &workload.name));
-            if let Some((route, rule, name)) = &self.route {
-                line.text("route", &route.to_string());
-                line.number("rule", *rule as u64);
-                name.iter().for_each(|name| line.text("rule_name", name));
-            }
-            self.policy.iter().for_each(|policy| line.text("policy", &policy.to_string()));
-            for (name, policies) in [("dry_run", &self.dry_run), ("audited", &self.audited)] {
-                if !policies.is_empty() {
-                    line.text(name, &super::access::list(policies));
-                }
-            }
-            line.number("tries", self.tries);
-            line.number("bytes_recv", self.received);
-            line.number("bytes_sent", self.sent);
-            line.shown("duration", super::access::Millis(age));
-            self.reason.iter().for_each(|reason| line.text("error", reason));
-        });
+        if let Some(heard) = heard {
+            heard(&ended);
+        }
     }
 }

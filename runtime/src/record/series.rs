@@ -18,7 +18,6 @@ use std::{
     },
 };
 
-use mesh::{Identity, Service, Workload};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, NoLabelSet},
@@ -27,11 +26,9 @@ use prometheus_client::{
 
 use super::{
     End,
-    labels::{Direction, Facts, Labels, Security},
+    labels::{Facts, Labels},
+    same::{CACHED, Same},
 };
-
-/// Entries of one thread's cache; beyond it the cache starts anew.
-const CACHED: usize = 1024;
 
 /// The counters of one label set.
 #[derive(Debug, Default)]
@@ -178,63 +175,22 @@ thread_local! {
     static CACHE: RefCell<Cache> = RefCell::new(HashMap::new());
 }
 
-/// A label set, told by the addresses of what its labels come from; it keeps them alive, so that an
-/// address is not used again.
+/// A label set of a map, told by what its labels come from.
 struct Key {
     map: Arc<SeriesMap>,
-    direction: Direction,
-    security: Security,
     flags: &'static str,
-    source: Option<Arc<Workload>>,
-    destination: Option<Arc<Workload>>,
-    service: Option<Arc<Service>>,
-    source_identity: Option<Identity>,
-    destination_identity: Option<Identity>,
+    same: Same,
 }
 
 impl Key {
     fn new(map: &Arc<SeriesMap>, facts: &Facts, end: End) -> Self {
-        Self {
-            map: map.clone(),
-            direction: facts.direction,
-            security: facts.security,
-            flags: end.flags(),
-            source: facts.source.clone(),
-            destination: facts.destination.clone(),
-            service: facts.service.clone(),
-            source_identity: facts.source_identity.clone(),
-            destination_identity: facts.destination_identity.clone(),
-        }
-    }
-
-    /// Everything by address, the identities by value.
-    #[expect(clippy::type_complexity, reason = "a tuple compared and hashed, named nowhere else")]
-    fn parts(
-        &self,
-    ) -> (
-        *const SeriesMap,
-        Direction,
-        Security,
-        &'static str,
-        [Option<*const Workload>; 2],
-        Option<*const Service>,
-        [&Option<Identity>; 2],
-    ) {
-        (
-            Arc::as_ptr(&self.map),
-            self.direction,
-            self.security,
-            self.flags,
-            [&self.source, &self.destination].map(|workload| workload.as_ref().map(Arc::as_ptr)),
-            self.service.as_ref().map(Arc::as_ptr),
-            [&self.source_identity, &self.destination_identity],
-        )
+        Self { map: map.clone(), flags: end.flags(), same: Same::of(facts) }
     }
 }
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.parts() == other.parts()
+        Arc::ptr_eq(&self.map, &other.map) && self.flags == other.flags && self.same == other.same
     }
 }
 
@@ -242,7 +198,8 @@ impl Eq for Key {}
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.parts().hash(state);
+        (Arc::as_ptr(&self.map), self.flags).hash(state);
+        self.same.hash(state);
     }
 }
 

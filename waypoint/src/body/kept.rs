@@ -199,7 +199,7 @@ impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for Reader<B> {
         match &polled {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    kept.record.borrow_mut().received(data.len() as u64);
+                    kept.record.borrow_mut().received(data);
                     if kept.keep(data) {
                         this.at += 1;
                     }

@@ -13,7 +13,7 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{Context, send};
 use crate::{
     body::{Body, Busy, kept::Copied},
-    upstream,
+    trace, upstream,
 };
 
 /// Copies that one worker has on their way.
@@ -38,6 +38,7 @@ pub(super) fn start(context: &Context, to: &To, head: &Parts, source: Source) {
     let To::Service { service, port } = to.clone() else { return };
     let (worker, call, snapshot) = (context.worker.clone(), context.call.clone(), context.snapshot.clone());
     let version = send::version(context, Some(to));
+    let (traced, is_grpc) = (context.traced.clone(), context.is_grpc);
     let head = head.clone();
     tokio::task::spawn_local(async move {
         let told = |outcome| worker.shared.metrics.mirrored(outcome);
@@ -55,12 +56,29 @@ pub(super) fn start(context: &Context, to: &To, head: &Parts, source: Source) {
         let sent = async {
             let service = snapshot.service(&service)?;
             let target = upstream::choose(&worker, &call, &snapshot, service, port).ok()?;
-            let head = send::outgoing(head, version, &target).ok()?;
+            let mut head = send::outgoing(head, version, &target).ok()?;
+            let to = trace::To {
+                service: Some((&service.key, port)),
+                workload: &target.workload,
+                address: target.address,
+                version,
+                resends: 0,
+                is_mirror: true,
+            };
+            let mut attempt = traced.and_then(|traced| traced.attempt(&mut head, is_grpc, &to));
             let request = Request::from_parts(head, body);
-            let sent = worker.upstream.send(&call, &target, version, request, None).await.ok()?;
+            let sent = match worker.upstream.send(&call, &target, version, request, None).await {
+                Ok(sent) => sent,
+                Err(unsent) => {
+                    attempt.iter_mut().for_each(|attempt| attempt.failed("connect", &unsent.reason));
+                    return None;
+                }
+            };
+            attempt.iter_mut().for_each(|attempt| attempt.answered(sent.response.status().as_u16()));
             // To its end, where that comes soon: the connection can then be used again.
             let mut answer = sent.response.into_body();
             while let Some(Ok(_)) = answer.frame().await {}
+            attempt.iter_mut().for_each(|attempt| attempt.finished());
             Some(())
         };
         match timeout(PATIENCE, sent).await {

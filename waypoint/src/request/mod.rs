@@ -20,7 +20,7 @@ use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc};
 
 use ::http::{Request, Response, StatusCode, request::Parts};
 use hyper::body::Incoming;
-use mesh::{Snapshot, route::Found};
+use mesh::{ServiceKey, Snapshot, Target, route::Found};
 use runtime::record::Flag;
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     authorize,
     body::{Body, SharedRecord},
     http::Handover,
+    trace::{self, Attempt, Traced},
     worker::Worker,
 };
 
@@ -46,6 +47,24 @@ pub(crate) struct Context {
     pub(crate) version: Version,
     pub(crate) is_grpc: bool,
     pub(crate) record: SharedRecord,
+    /// Where it stands in its trace, if anybody wants to know.
+    pub(crate) traced: Option<Rc<Traced>>,
+}
+
+impl Context {
+    /// Begins the span of a try, after `resends` of them; what is sent tells where it stands.
+    fn attempt(
+        &self,
+        head: &mut Parts,
+        service: Option<(&ServiceKey, u16)>,
+        target: &Target,
+        version: Version,
+        resends: u32,
+    ) -> Option<Box<Attempt>> {
+        let (workload, address) = (&target.workload, target.address);
+        let to = trace::To { service, workload, address, version, resends, is_mirror: false };
+        self.traced.as_ref()?.attempt(head, self.is_grpc, &to)
+    }
 }
 
 /// An answer that is settled before a backend has given one.
@@ -79,14 +98,16 @@ pub(crate) async fn answer(
     handover: Option<Handover>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let (head, body) = request.into_parts();
-    let context = begin(worker, call, version, &head);
+    let (mut head, body) = request.into_parts();
+    // First of all: what a caller has named as its connection's own goes no further, and is not judged by.
+    let upgrade = filter::hop_by_hop(&mut head.headers, handover.is_some());
+    let context = begin(worker, call, version, &mut head);
     // On the heap: a connection that waits for its next request is to cost little.
-    let answered = Box::pin(phases(&context, head, body, handover)).await;
+    let answered = Box::pin(phases(&context, head, body, handover.filter(|_| upgrade))).await;
     Ok(answered.unwrap_or_else(|settled| answer::settled(&context, settled)))
 }
 
-fn begin(worker: Rc<Worker>, call: Rc<Call>, version: Version, head: &Parts) -> Context {
+fn begin(worker: Rc<Worker>, call: Rc<Call>, version: Version, head: &mut Parts) -> Context {
     let protocol = match version {
         Version::One => "HTTP/1.1",
         Version::Two => "HTTP/2",
@@ -95,18 +116,30 @@ fn begin(worker: Rc<Worker>, call: Rc<Call>, version: Version, head: &Parts) -> 
     let mut record = worker.shared.requests.begin(call.source, protocol, head.method.as_str(), path);
     record.source(&call.claims.caller, call.workload.as_ref());
     record.authority(filter::authority(head).unwrap_or_default());
-    if let Called::Service(service) = &call.called {
-        record.service(service);
-    }
-    let is_grpc = head
-        .headers
-        .get(::http::header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    let service = match &call.called {
+        Called::Service(service) => Some(service),
+        Called::Workload(_) => None,
+    };
+    record.called(service, call.port);
+    let is_grpc = is_grpc(head);
     if is_grpc {
         record.grpc();
     }
+    record.id(trace::request_id(&mut head.headers));
+    let traced = worker.shared.tracer.as_ref().map(|tracer| Traced::begin(tracer, head));
+    if let Some(traced) = &traced {
+        record.trace(traced.trace().id);
+        traced.heard().into_iter().for_each(|heard| record.hear(heard));
+    }
     let snapshot = worker.shared.mesh.current();
-    Context { worker, call, snapshot, version, is_grpc, record: Rc::new(RefCell::new(record)) }
+    Context { worker, call, snapshot, version, is_grpc, record: Rc::new(RefCell::new(record)), traced }
+}
+
+/// Whether it is a call of gRPC; `grpc-web` is another protocol, which browsers speak.
+fn is_grpc(head: &Parts) -> bool {
+    let value = head.headers.get(::http::header::CONTENT_TYPE).map(::http::HeaderValue::as_bytes);
+    let rest = value.and_then(|value| value.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
 async fn phases(
@@ -120,8 +153,6 @@ async fn phases(
         return Err(Settled::new(StatusCode::NOT_IMPLEMENTED, Flag::Malformed, reason));
     }
     host::settle(&mut head)?;
-    // First of all: what a caller has named as its connection's own goes no further, and is not judged by.
-    let upgrade = filter::hop_by_hop(&mut head.headers, handover.is_some());
     authorize::request(context, &mut head)?;
     let routes = matching::routes(context);
     let found = routes.as_ref().map_or(Found::NoRoute, |routes| matching::find(context, routes, &head));
@@ -147,7 +178,7 @@ async fn phases(
         rule: matched.as_ref().map(|matched| matched.rule),
         prefix: matched.as_ref().and_then(|matched| matched.prefix),
         is_consumers: matched.as_ref().is_some_and(|matched| matched.route.for_namespace.is_some()),
-        handover: handover.filter(|_| upgrade),
+        handover,
     };
     let answered = sending.run(head, body, changes).await;
     answered.map_err(|settled| match settled.reply {

@@ -13,7 +13,7 @@ use ::http::{
 };
 use hyper::body::{Body as _, Incoming};
 use mesh::{
-    Target,
+    ServiceKey, Target,
     route::{Filter, Mirror, Protocol, Retry, Rule, To},
 };
 use runtime::record::Flag;
@@ -32,6 +32,7 @@ use crate::{
         kept::{Kept, Reader},
     },
     http::Handover,
+    trace::Attempt,
     upstream::{Sent, Unsent},
 };
 
@@ -129,11 +130,13 @@ impl Sending<'_> {
                 let over = end.is_some_and(|end| Instant::now() >= end);
                 source.can_repeat() && !over && retry.is_some_and(|retry| repeats < attempts(retry))
             };
-            match within(end_of_try, self.try_once(&head, &mut source, changes.clone(), is_first)).await {
+            let mut attempt = None;
+            let tried = self.try_once(&head, &mut source, changes.clone(), is_first, &mut attempt);
+            match within(end_of_try, tried).await {
                 Some(Ok(Tried::Answered(response, busy, changes))) => {
                     let status = response.status().as_u16();
                     if !retry.is_some_and(|retry| retry.codes.contains(&status)) || !may(&source) {
-                        return self.answered(response, busy, &changes, end_of_try);
+                        return self.answered(response, busy, &changes, end_of_try, attempt);
                     }
                 }
                 Some(Ok(Tried::Unreached(unsent, settled))) => {
@@ -150,12 +153,16 @@ impl Sending<'_> {
                 Some(Ok(Tried::Failed(settled))) if !may(&source) => return Err(settled),
                 Some(Ok(Tried::Failed(_))) => {}
                 Some(Err(settled)) => return Err(settled),
-                None if !may(&source) => {
+                None => {
                     let reason = "the backend did not answer in time";
-                    return Err(Settled::new(StatusCode::GATEWAY_TIMEOUT, Flag::Timeout, reason));
+                    attempt.iter_mut().for_each(|attempt| attempt.failed("timeout", reason));
+                    if !may(&source) {
+                        return Err(Settled::new(StatusCode::GATEWAY_TIMEOUT, Flag::Timeout, reason));
+                    }
                 }
-                None => {}
             }
+            // The try has ended: the pause is no part of it.
+            drop(attempt);
             repeats += 1;
             context.worker.shared.metrics.retries.inc();
             // Where it outlasts the request, the next try ends at once, and tells of the time.
@@ -215,11 +222,17 @@ impl Sending<'_> {
         source: &mut Source,
         mut changes: Changes,
         is_first: bool,
+        attempt: &mut Option<Box<Attempt>>,
     ) -> Result<Tried, Settled> {
         let context = self.context;
         let backend = self.rule.map(|rule| pick::backend(rule, rand::random())).transpose()?;
         let target = pick::endpoint(context, backend.map(|backend| &backend.to))?;
-        context.record.borrow_mut().backend(&target.workload, target.address);
+        let service = service(context, backend.map(|backend| &backend.to));
+        let resends = {
+            let mut record = context.record.borrow_mut();
+            let named = service.map(|(key, port)| (key.clone(), port));
+            record.try_at(named, &target.workload, target.address)
+        };
         let version = match self.handover {
             Some(_) => Version::One,
             None => version(context, backend.map(|backend| &backend.to)),
@@ -240,11 +253,26 @@ impl Sending<'_> {
             // Said by us: of a method that seldom has a body it would otherwise be left out.
             head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
+        *attempt = context.attempt(&mut head, service, &target, version, resends);
         let request = Request::from_parts(head, body);
         let upstream = &context.worker.upstream;
         let handover = self.handover.as_ref();
-        Ok(match upstream.send(&context.call, &target, version, request, handover).await {
-            Ok(Sent { response, busy }) => Tried::Answered(response, busy, changes),
+        let began = Instant::now();
+        let sent = upstream.send(&context.call, &target, version, request, handover).await;
+        if let (Some(attempt), Err(Unsent { body, reason })) = (attempt.as_mut(), &sent) {
+            let kind = match body {
+                Some(_) if reason.is_refusal() => "refused",
+                Some(_) => "connect",
+                None => "reset",
+            };
+            attempt.failed(kind, reason);
+        }
+        Ok(match sent {
+            Ok(Sent { response, busy }) => {
+                context.record.borrow_mut().upstream_time(began.elapsed());
+                attempt.iter_mut().for_each(|attempt| attempt.answered(response.status().as_u16()));
+                Tried::Answered(response, busy, changes)
+            }
             Err(Unsent { body: Some(body), reason }) => {
                 let refused = reason.is_refusal();
                 let (status, flag) = if refused {
@@ -273,6 +301,7 @@ impl Sending<'_> {
         busy: Busy,
         changes: &Changes,
         end: Option<Instant>,
+        mut attempt: Option<Box<Attempt>>,
     ) -> Result<Response<Body>, Settled> {
         let context = self.context;
         let (mut head, body) = response.into_parts();
@@ -290,28 +319,33 @@ impl Sending<'_> {
             record.status(head.status.as_u16());
             if let Some(status) = crate::body::grpc_status(&head.headers) {
                 record.grpc_status(status);
+                attempt.iter_mut().for_each(|attempt| attempt.grpc_status(status));
             }
         }
         if switched {
+            attempt.iter_mut().for_each(|attempt| attempt.finished());
             return Ok(Response::from_parts(head, Body::Empty));
         }
         let end = end.map(|end| Box::pin(sleep_until(end)));
-        let answer = Answer { inner: body, record: context.record.clone(), _busy: busy, ended: false, end };
+        let record = context.record.clone();
+        let answer = Answer { inner: body, record, _busy: busy, ended: false, attempt, end };
         Ok(Response::from_parts(head, Body::Answer(Box::new(answer))))
+    }
+}
+
+/// The service that is sent to, and its port: a backend, or what was called.
+pub(super) fn service<'a>(context: &'a Context, backend: Option<&'a To>) -> Option<(&'a ServiceKey, u16)> {
+    match (backend, &context.call.called) {
+        (Some(To::Service { service, port }), _) => Some((service, *port)),
+        (None, Called::Service(service)) => Some((&service.key, context.call.port)),
+        (Some(To::Nowhere(_)), _) | (None, Called::Workload(_)) => None,
     }
 }
 
 /// The version to speak with a backend, or with what was called: that which its port declares, else the caller's own.
 pub(super) fn version(context: &Context, backend: Option<&To>) -> Version {
-    let protocol = match (backend, &context.call.called) {
-        (Some(To::Service { service, port }), _) => {
-            context.snapshot.routes(service).map(|routes| routes.protocol(*port))
-        }
-        (None, Called::Service(service)) => {
-            context.snapshot.routes(&service.key).map(|routes| routes.protocol(context.call.port))
-        }
-        _ => None,
-    };
+    let protocol = service(context, backend)
+        .and_then(|(service, port)| Some(context.snapshot.routes(service)?.protocol(port)));
     match protocol.unwrap_or_default() {
         Protocol::Http1 if !context.is_grpc => Version::One,
         Protocol::Http2 => Version::Two,
