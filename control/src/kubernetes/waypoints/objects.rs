@@ -6,6 +6,10 @@ use crate::kubernetes::{BUNDLE, BUNDLE_KEY};
 
 /// On a Gateway: how many pods. Where nobody says it, that is left to others (one at first, `kubectl scale`, an HPA).
 pub const REPLICAS: &str = "culvert.dev/replicas";
+/// On a Gateway: per cent of the traces that begin at its waypoint, in the place of the chart's `waypoint.tracing.sampling`.
+pub const SAMPLING: &str = "culvert.dev/trace-sampling";
+/// The waypoint's flag for it.
+const SAMPLING_FLAG: &str = "--trace-sampling=";
 /// On what is made, and on its pods: the Gateway's name.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// On a Gateway: what is called through it.
@@ -166,6 +170,12 @@ fn check(gateway: &Value) -> Result<Option<u32>, Unfit> {
         return Err(unfit("Invalid", message));
     }
     let annotations = &gateway["metadata"]["annotations"];
+    if let Some(text) = annotations[SAMPLING].as_str()
+        && let Err(reason) = text.parse::<mesh::trace::Sampling>()
+    {
+        let message = format!("metadata.annotations[{SAMPLING}]: {text:?}: {reason}");
+        return Err(unfit("InvalidParameters", message));
+    }
     let Some(text) = annotations[REPLICAS].as_str() else { return Ok(None) };
     match text.parse::<u32>() {
         Ok(replicas) if replicas <= MOST_REPLICAS => Ok(Some(replicas)),
@@ -282,7 +292,11 @@ fn container(gateway: &Value, pods: &Pods, mesh: &Mesh) -> Value {
         format!("--linger={LINGER}s"),
         format!("--drain-deadline={DRAIN}s"),
     ];
-    arguments.extend(pods.arguments.iter().cloned());
+    let sampling = gateway["metadata"]["annotations"][SAMPLING].as_str();
+    // A flag is said once.
+    let more = pods.arguments.iter().filter(|flag| sampling.is_none() || !flag.starts_with(SAMPLING_FLAG));
+    arguments.extend(more.cloned());
+    arguments.extend(sampling.map(|sampling| format!("{SAMPLING_FLAG}{sampling}")));
     let from =
         |name: &str, field: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}});
     let mut container = json!({
@@ -338,7 +352,7 @@ mod tests {
             pull_policy: Some("Never".to_owned()),
             pull_secrets: vec!["s".to_owned()],
             resources: json!({"requests": {"cpu": "100m"}}),
-            arguments: vec!["--log-level=debug".to_owned()],
+            arguments: vec!["--trace-sampling=1".to_owned(), "--log-level=debug".to_owned()],
             scrape: true,
         };
         let mesh = Mesh {
@@ -376,6 +390,22 @@ mod tests {
         let container = &template["spec"]["containers"][0];
         assert_eq!(container["args"].as_array().unwrap().last().unwrap(), "--log-level=debug");
         assert!(made[2].object["spec"]["replicas"].is_null(), "whoever scales it is not undone");
+    }
+
+    #[test]
+    fn a_gateway_may_say_how_many_traces_are_recorded() {
+        let flags = |gateway: &Value| {
+            let made = made(gateway).unwrap();
+            let flags = made[2].object["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+            let flags: Vec<String> = serde_json::from_value(flags).unwrap();
+            flags.into_iter().filter(|flag| flag.starts_with(SAMPLING_FLAG)).collect::<Vec<_>>()
+        };
+        let mut gateway = gateway();
+        assert_eq!(flags(&gateway), ["--trace-sampling=1"]);
+        gateway["metadata"]["annotations"] = json!({SAMPLING: "0.5"});
+        assert_eq!(flags(&gateway), ["--trace-sampling=0.5"]);
+        gateway["metadata"]["annotations"] = json!({SAMPLING: "all"});
+        assert_eq!(made(&gateway).unwrap_err().reason, "InvalidParameters");
     }
 
     #[test]
