@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+mod collect;
 mod conformance;
 mod http;
 mod load;
@@ -63,6 +64,8 @@ enum Command {
     EchoServer(conformance::server::Server),
     /// Its client, which is also what a copy of this program by the name `client` is.
     Client(conformance::client::Client),
+    /// A collector of spans.
+    Collect(collect::Collect),
     /// Frames written past the kernel's TCP, as an intruder would.
     Smuggle(smuggle::Smuggle),
 }
@@ -123,6 +126,7 @@ fn run(command: Command) -> Result<bool> {
             Command::Load(load) => load.run().await,
             Command::EchoServer(server) => server.run().await.map(|()| true),
             Command::Client(client) => client.run().await,
+            Command::Collect(collector) => collector.run().await.map(|()| true),
             Command::Smuggle(intruder) => intruder.run(),
         }
     })

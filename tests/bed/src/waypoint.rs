@@ -93,12 +93,18 @@ impl World {
 
     /// Starts the waypoint in its pod, and waits until it is ready.
     pub fn start_waypoint(&self, pod: &Pod, log: &str) -> Result<Process> {
-        // A record is written when its connection ends: tests do not wait for long.
-        self.start_waypoint_with(pod, log, &["--access-log", "json", "--backend-idle", "2s"])
+        self.start_waypoint_with(pod, log, &[])
     }
 
-    /// The same, with options of its own.
-    pub fn start_waypoint_with(&self, pod: &Pod, log: &str, options: &[&str]) -> Result<Process> {
+    /// As [`Self::start_waypoint`], with further flags.
+    pub fn start_waypoint_with(&self, pod: &Pod, log: &str, flags: &[&str]) -> Result<Process> {
+        // A record is written when its connection ends: tests do not wait for long.
+        let options = [&["--access-log", "json", "--backend-idle", "2s"], flags].concat();
+        self.start_waypoint_as(pod, log, &options)
+    }
+
+    /// As [`Self::start_waypoint`], with these flags alone.
+    pub fn start_waypoint_as(&self, pod: &Pod, log: &str, options: &[&str]) -> Result<Process> {
         let spec = pod.spec();
         // The way back: of pods only waypoints speak with control.
         let [via, _] = self.node(&spec.node).addresses();

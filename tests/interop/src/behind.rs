@@ -40,7 +40,7 @@ impl Behind {
         })?;
         let recorder = Recorder::start(&scene.server)?;
         let pod = pod.context("no pod for the waypoint")?;
-        let waypoint = scene.world.start_waypoint_with(&pod, "waypoint", options)?;
+        let waypoint = scene.world.start_waypoint_as(&pod, "waypoint", options)?;
         Ok(Self { waypoint, recorder, scene })
     }
 

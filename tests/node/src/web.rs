@@ -36,7 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/history":
             seen = {"name": sys.argv[1], "history": history}
         else:
-            history.append([self.path, len(body)])
+            history.append([self.path, len(body), self.headers.get("x-request-id"), self.headers.get("traceparent")])
         if self.path.startswith("/status/"):
             status = int(self.path.split("/")[2])
         if self.path.startswith("/flaky/"):
@@ -140,9 +140,19 @@ impl Answers {
 
 /// How often a server has seen a path, and the lengths of the bodies that came with it; asked by its own address.
 pub fn history(client: &Pod, server: &Pod, path: &str) -> Result<Vec<u64>> {
+    Ok(requests(client, server, path)?.iter().filter_map(|one| one[1].as_u64()).collect())
+}
+
+/// The requests for a path that a server has seen: by which name (`x-request-id`), and where they stood (`traceparent`).
+pub fn names(client: &Pod, server: &Pod, path: &str) -> Result<Vec<(String, String)>> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(requests(client, server, path)?.iter().map(|one| (text(&one[2]), text(&one[3]))).collect())
+}
+
+fn requests(client: &Pod, server: &Pod, path: &str) -> Result<Vec<Value>> {
     let answers = curl(client, &[&format!("http://{}:{PORT}/history", server.v4())])?;
     let all = answers.seen.first().and_then(|seen| seen["history"].as_array()).cloned().unwrap_or_default();
-    Ok(all.iter().filter(|one| one[0] == path).filter_map(|one| one[1].as_u64()).collect())
+    Ok(all.into_iter().filter(|one| one[0] == path).collect())
 }
 
 /// Runs curl in a pod: `arguments` are its own, URLs among them (`[1-100]` in one makes many of it).

@@ -156,7 +156,7 @@ impl Scene {
             programs.push(ztunnel);
         }
         let [envoy_pod, waypoint_pod] = &proxies;
-        let waypoint = world.start_waypoint_with(
+        let waypoint = world.start_waypoint_as(
             waypoint_pod,
             "waypoint",
             &["--access-log", "none", "--workers", "1"],
