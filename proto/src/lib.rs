@@ -176,6 +176,42 @@ mod tests {
         assert_eq!(status.encode_to_vec(), [3 << 3, 2]);
     }
 
+    /// What `opentelemetry-proto` 1.x of PyPI, which is generated from the public files, has written.
+    const FOREIGN_SPANS: &str = concat!(
+        "0aca010a0c0a080a017212030a0178100112b5010a060a016e12017612a6010a10010101010101010101010101010101",
+        "01120802020202020202021a03613d31220803030303030303032a017330033905000000000000004106000000000000",
+        "004a070a0162120210014a100a0169120b18ffffffffffffffffff014a0e0a0164120921000000000000e03f4a080a01",
+        "7912033a01ff4a0c0a016c12072a050a030a01654a100a016b120b32090a070a01711202180950077a0512016d180285",
+        "01010300001a0273321a027331",
+    );
+
+    #[test]
+    fn spans_are_read_as_others_write_them_and_written_alike() {
+        let bytes: Vec<u8> = (0..FOREIGN_SPANS.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&FOREIGN_SPANS[at..at + 2], 16).unwrap())
+            .collect();
+        let request = otlp::ExportTraceServiceRequest::decode(&bytes[..]).unwrap();
+        let of_resource = &request.resource_spans[0];
+        let of_scope = &of_resource.scope_spans[0];
+        let span = &of_scope.spans[0];
+        assert_eq!(of_resource.resource.as_ref().unwrap().attributes[0].key, "r");
+        assert_eq!((of_resource.schema_url.as_str(), of_scope.schema_url.as_str()), ("s1", "s2"));
+        assert_eq!((&span.trace_id[..], &span.span_id[..]), (&[1; 16][..], &[2; 8][..]));
+        assert_eq!((span.trace_state.as_str(), &span.parent_span_id[..]), ("a=1", &[3; 8][..]));
+        assert_eq!((span.name.as_str(), span.kind()), ("s", otlp::span::SpanKind::Client));
+        assert_eq!((span.start_time_unix_nano, span.end_time_unix_nano, span.flags), (5, 6, 0x301));
+        let status = span.status.as_ref().unwrap();
+        assert_eq!((status.message.as_str(), status.code()), ("m", otlp::status::StatusCode::Error));
+        let keys: Vec<&str> = span.attributes.iter().map(|pair| pair.key.as_str()).collect();
+        assert_eq!(keys, ["b", "i", "d", "y", "l", "k"]);
+        let value = |at: usize| span.attributes[at].value.as_ref().unwrap().value.as_ref().unwrap();
+        assert_eq!(value(1), &otlp::any_value::Value::IntValue(-1));
+        assert_eq!(value(3), &otlp::any_value::Value::BytesValue(vec![0xff]));
+        // Nothing of it is lost: all that there is we know.
+        assert_eq!(request.encode_to_vec(), bytes);
+    }
+
     /// Our `Any` and the one of the well-known types are one encoding.
     #[test]
     fn any_is_the_well_known_any() {

@@ -165,6 +165,11 @@ fn a_request_counts_once_with_istios_labels() {
     assert_eq!(world.sum("istio_request_bytes_sum", &labels), 15.0);
     assert_eq!(world.sum("istio_response_bytes_sum", &labels), 6.0);
     assert_eq!(world.sum("istio_request_duration_milliseconds_count", &labels), 3.0);
+    // Without the last bucket no quantile can be read from the others.
+    for (bound, count) in [("1.0", 0.0), ("5.0", 3.0), ("3600000.0", 3.0), ("+Inf", 3.0)] {
+        let bucket = format!("le=\"{bound}\"");
+        assert_eq!(world.sum("istio_request_bytes_bucket", &[&bucket]), count, "{bound}");
+    }
     assert_eq!(world.sum("istio_request_messages_total", &[]), 0.0, "none has messages");
 }
 
