@@ -1,3 +1,5 @@
+//! Headers of traces, read and written.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

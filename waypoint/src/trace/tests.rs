@@ -1,3 +1,5 @@
+//! What of a trace needs no collector.
+
 use ::http::Request;
 
 use super::*;

@@ -24,8 +24,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ztunnel", PROGRAM),
     ("waypoint", PROGRAM),
     ("control", CONTROL),
-    // The bed runs programs as processes and links none of them.
-    ("app", &[]),
+    // The bed runs programs as processes and links none of them; the traffic program takes spans from them.
+    ("app", &["proto"]),
     ("bed", &[]),
     ("xtask", &["bed"]),
 ];

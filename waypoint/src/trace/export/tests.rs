@@ -1,3 +1,5 @@
+//! The exporter, against a collector that answers as it is told.
+
 use std::{
     collections::VecDeque,
     net::SocketAddr,
