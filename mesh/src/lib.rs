@@ -22,6 +22,7 @@ pub mod service;
 pub mod snapshot;
 mod sorted;
 pub mod trace;
+pub mod token;
 pub mod waypoint;
 pub mod workload;
 

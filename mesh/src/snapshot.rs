@@ -223,8 +223,11 @@ impl Editor {
         self.next.policies.mark_unusable(key, Some(scope));
     }
 
-    /// Adds or replaces the routes of a service.
-    pub fn put_routes(&mut self, routes: ServiceRoutes) {
+    /// Adds or replaces the routes of a service. Keys of tokens that were known stay until others are.
+    pub fn put_routes(&mut self, mut routes: ServiceRoutes) {
+        if let Some(before) = self.next.routes.get(&routes.service) {
+            routes.authentication = routes.authentication.keeping(&before.authentication);
+        }
         self.next.routes.insert(routes.service.clone(), Arc::new(routes));
     }
 

@@ -10,7 +10,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 pub use table::{Found, Matched, Request};
 
-use crate::{ServiceKey, request::RequestPolicies};
+use crate::{ServiceKey, request::RequestPolicies, token::Authentication};
 use table::Table;
 
 /// The kinds of routes, in the order in which they sort.
@@ -55,6 +55,8 @@ pub struct ServiceRoutes {
     pub ports: Vec<(u16, Protocol)>,
     /// What judges its requests before they are routed.
     pub policies: RequestPolicies,
+    /// Whose tokens its requests may bring.
+    pub authentication: Authentication,
     routes: Vec<Route>,
     table: Table,
 }
@@ -289,12 +291,18 @@ impl ServiceRoutes {
         routes: Vec<Route>,
     ) -> Result<Self, BadPattern> {
         let table = Table::new(&routes)?;
-        Ok(Self { service, ports, policies: RequestPolicies::default(), routes, table })
+        let (policies, authentication) = (RequestPolicies::default(), Authentication::default());
+        Ok(Self { service, ports, policies, authentication, routes, table })
     }
 
     /// With policies for its requests.
     pub fn with_policies(self, policies: RequestPolicies) -> Self {
         Self { policies, ..self }
+    }
+
+    /// With rules for the tokens of its requests.
+    pub fn with_authentication(self, authentication: Authentication) -> Self {
+        Self { authentication, ..self }
     }
 
     /// What a port speaks.
@@ -329,6 +337,7 @@ impl PartialEq for ServiceRoutes {
         self.service == other.service
             && self.ports == other.ports
             && self.policies == other.policies
+            && self.authentication == other.authentication
             && self.routes == other.routes
     }
 }

@@ -22,6 +22,7 @@ pub mod process;
 pub mod report;
 pub mod sniff;
 pub mod teardown;
+pub mod token;
 pub mod wait;
 pub mod waypoint;
 pub mod world;

@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("apiserver", &[]),
     ("capture", &["abi"]),
     ("identity", &["mesh"]),
+    ("jwt", &["mesh"]),
     ("runtime", &["mesh"]),
     ("hbone", &["mesh", "identity"]),
     ("xds", &["mesh", "proto", "identity"]),
@@ -32,8 +33,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// The agent answers its plugin.
 const AGENT: &[&str] = &["abi", "capture", "cni", "hbone", "identity", "mesh", "proto", "runtime", "xds"];
-const CONTROL: &[&str] = &["apiserver", "identity", "mesh", "proto", "runtime", "xds"];
-const PROGRAM: &[&str] = &["abi", "capture", "hbone", "identity", "mesh", "proto", "runtime", "xds"];
+const CONTROL: &[&str] = &["apiserver", "identity", "jwt", "mesh", "proto", "runtime", "xds"];
+const PROGRAM: &[&str] = &["abi", "capture", "hbone", "identity", "jwt", "mesh", "proto", "runtime", "xds"];
 
 /// The rings of tests may use everything.
 const RINGS: &[&str] = &["sim", "node", "interop", "bench", "scale"];
