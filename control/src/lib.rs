@@ -14,6 +14,7 @@ pub mod auth;
 pub mod compile;
 pub mod engine;
 pub mod folder;
+pub mod keys;
 pub mod kubernetes;
 pub mod manifest;
 pub mod metrics;

@@ -7,12 +7,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
     compile::automatic::Given,
+    keys::{Fetched, FetchedKeys},
     manifest::{
-        Authorization, EndpointSlice, Gateway, Kind, Object, ObjectKey, Parsed, Problem, Severity, Shared,
+        Authorization, EndpointSlice, Gateway, KeySource, Kind, Object, ObjectKey, Parsed, Problem,
+        RequestAuthentication, Severity, Shared,
     },
 };
 
@@ -29,6 +32,9 @@ pub struct Objects {
     /// Waypoints serve other namespaces, too: whoever compiles a namespace sees the Gateways of all, and the policies
     /// for them.
     far: BTreeSet<ObjectKey>,
+    /// Every RequestAuthentication: their keys are fetched.
+    authentications: BTreeSet<ObjectKey>,
+    keys: Arc<Fetched>,
 }
 
 type Space = BTreeMap<(Kind, Arc<str>), Held>;
@@ -67,6 +73,11 @@ pub struct Changes {
     pub far: bool,
 }
 
+/// Whether those of the root namespace are for everybody.
+fn is_policy(kind: Kind) -> bool {
+    matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::RequestAuthentication)
+}
+
 impl Changes {
     fn note(&mut self, key: &ObjectKey) {
         match key.kind {
@@ -75,7 +86,7 @@ impl Changes {
                 self.namespaces.entry(key.name.clone()).or_default();
             }
             kind => {
-                let policy = matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
+                let policy = is_policy(kind);
                 *self.namespaces.entry(key.namespace.clone()).or_default() |= policy;
             }
         }
@@ -250,6 +261,46 @@ impl Objects {
         std::mem::take(&mut self.changes)
     }
 
+    /// Where keys of tokens are fetched from, and how long that may take.
+    pub fn key_sources(&self) -> BTreeMap<KeySource, Duration> {
+        let mut sources = BTreeMap::new();
+        for (_, authentication) in self.all_authentications() {
+            for (source, timeout) in authentication.sources() {
+                let longest: &mut Duration = sources.entry(source.clone()).or_default();
+                *longest = timeout.max(*longest);
+            }
+        }
+        sources
+    }
+
+    fn all_authentications(&self) -> impl Iterator<Item = (&ObjectKey, &RequestAuthentication)> {
+        self.authentications.iter().filter_map(|key| match self.get(key)? {
+            Object::RequestAuthentication(authentication) => Some((key, &**authentication)),
+            _ => None,
+        })
+    }
+
+    /// Takes what has come of fetching keys. Whether anything differs from before.
+    pub fn set_keys(&mut self, source: &KeySource, fetched: Option<FetchedKeys>) -> bool {
+        if self.keys.get(source) == fetched.as_ref() {
+            return false;
+        }
+        let all = Arc::make_mut(&mut self.keys);
+        match fetched {
+            Some(fetched) => drop(all.insert(source.clone(), fetched)),
+            None => drop(all.remove(source)),
+        }
+        let uses = |of: &RequestAuthentication| of.sources().any(|(used, _)| used == source);
+        let users = self.all_authentications().filter(|(_, authentication)| uses(authentication));
+        let users: Vec<(ObjectKey, bool)> =
+            users.map(|(key, of)| (key.clone(), of.is_for_gateways())).collect();
+        for (key, is_far) in users {
+            self.changes.note(&key);
+            self.changes.far |= is_far;
+        }
+        true
+    }
+
     /// What is wrong with the files and objects themselves.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.files.values().flat_map(|file| &file.problems).chain(self.problems.values().flatten())
@@ -269,7 +320,7 @@ impl Objects {
     /// One version of each object, and every problem. Of an object named in two files the one in the
     /// file that sorts first holds.
     pub fn view(&self) -> View<'_> {
-        let mut view = View::default();
+        let mut view = View { keys: self.keys.clone(), ..View::default() };
         view.problems.extend(self.problems().cloned());
         for namespace in self.spaces.keys() {
             self.show(namespace, |_| true, &mut view);
@@ -280,7 +331,8 @@ impl Objects {
     /// These namespaces alone, as they look to whoever compiles them: their objects, the Namespaces
     /// themselves, the nodes of their pods, and the policies of the root namespace. Not what is wrong with files.
     pub fn view_of(&self, namespaces: &BTreeSet<Arc<str>>, root: &str) -> View<'_> {
-        let mut view = View { own: Some(namespaces.clone()), ..View::default() };
+        let (own, keys) = (Some(namespaces.clone()), self.keys.clone());
+        let mut view = View { own, keys, ..View::default() };
         for namespace in namespaces {
             self.show(namespace, |_| true, &mut view);
         }
@@ -291,12 +343,14 @@ impl Objects {
                 Some(Object::AuthorizationPolicy(policy)) if *key.namespace != *root => {
                     view.foreign_policies.push((key.clone(), policy));
                 }
+                Some(Object::RequestAuthentication(policy)) if *key.namespace != *root => {
+                    view.foreign_authentications.push((key.clone(), policy));
+                }
                 _ => {}
             }
         }
         if !namespaces.contains(root) {
-            let policy = |kind| matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
-            self.show(root, policy, &mut view);
+            self.show(root, is_policy, &mut view);
         }
         let nodes: BTreeSet<Arc<str>> = view
             .objects
@@ -363,6 +417,12 @@ impl Objects {
         let is_far = self.get(key).is_some_and(Object::is_far);
         let was_far = if is_far { !self.far.insert(key.clone()) } else { self.far.remove(key) };
         self.changes.far |= is_far || was_far;
+        if key.kind == Kind::RequestAuthentication {
+            match self.get(key).is_some() {
+                true => drop(self.authentications.insert(key.clone())),
+                false => drop(self.authentications.remove(key)),
+            }
+        }
     }
 
     /// Puts in that a file's version of a route is refused: the last good one holds, and knows of it. Whether that was
@@ -470,6 +530,9 @@ pub struct View<'a> {
     pub(crate) foreign_gateways: Vec<(ObjectKey, &'a Gateway)>,
     /// Policies for these.
     pub(crate) foreign_policies: Vec<(ObjectKey, &'a Authorization)>,
+    pub(crate) foreign_authentications: Vec<(ObjectKey, &'a RequestAuthentication)>,
+    /// Keys of tokens, as far as they were fetched.
+    pub(crate) keys: Arc<Fetched>,
     /// The namespaces of which everything is here; `None`: of all.
     pub(crate) own: Option<BTreeSet<Arc<str>>>,
 }

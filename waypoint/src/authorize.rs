@@ -5,8 +5,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ::http::{Method, StatusCode, Uri, header, request::Parts};
+use jwt::Verified;
 use mesh::{
-    GatewayAddress, PolicyKey, ServiceKey, Snapshot,
+    GatewayAddress, PolicyKey, ServiceKey, ServiceRoutes, Snapshot,
     request::{
         Content, Head, NoToken, NormalPath, RequestAttempt, RequestDecision, RequestPolicies, RequestRefusal,
         RequestVerdict, normal_path,
@@ -16,6 +17,7 @@ use runtime::record::{self, Flag};
 
 use crate::{
     arrival::{Call, Called, Failure},
+    authenticate,
     request::{Context, Settled},
     shared::Settings,
     worker::Worker,
@@ -33,13 +35,16 @@ pub(crate) fn request(context: &Context, head: &mut Parts) -> Result<(), Settled
     normalise(head);
     let (worker, call) = (&context.worker, &context.call);
     let Some(policies) = policies(&context.snapshot, call, &worker.shared.settings) else { return Ok(()) };
-    judge(context, policies, &called(call), head)
+    let authenticated = context.authenticated.get();
+    let token = authenticated.and_then(|authenticated| authenticated.token.as_deref());
+    judge(context, policies, &called(call), head, token)
 }
 
 /// Whether a request that a route leads on may be, as it is then: for the service and the port it is sent to.
 ///
 /// A consumer's route changes requests to a service of somebody else's, whose policies are not his to get round; and
-/// what a route leads to may have policies of its own.
+/// what a route leads to may have policies of its own. Its own are the rules for tokens, too, by which the request is
+/// changed.
 ///
 /// # Errors
 /// With the answer, if it may not.
@@ -47,15 +52,16 @@ pub(crate) fn onward(
     context: &Context,
     service: &ServiceKey,
     port: u16,
-    head: &Parts,
+    head: &mut Parts,
 ) -> Result<(), Settled> {
     let Some(routes) = context.snapshot.routes(service) else { return Ok(()) };
+    let authenticated = authenticate::onward(context, &routes.authentication, head)?;
     if routes.policies.all().is_empty() {
         return Ok(());
     }
     let address = context.snapshot.service(service).and_then(|service| service.addresses.first());
     let to = To { address: address.map(|at| at.address), port };
-    judge(context, &routes.policies, &to, head)
+    judge(context, &routes.policies, &to, head, authenticated.token.as_deref())
 }
 
 /// Where a request goes.
@@ -74,13 +80,19 @@ fn called(call: &Call) -> To {
     To { address, port: call.port }
 }
 
-fn judge(context: &Context, policies: &RequestPolicies, to: &To, head: &Parts) -> Result<(), Settled> {
+fn judge(
+    context: &Context,
+    policies: &RequestPolicies,
+    to: &To,
+    head: &Parts,
+    token: Option<&Verified>,
+) -> Result<(), Settled> {
     let host = head.headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
     let content = Content {
         head: &Read(head),
         host: host.as_deref().unwrap_or_default(),
         path: &normal_path(head.uri.path()),
-        token: None::<&NoToken>,
+        token,
     };
     let decision = policies.authorize(&attempt(&context.call, to, Some(content)));
     let mut record = context.record.borrow_mut();
@@ -184,6 +196,16 @@ impl Head for Read<'_> {
 
 /// The policies for what was called.
 fn policies<'s>(snapshot: &'s Snapshot, call: &Call, settings: &Settings) -> Option<&'s RequestPolicies> {
+    let policies = &routes(snapshot, call, settings)?.policies;
+    (!policies.all().is_empty()).then_some(policies)
+}
+
+/// What is known of what was called.
+pub(crate) fn routes<'s>(
+    snapshot: &'s Snapshot,
+    call: &Call,
+    settings: &Settings,
+) -> Option<&'s ServiceRoutes> {
     let service = match &call.called {
         Called::Service(service) => &service.key,
         // Those of the waypoint as a whole are kept with its own service.
@@ -194,8 +216,7 @@ fn policies<'s>(snapshot: &'s Snapshot, call: &Call, settings: &Settings) -> Opt
             }
         },
     };
-    let policies = &snapshot.routes(service)?.policies;
-    (!policies.all().is_empty()).then_some(policies)
+    snapshot.routes(service).map(|routes| &**routes)
 }
 
 #[cfg(test)]

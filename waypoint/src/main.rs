@@ -2,7 +2,7 @@
 //! caller's name.
 //!
 //! ```text
-//! ztunnel ──HBONE──▶ door ─▶ arrival ─▶ detect ─┬─▶ http ─▶ request: match, authorize, filter, pick, send, retry
+//! ztunnel ──HBONE──▶ door ─▶ arrival ─▶ detect ─┬─▶ http ─▶ request: who, may he, match, filter, pick, send, retry
 //!                                               └─▶ tcp                                         │
 //!                                          destination's ztunnel ◀──HBONE, the assertion──  upstream
 //! ```
@@ -12,6 +12,7 @@
 
 mod admin;
 mod arrival;
+mod authenticate;
 mod authorize;
 mod body;
 mod config;

@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     refused: Family<Reason, Counter>,
     mirrors: Family<Outcome, Counter>,
     spans: Family<Outcome, Counter>,
+    tokens: Family<Outcome, Counter>,
 }
 
 impl Metrics {
@@ -43,6 +44,7 @@ impl Metrics {
             refused: Family::default(),
             mirrors: Family::default(),
             spans: Family::default(),
+            tokens: Family::default(),
         };
         registry.under("culvert_waypoint", |registry| {
             registry.register("tunnels", "HBONE tunnels of callers now", metrics.tunnels.clone());
@@ -60,6 +62,8 @@ impl Metrics {
             registry.register("mirrors", help, metrics.mirrors.clone());
             let help = "Spans, by what became of them; dropped: too many waited, lost: the collector could not be reached";
             registry.register("spans", help, metrics.spans.clone());
+            let help = "Tokens of requests, accepted or, by reason, not";
+            registry.register("tokens", help, metrics.tokens.clone());
         });
         metrics
     }
@@ -72,6 +76,11 @@ impl Metrics {
     /// Counts spans on their way to the collector.
     pub(crate) fn spans(&self, outcome: &'static str, count: u64) {
         self.spans.get_or_create(&Outcome { outcome }).inc_by(count);
+    }
+
+    /// Counts a token.
+    pub(crate) fn token(&self, outcome: &'static str) {
+        self.tokens.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts a connection that was not taken.

@@ -2,7 +2,7 @@
 //! there with all that is carried in it.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     net::SocketAddr,
     rc::Rc,
@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use jwt::Remembered;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{net::TcpListener, sync::mpsc, task::LocalSet};
 
@@ -57,6 +58,8 @@ pub(crate) struct Worker {
     pub(crate) mirrors: Rc<Cell<u32>>,
     /// Bytes of requests' bodies that are kept.
     pub(crate) kept: Budget,
+    /// Tokens that were verified.
+    pub(crate) tokens: RefCell<Remembered>,
 }
 
 impl Workers {
@@ -106,6 +109,7 @@ fn run(shared: Arc<Shared>, mut mailbox: mpsc::UnboundedReceiver<(std::net::TcpS
         shared,
         mirrors: Rc::default(),
         kept: Budget::default(),
+        tokens: RefCell::default(),
     });
     LocalSet::new().block_on(&runtime, async move {
         let swept = worker.clone();

@@ -65,12 +65,7 @@ impl Compiler<'_, '_> {
             self.all_authorizations().into_iter().chain(foreign).collect();
         for (key, authorization) in all {
             let Judges::Requests { targets, action, rules } = &authorization.judges else { continue };
-            let mut services: Vec<ServiceKey> = Vec::new();
-            for (at, target) in targets.iter().enumerate() {
-                services.extend(self.judged_by(&key, at, target));
-            }
-            services.sort_unstable();
-            services.dedup();
+            let services = self.services_of(&key, targets);
             let policy = RequestPolicy {
                 key: PolicyKey { namespace: key.namespace.clone(), name: key.name.clone() },
                 action: *action,
@@ -82,6 +77,17 @@ impl Compiler<'_, '_> {
             }
         }
         found
+    }
+
+    /// The services whose requests targets mean, each once.
+    pub(super) fn services_of(&mut self, key: &ObjectKey, targets: &[PolicyTarget]) -> Vec<ServiceKey> {
+        let mut services: Vec<ServiceKey> = Vec::new();
+        for (at, target) in targets.iter().enumerate() {
+            services.extend(self.judged_by(key, at, target));
+        }
+        services.sort_unstable();
+        services.dedup();
+        services
     }
 
     /// The services whose requests a target means.
@@ -174,7 +180,7 @@ impl Compiler<'_, '_> {
     }
 
     /// Whether a namespace's objects are all here, and not those alone that concern others.
-    fn is_own(&self, namespace: &str) -> bool {
+    pub(super) fn is_own(&self, namespace: &str) -> bool {
         self.view.own.as_ref().is_none_or(|own| own.contains(namespace))
     }
 }

@@ -1,6 +1,7 @@
 //! Objects in, the state of the mesh out. Pure and deterministic: no files, no clock, no protobuf, so
 //! that folder and Kubernetes compile alike and an answer can be explained without a cluster.
 
+mod authentication;
 mod authorization;
 pub(crate) mod automatic;
 mod capture;

@@ -98,12 +98,21 @@ impl<'v> Compiler<'v, '_> {
         let mut policies = self.request_policies();
         let mut told = self.told_to_waypoints(&of_services);
         told.extend(policies.keys().cloned());
+        let mut authentications = self.authentications();
+        told.extend(authentications.keys().cloned());
         for service in told {
             let ports = self.protocols(&service);
             let routes = of_services.remove(&service).unwrap_or_default();
             let policies = RequestPolicies::new(policies.remove(&service).unwrap_or_default());
+            let authentication = authentications.remove(&service).unwrap_or_default();
+            if authentication.is_empty() {
+                self.warn_of_tokens(&service, policies.all());
+            }
             match ServiceRoutes::new(service.clone(), ports, routes) {
-                Ok(routes) => drop(self.out.routes.insert(service, routes.with_policies(policies))),
+                Ok(routes) => {
+                    let routes = routes.with_policies(policies).with_authentication(authentication);
+                    self.out.routes.insert(service, routes);
+                }
                 // Each pattern was compiled when its route was read.
                 Err(error) => tracing::error!(%service, %error, "routes cannot be ordered"),
             }

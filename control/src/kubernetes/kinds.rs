@@ -71,6 +71,7 @@ fn resource(kind: Kind) -> Resource {
         Kind::WorkloadEntry => networking("workloadentries"),
         Kind::AuthorizationPolicy => security("authorizationpolicies"),
         Kind::PeerAuthentication => security("peerauthentications"),
+        Kind::RequestAuthentication => security("requestauthentications"),
         Kind::Gateway => gateway("gateways"),
         Kind::HTTPRoute => gateway("httproutes"),
         Kind::GRPCRoute => gateway("grpcroutes"),
@@ -154,6 +155,7 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
         | Kind::WorkloadEntry
         | Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
+        | Kind::RequestAuthentication
         | Kind::Gateway
         | Kind::HTTPRoute
         | Kind::GRPCRoute

@@ -46,9 +46,11 @@ const MOST_WORDS: usize = 2048;
 /// Whether people write objects of this kind for us to act on.
 pub fn is_judged(kind: Kind) -> bool {
     match kind {
-        Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ServiceEntry | Kind::WorkloadEntry => {
-            true
-        }
+        Kind::AuthorizationPolicy
+        | Kind::PeerAuthentication
+        | Kind::RequestAuthentication
+        | Kind::ServiceEntry
+        | Kind::WorkloadEntry => true,
         Kind::Namespace
         | Kind::Node
         | Kind::Pod

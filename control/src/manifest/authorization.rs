@@ -19,7 +19,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use self::values::{blocks, list, path, ports, principals, strings};
 use super::{
     kube::{LabelSelector, Metadata, Strict},
-    target::{self, PolicyTarget, TargetKind},
+    target::{self, PolicyTarget},
 };
 
 /// A field's path and what is wrong with it.
@@ -138,7 +138,7 @@ impl Authorization {
     /// Whether it is for waypoints as a whole, which may serve other namespaces.
     pub(crate) fn is_for_gateways(&self) -> bool {
         let Judges::Requests { targets, .. } = &self.judges else { return false };
-        targets.iter().any(|target| matches!(target.kind, TargetKind::Gateway | TargetKind::GatewayClass))
+        target::has_gateways(targets)
     }
 
     /// Converts and validates. `namespace` is the policy's own.
@@ -201,7 +201,7 @@ impl Authorization {
             rules.shrink_to_fit();
             Judges::Connections { selector, action, rules }
         } else {
-            let rules = read.into_iter().map(|clauses| of_requests(action, clauses));
+            let rules = read.into_iter().map(|clauses| of_requests(clauses));
             let rules = rules.collect::<Result<_, _>>()?;
             Judges::Requests { targets, action, rules }
         };
@@ -210,9 +210,9 @@ impl Authorization {
 }
 
 /// A rule as a waypoint judges by it: what it says has a meaning there.
-fn of_requests(action: RequestAction, clauses: Vec<(String, Vec<Read>)>) -> Result<RequestRule, Wrong> {
+fn of_requests(clauses: Vec<(String, Vec<Read>)>) -> Result<RequestRule, Wrong> {
     let clause = |(field, alternatives): (String, Vec<Read>)| {
-        let matches = alternatives.into_iter().map(|read| read.of_request(&field, action));
+        let matches = alternatives.into_iter().map(|read| read.of_request(&field));
         Ok(RequestClause { matches: matches.collect::<Result<_, Wrong>>()? })
     };
     Ok(RequestRule { clauses: clauses.into_iter().map(clause).collect::<Result<_, Wrong>>()? })
@@ -422,7 +422,7 @@ fn subject(key: &str) -> Option<Subject> {
 }
 
 /// Whether a header may be called so (RFC 9110, 5.1).
-fn is_field_name(name: &str) -> bool {
+pub(super) fn is_field_name(name: &str) -> bool {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !name.is_empty() && name.bytes().all(token)
 }
@@ -496,17 +496,7 @@ impl Read {
     }
 
     /// As it is for requests.
-    fn of_request(mut self, field: &str, action: RequestAction) -> Result<RequestMatch, Wrong> {
-        // Tokens are not read yet: an ALLOW that asks for one allows nobody, and a DENY would deny nobody.
-        let of_token = |value: &ValueMatch| {
-            !matches!(value.of, Subject::Host | Subject::Method | Subject::Header(_))
-                && !value.values.is_empty()
-        };
-        if action == RequestAction::Deny && self.fields.values.iter().any(of_token) {
-            let reason =
-                "tokens are not read yet (RequestAuthentication): whoever has one would not be denied";
-            return Err((field.to_owned(), reason.to_owned()));
-        }
+    fn of_request(mut self, field: &str) -> Result<RequestMatch, Wrong> {
         if self.unseen {
             let reason = format!("a waypoint does not see {}", self.layer7.join(", "));
             return Err((field.to_owned(), reason));

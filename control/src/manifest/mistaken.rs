@@ -22,8 +22,8 @@ const GROUPS: [Group; 5] = [
     Group {
         name: "security.istio.io",
         versions: &["v1", "v1beta1"],
-        ours: &["AuthorizationPolicy", "PeerAuthentication"],
-        others: Some(&["RequestAuthentication"]),
+        ours: &["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"],
+        others: Some(&[]),
     },
     Group {
         name: "gateway.networking.k8s.io",

@@ -5,6 +5,7 @@
 //! last good version of it.
 
 mod addresses;
+mod authentication;
 mod authorization;
 mod gateway;
 mod grant;
@@ -26,6 +27,7 @@ use std::{fmt, path::Path, sync::Arc};
 use serde::{Deserialize, de::DeserializeOwned};
 
 pub use addresses::Addresses;
+pub use authentication::{JwtRule, KeySource, KeysOf, RequestAuthentication};
 pub use authorization::{Authorization, Judges};
 pub use gateway::{Gateway, WaypointFor};
 pub use grant::{GrantFrom, GrantSpec, GrantTo, ReferenceGrant};
@@ -83,6 +85,7 @@ pub enum Kind {
     WorkloadEntry,
     AuthorizationPolicy,
     PeerAuthentication,
+    RequestAuthentication,
     Gateway,
     HTTPRoute,
     GRPCRoute,
@@ -91,7 +94,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which objects sort.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -101,6 +104,7 @@ impl Kind {
         Self::WorkloadEntry,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::RequestAuthentication,
         Self::Gateway,
         Self::HTTPRoute,
         Self::GRPCRoute,
@@ -119,6 +123,7 @@ impl Kind {
             ("networking.istio.io", "WorkloadEntry") => Some(Self::WorkloadEntry),
             ("security.istio.io", "AuthorizationPolicy") => Some(Self::AuthorizationPolicy),
             ("security.istio.io", "PeerAuthentication") => Some(Self::PeerAuthentication),
+            ("security.istio.io", "RequestAuthentication") => Some(Self::RequestAuthentication),
             ("gateway.networking.k8s.io", "Gateway") => Some(Self::Gateway),
             ("gateway.networking.k8s.io", "HTTPRoute") => Some(Self::HTTPRoute),
             ("gateway.networking.k8s.io", "GRPCRoute") => Some(Self::GRPCRoute),
@@ -149,6 +154,7 @@ pub enum Object {
     WorkloadEntry(Box<WorkloadEntry>),
     AuthorizationPolicy(Box<Authorization>),
     PeerAuthentication(Box<PeerAuthentication>),
+    RequestAuthentication(Box<RequestAuthentication>),
     Gateway(Box<Gateway>),
     HTTPRoute(Box<Route>),
     GRPCRoute(Box<Route>),
@@ -161,6 +167,7 @@ impl Object {
         match self {
             Self::Gateway(gateway) => gateway.is_waypoint(),
             Self::AuthorizationPolicy(policy) => policy.is_for_gateways(),
+            Self::RequestAuthentication(policy) => policy.is_for_gateways(),
             _ => false,
         }
     }
@@ -203,7 +210,8 @@ impl Object {
             Self::ServiceEntry(_)
             | Self::WorkloadEntry(_)
             | Self::AuthorizationPolicy(_)
-            | Self::PeerAuthentication(_) => {}
+            | Self::PeerAuthentication(_)
+            | Self::RequestAuthentication(_) => {}
         }
     }
 }
@@ -435,6 +443,9 @@ impl Reader<'_, '_> {
             Kind::PeerAuthentication => {
                 Object::PeerAuthentication(Box::new(self.checked(item, PeerAuthentication::check)?))
             }
+            Kind::RequestAuthentication => Object::RequestAuthentication(Box::new(
+                self.converted(item, RequestAuthentication::from_manifest)?,
+            )),
             Kind::Gateway => Object::Gateway(Box::new(self.checked(item, Gateway::check)?)),
             Kind::HTTPRoute => Object::HTTPRoute(Box::new(self.converted(item, Route::from_manifest)?)),
             Kind::GRPCRoute => Object::GRPCRoute(Box::new(self.converted(item, Route::from_grpc_manifest)?)),

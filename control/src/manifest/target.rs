@@ -38,6 +38,11 @@ pub(super) struct Manifest {
     namespace: Option<String>,
 }
 
+/// Whether waypoints as a whole are among them, which may serve other namespaces.
+pub(super) fn has_gateways(targets: &[PolicyTarget]) -> bool {
+    targets.iter().any(|target| matches!(target.kind, TargetKind::Gateway | TargetKind::GatewayClass))
+}
+
 /// `targetRef` and `targetRefs`, which may not both be there.
 pub(super) fn all_of(
     one: Option<Manifest>,

@@ -12,6 +12,7 @@ mod routes;
 mod server;
 mod stream;
 mod subscription;
+mod tokens;
 
 use std::{
     borrow::Borrow,

@@ -28,6 +28,7 @@ pub(super) fn message(from: &ServiceRoutes) -> wire::ServiceRoutes {
         ports: from.ports.iter().map(port).collect(),
         routes: from.routes().iter().map(route).collect(),
         policies: from.policies.all().iter().map(super::requests::message).collect(),
+        tokens: from.authentication.rules().iter().map(super::tokens::message).collect(),
     }
 }
 

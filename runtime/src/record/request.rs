@@ -58,6 +58,8 @@ pub enum Flag {
     Timeout,
     /// Policy refused it.
     Denied,
+    /// It brought a token that is not accepted.
+    BadToken,
     /// The caller ended before the answer did.
     CallerReset,
     /// It is none that HTTP allows, or none that can be carried.
@@ -76,6 +78,7 @@ impl Flag {
             Self::BackendReset => "UC",
             Self::Timeout => "UT",
             Self::Denied => "UAEX",
+            Self::BadToken => "JWT",
             Self::CallerReset => "DC",
             Self::Malformed => "DPE",
         }
@@ -109,6 +112,7 @@ pub struct Request {
     is_grpc: bool,
     flag: Flag,
     reason: Option<Box<str>>,
+    principal: Option<Box<str>>,
     policy: Option<PolicyKey>,
     dry_run: Vec<PolicyKey>,
     audited: Vec<PolicyKey>,
@@ -160,6 +164,7 @@ impl Requests {
             is_grpc: false,
             flag: Flag::None,
             reason: None,
+            principal: None,
             policy: None,
             dry_run: Vec::new(),
             audited: Vec::new(),
@@ -234,6 +239,16 @@ impl Request {
     /// The rule that was for it.
     pub fn route(&mut self, route: &RouteKey, rule: usize, name: Option<&Arc<str>>) {
         self.route = Some((route.clone(), rule, name.cloned()));
+    }
+
+    /// The path as it is to be shown.
+    pub fn path(&mut self, path: &str) {
+        self.path = cut(path);
+    }
+
+    /// Whose token it brought: `ISSUER/SUBJECT`.
+    pub fn principal(&mut self, principal: &str) {
+        self.principal = Some(cut(principal));
     }
 
     /// The policy that decided.

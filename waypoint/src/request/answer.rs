@@ -9,7 +9,7 @@ use crate::body::Body;
 
 /// The answer that was settled, and what is told of it.
 pub(super) fn settled(context: &Context, settled: Settled) -> Response<Body> {
-    let Settled { status, flag, reason, reply, allowance } = settled;
+    let Settled { status, flag, reason, reply, challenge, allowance } = settled;
     let mut response = Response::new(Body::Empty);
     if context.is_grpc && reply.is_none() {
         // "Trailers only": the whole answer is one head (the gRPC specification over HTTP/2).
@@ -34,6 +34,9 @@ pub(super) fn settled(context: &Context, settled: Settled) -> Response<Body> {
                 *response.body_mut() = Body::text(format!("{words}\n"));
             }
         }
+    }
+    if let Some(challenge) = challenge {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, *challenge);
     }
     // What a browser may read, be it an error.
     if let Some(allowance) = allowance {
@@ -72,6 +75,7 @@ mod tests {
             (503, Flag::NoEndpoint, 14),
             (504, Flag::Timeout, 14),
             (403, Flag::Denied, 7),
+            (401, Flag::BadToken, 16),
             (400, Flag::Malformed, 13),
         ] {
             assert_eq!(grpc_code(StatusCode::from_u16(status).unwrap(), flag), code, "{status}");

@@ -34,12 +34,11 @@ pub(super) fn is_copied(mirror: &Mirror, random: u64) -> bool {
 }
 
 /// Sends a copy once its body is there.
-pub(super) fn start(context: &Context, to: &To, head: &Parts, source: Source) {
+pub(super) fn start(context: &Context, to: &To, head: Parts, source: Source) {
     let To::Service { service, port } = to.clone() else { return };
     let (worker, call, snapshot) = (context.worker.clone(), context.call.clone(), context.snapshot.clone());
     let version = send::version(context, Some(to));
     let (traced, is_grpc) = (context.traced.clone(), context.is_grpc);
-    let head = head.clone();
     tokio::task::spawn_local(async move {
         let told = |outcome| worker.shared.metrics.mirrored(outcome);
         let body = match source {

@@ -1,9 +1,9 @@
 //! A request, phase by phase, over one context:
 //!
 //! ```text
-//! begin ─▶ authorize ─▶ match ─▶ filter ─▶ pick ─▶ send ─▶ answer
-//!                                            ▲       │
-//!                                            └─retry─┘
+//! begin ─▶ authenticate ─▶ authorize ─▶ match ─▶ filter ─▶ pick ─▶ send ─▶ answer
+//!                                                           ▲       │
+//!                                                           └─retry─┘
 //! ```
 //! Each phase either goes on or settles the answer. All of them read the one snapshot that the request began with.
 
@@ -16,7 +16,12 @@ mod mirror;
 mod pick;
 mod send;
 
-use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc};
+use std::{
+    cell::{OnceCell, RefCell},
+    convert::Infallible,
+    rc::Rc,
+    sync::Arc,
+};
 
 use ::http::{Request, Response, StatusCode, request::Parts};
 use hyper::body::Incoming;
@@ -25,6 +30,7 @@ use runtime::record::Flag;
 
 use crate::{
     arrival::{Call, Called},
+    authenticate::{self, Authenticated},
     authorize,
     body::{Body, SharedRecord},
     http::Handover,
@@ -49,6 +55,8 @@ pub(crate) struct Context {
     pub(crate) record: SharedRecord,
     /// Where it stands in its trace, if anybody wants to know.
     pub(crate) traced: Option<Rc<Traced>>,
+    /// What came of its tokens.
+    pub(crate) authenticated: OnceCell<Authenticated>,
 }
 
 impl Context {
@@ -75,13 +83,15 @@ pub(crate) struct Settled {
     pub(crate) reason: String,
     /// The headers of an answer that is no error, and has no body: where a redirect leads, what a preflight may.
     reply: Option<Box<::http::HeaderMap>>,
+    /// How the caller may prove who he is, of a 401.
+    pub(crate) challenge: Option<Box<::http::HeaderValue>>,
     /// What the caller's origin is allowed, whatever the answer.
     allowance: Option<Box<cors::Allowance>>,
 }
 
 impl Settled {
     pub(crate) fn new(status: StatusCode, flag: Flag, reason: impl Into<String>) -> Self {
-        Self { status, flag, reason: reason.into(), reply: None, allowance: None }
+        Self { status, flag, reason: reason.into(), reply: None, challenge: None, allowance: None }
     }
 
     /// The headers of the answer, which is no error.
@@ -132,7 +142,8 @@ fn begin(worker: Rc<Worker>, call: Rc<Call>, version: Version, head: &mut Parts)
         traced.heard().into_iter().for_each(|heard| record.hear(heard));
     }
     let snapshot = worker.shared.mesh.current();
-    Context { worker, call, snapshot, version, is_grpc, record: Rc::new(RefCell::new(record)), traced }
+    let (record, authenticated) = (Rc::new(RefCell::new(record)), OnceCell::new());
+    Context { worker, call, snapshot, version, is_grpc, record, traced, authenticated }
 }
 
 /// Whether it is a call of gRPC; `grpc-web` is another protocol, which browsers speak.
@@ -153,6 +164,8 @@ async fn phases(
         return Err(Settled::new(StatusCode::NOT_IMPLEMENTED, Flag::Malformed, reason));
     }
     host::settle(&mut head)?;
+    let authenticated = authenticate::request(context, &mut head)?;
+    context.authenticated.get_or_init(|| authenticated);
     authorize::request(context, &mut head)?;
     let routes = matching::routes(context);
     let found = routes.as_ref().map_or(Found::NoRoute, |routes| matching::find(context, routes, &head));

@@ -192,7 +192,8 @@ impl Sending<'_> {
     fn mirror(&self, mirrors: Vec<Mirror>, head: &Parts, source: &Source) {
         let chosen = mirrors.iter().filter(|mirror| mirror::is_copied(mirror, rand::random()));
         for mirror in chosen {
-            if self.judge(&mirror.to, head).is_err() {
+            let mut head = head.clone();
+            if self.judge(&mirror.to, &mut head).is_err() {
                 self.context.worker.shared.metrics.mirrored("refused");
                 continue;
             }
@@ -204,8 +205,8 @@ impl Sending<'_> {
         }
     }
 
-    /// Judges what goes to a backend, where that is for others to say than it was before.
-    fn judge(&self, to: &To, head: &Parts) -> Result<(), Settled> {
+    /// Judges what goes to a backend, where that is for others to say than it was before, and changes it as they say.
+    fn judge(&self, to: &To, head: &mut Parts) -> Result<(), Settled> {
         let To::Service { service, port } = to else { return Ok(()) };
         let is_called =
             matches!(&self.context.call.called, Called::Service(called) if called.key == *service);
@@ -240,7 +241,7 @@ impl Sending<'_> {
         let mut head = head.clone();
         if let Some(backend) = backend {
             filter::apply(&backend.filters, self.prefix, context.call.port, &mut head, &mut changes)?;
-            self.judge(&backend.to, &head)?;
+            self.judge(&backend.to, &mut head)?;
             let mirrors = std::mem::take(&mut changes.mirrors);
             // A backend that is tried after another gets no copies: one request has one.
             if is_first {

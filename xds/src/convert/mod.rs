@@ -7,6 +7,7 @@ mod address;
 mod policy;
 mod requests;
 mod routes;
+mod tokens;
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -12,6 +12,7 @@ use mesh::{
         Backend, Cors, FieldMatch, Filter, HeaderChange, Match, Mirror, PathChange, PathMatch, Protocol,
         Redirect, Retry, Rewrite, Route, RouteKind, Rule, TextMatch, Timeouts, To,
     },
+    token::Authentication,
 };
 use prost::Message;
 use proto::waypoint as wire;
@@ -38,7 +39,9 @@ impl Converter {
             from.policies.iter().map(|policy| self.request_policy(policy)).collect::<Result<_, _>>()?;
         let routes = ServiceRoutes::new(service, ports, routes);
         let routes = routes.map_err(|error| invalid("routes", error.to_string()))?;
-        Ok(routes.with_policies(RequestPolicies::new(policies)))
+        let tokens = from.tokens.iter().map(|rule| self.token_rule(rule)).collect::<Result<_, _>>()?;
+        let authentication = Authentication::new(tokens);
+        Ok(routes.with_policies(RequestPolicies::new(policies)).with_authentication(authentication))
     }
 
     /// Routes by which nothing of the service is reached: requests are refused, and connections that are no HTTP.

@@ -36,6 +36,8 @@ pub struct Ended<'a> {
     pub source: SocketAddr,
     pub source_workload: Option<&'a Arc<Workload>>,
     pub source_identity: Option<&'a Identity>,
+    /// Whose token it brought: `ISSUER/SUBJECT`.
+    pub principal: Option<&'a str>,
     /// The service that was called, and its port (or the workload's).
     pub service: Option<&'a Arc<Service>>,
     pub called_port: u16,
@@ -76,6 +78,7 @@ impl<'a> Ended<'a> {
             source: request.source,
             source_workload: facts.source.as_ref(),
             source_identity: facts.source_identity.as_ref(),
+            principal: request.principal.as_deref(),
             service: facts.service.as_ref(),
             called_port: request.called_port,
             backend: request.backend.as_ref(),
@@ -114,6 +117,7 @@ impl<'a> Ended<'a> {
             line.text("src.namespace", &source.namespace);
         }
         self.source_identity.iter().for_each(|who| line.text("src.identity", &who.to_string()));
+        self.principal.iter().for_each(|principal| line.text("request_principal", principal));
         self.service.iter().for_each(|service| line.text("dst.service", &service.key.hostname));
         if let Some((key, port)) = self.backend {
             line.text("backend", &format!("{}:{port}", key.hostname));

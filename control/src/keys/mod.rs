@@ -1,0 +1,19 @@
+//! Keys of tokens that are fetched.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use mesh::token::Key;
+
+use crate::manifest::KeySource;
+
+/// What has come of each fetch.
+pub type Fetched = BTreeMap<KeySource, FetchedKeys>;
+
+/// What has come of fetching from one place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FetchedKeys {
+    /// Those that were fetched last.
+    pub keys: Option<Arc<[Key]>>,
+    /// Why the last attempt failed.
+    pub problem: Option<Arc<str>>,
+}
