@@ -39,7 +39,7 @@ impl Instead {
 }
 
 /// The strictest that a policy may have meant that cannot be read: an ALLOW that lets nobody in, a DENY for everybody,
-/// mutual TLS that is STRICT; for those that it selects or targets, or for all of its scope if neither can be read.
+/// mutual TLS that is STRICT, tokens that no key makes good; for those that it selects or targets, or for all of its scope if neither can be read.
 ///
 /// `None` for what forbids nothing (AUDIT, a dry run).
 pub(super) fn strictest(kind: Kind, object: &Value) -> Option<Value> {
@@ -55,6 +55,7 @@ pub(super) fn strictest(kind: Kind, object: &Value) -> Option<Value> {
             }
         }
         Kind::PeerAuthentication => json!({"mtls": {"mode": "STRICT"}}),
+        Kind::RequestAuthentication => json!({"jwtRules": keyless(object)}),
         _ => return None,
     };
     let metadata = &object["metadata"];
@@ -76,12 +77,53 @@ pub(super) fn strictest(kind: Kind, object: &Value) -> Option<Value> {
     Some(strict)
 }
 
+/// The rules of a RequestAuthentication, as far as each field can be read, without any key: tokens are refused wherever
+/// they were looked for, and headers that were made of them are still nobody's to write.
+fn keyless(object: &Value) -> Vec<Value> {
+    const NONE: &str = r#"{"keys": []}"#;
+    let nobody = json!({"issuer": "unreadable", "jwks": NONE});
+    let can_be_read = |rule: &Value| {
+        let alone = json!({
+            "apiVersion": object["apiVersion"], "kind": object["kind"], "metadata": {"name": "alone"},
+            "spec": {"jwtRules": [rule]},
+        });
+        parse_json(&alone).problems.is_empty()
+    };
+    let written = object["spec"]["jwtRules"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut rules = Vec::new();
+    for rule in written.iter().take(32) {
+        let mut kept = nobody.clone();
+        for field in [
+            "issuer",
+            "fromHeaders",
+            "fromParams",
+            "fromCookies",
+            "outputPayloadToHeader",
+            "outputClaimToHeaders",
+        ] {
+            if rule[field].is_null() {
+                continue;
+            }
+            let mut more = kept.clone();
+            more[field] = rule[field].clone();
+            if can_be_read(&more) {
+                kept = more;
+            }
+        }
+        rules.push(kept);
+    }
+    // And at the usual places, whatever was written.
+    rules.push(nobody);
+    rules.truncate(32);
+    rules
+}
+
 #[cfg(test)]
 mod tests {
     use mesh::request::RequestAction;
 
     use super::*;
-    use crate::manifest::{Judges, Object};
+    use crate::manifest::{Judges, KeysOf, Object};
 
     fn read(kind: Kind, spec: Value) -> Option<Object> {
         let name = format!("{kind:?}");
@@ -140,5 +182,26 @@ mod tests {
         assert!(strict.selector().is_some());
         assert_eq!(strict.spec.mtls.map(|mtls| mtls.mode), Some(crate::manifest::MtlsMode::Strict));
         assert_eq!(read(Kind::ServiceEntry, Value::Null), None);
+    }
+
+    #[test]
+    fn of_rules_for_tokens_all_stays_but_the_keys() {
+        let of = |spec: Value| match read(Kind::RequestAuthentication, spec) {
+            Some(Object::RequestAuthentication(read)) => *read,
+            other => panic!("{other:?}"),
+        };
+        let web = json!([{"kind": "Service", "name": "web"}]);
+        let rule = json!({
+            "issuer": "https://a", "jwksUri": "https://a/keys", "fromHeaders": [{"name": "x-token"}], "fromParams": 7,
+            "outputClaimToHeaders": [{"header": "x-user", "claim": "sub"}], "misspelt": true,
+        });
+        let strict = of(json!({"targetRefs": web, "jwtRules": [rule, 7]}));
+        assert_eq!((strict.targets.len(), strict.rules.len()), (1, 3));
+        let first = &strict.rules[0];
+        assert_eq!((&*first.issuer, first.from.len(), first.claims_to.len()), ("https://a", 1, 1));
+        assert!(
+            strict.rules.iter().all(|rule| matches!(&rule.keys, KeysOf::Written(keys) if keys.is_empty()))
+        );
+        assert_eq!(of(json!({"targetRefs": web, "jwtRule": []})).rules.len(), 1, "at the usual places");
     }
 }

@@ -310,3 +310,6 @@ fn timeout(field: &str, text: Option<&str>) -> Result<Duration, Wrong> {
         _ => Err((field.to_owned(), format!("{text:?} is no time from 1ms to 60s, such as 5s"))),
     }
 }
+
+#[cfg(test)]
+mod tests;

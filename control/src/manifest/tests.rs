@@ -355,15 +355,15 @@ fn what_no_waypoint_could_judge_by_is_refused() {
         ("{targetRefs: [{kind: Service, name: a}], selector: {matchLabels: {a: b}}}", "not for both"),
         ("{targetRef: {kind: Service, name: a}, targetRefs: [{kind: Service, name: a}]}", "one thing"),
         ("{action: AUDIT}", "name it by targetRefs"),
-        (
-            "{action: DENY, targetRefs: [{kind: Service, name: a}], rules: [{from: [{source: {requestPrincipals: [a]}}]}]}",
-            "would not be denied",
-        ),
         ("{action: CUSTOM, targetRefs: [{kind: Service, name: a}]}", "not done yet"),
     ] {
         let told = policy(&format!("spec: {spec}\n")).expect_err(spec).to_string();
         assert!(told.contains(reason), "{spec}: {told}");
     }
+    let by_token = "{action: DENY, targetRefs: [{kind: Service, name: a}], rules: [{from: [{source: \
+                    {requestPrincipals: [a]}}]}]}";
+    let denied = policy(&format!("spec: {by_token}\n")).expect("valid");
+    assert!(matches!(denied.judges, Judges::Requests { action: RequestAction::Deny, .. }));
     let audit = policy("spec: {action: AUDIT, targetRefs: [{kind: Service, name: a}]}\n").expect("valid");
     assert!(matches!(audit.judges, Judges::Requests { action: RequestAction::Audit, .. }));
 }
