@@ -14,6 +14,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     auth::Authenticator,
     compile::{Compiled, LocalPod, Mark, Options, compile},
+    keys,
     manifest::{Kind, Problem, Severity},
     metrics::Metrics,
     nodes::{Capture, Nodes},
@@ -39,6 +40,8 @@ pub struct Engine {
     /// The files of nodes' tokens, where control makes these.
     pub token_files: Option<TokenFiles>,
     pub metrics: Arc<Metrics>,
+    /// Who fetches the keys of tokens.
+    pub keys: keys::Handle,
     /// What is known of the mesh, for status.
     pub outline: watch::Sender<Arc<Outline>>,
     pub compiled: State,
@@ -87,10 +90,12 @@ impl Engine {
             // Marked before the turn: what changes in its course is for the next.
             objects.mark_unchanged();
             reports.mark_unchanged();
+            self.keys.changes.mark_unchanged();
             self.turn();
             tokio::select! {
                 changed = objects.changed() => if changed.is_err() { return },
                 _ = reports.changed() => {}
+                Ok(()) = self.keys.changes.changed() => {}
                 () = tokio::time::sleep(LOOK_AFTER_TOKENS) => {}
             }
         }
@@ -128,6 +133,12 @@ impl Engine {
         let turn = self.compiled.shards.turn(&mut objects, reported, &word, &self.options);
         let nodes =
             turn.node_objects.then(|| objects.cluster_wide(Kind::Node).map(ToString::to_string).collect());
+        let sources = objects.key_sources();
+        self.keys.wanted.send_if_modified(|wanted| {
+            let differs = *wanted != sources;
+            *wanted = sources;
+            differs
+        });
         (turn, nodes)
     }
 

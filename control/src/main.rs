@@ -14,11 +14,13 @@ use std::{
 use clap::{Parser, Subcommand};
 use control::{
     compile::Options,
+    keys,
     kubernetes::{self, Account},
     metrics::Metrics,
     program::{Control, Settings, Source},
     status, tokens,
 };
+use ipnet::IpNet;
 use runtime::{
     admin::{Handlers, Servers},
     config::{Common, Problems, values},
@@ -67,6 +69,19 @@ struct Args {
     /// Key of --ca-cert, PKCS#8 PEM
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
     ca_key: Option<PathBuf>,
+
+    /// Further roots of the servers that keys of tokens (JWKS) are fetched from, PEM
+    #[arg(long, value_name = "FILE")]
+    jwks_ca: Option<PathBuf>,
+
+    /// Loopback and link-local addresses, in CIDR notation, that keys of tokens may be fetched from all the same; may be
+    /// repeated
+    #[arg(long, value_name = "CIDR")]
+    jwks_allow: Vec<IpNet>,
+
+    /// How old keys of tokens become before they are fetched again
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = values::duration)]
+    jwks_refresh: Duration,
 
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -343,6 +358,11 @@ impl Args {
             mesh: self.mesh.options(),
             certificate_lifetime: self.certificate_lifetime,
             authority: self.ca_cert.clone().zip(self.ca_key.clone()),
+            keys: keys::Settings {
+                roots: self.jwks_ca.clone(),
+                allow: self.jwks_allow.clone(),
+                refresh: self.jwks_refresh.max(Duration::from_secs(1)),
+            },
         })
     }
 }

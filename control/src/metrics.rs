@@ -23,6 +23,8 @@ pub struct Metrics {
     reviews: Family<Outcome, Counter>,
     marks: Family<Outcome, Counter>,
     leader: Gauge,
+    key_fetches: Family<Outcome, Counter>,
+    key_sources: Family<State, Gauge>,
 }
 
 /// What became of a token that was to be reviewed.
@@ -58,6 +60,11 @@ struct Outcome {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
 impl From<Type> for OfType {
     fn from(r#type: Type) -> Self {
         Self { r#type: r#type.name() }
@@ -74,6 +81,11 @@ impl Metrics {
         registry.register("certificates", "Certificate requests answered", self.certificates.clone());
         registry.register("refused_objects", "Objects that are refused now", self.refused_objects.clone());
         registry.register("resources", "Resources published now", self.published.clone());
+        let fetches = "Attempts to fetch keys of tokens";
+        registry.register("jwks_fetches", fetches, self.key_fetches.clone());
+        let sources =
+            "Places that keys of tokens are fetched from; stale: the last attempt failed; missing: all did";
+        registry.register("jwks_sources", sources, self.key_sources.clone());
     }
 
     /// Adds what there is to count only on the Kubernetes API server.
@@ -111,6 +123,17 @@ impl Metrics {
 
     pub(crate) fn set_leader(&self, leads: bool) {
         self.leader.set(i64::from(leads));
+    }
+
+    pub(crate) fn keys_fetched(&self, fetched: bool) {
+        let outcome = if fetched { "fetched" } else { "failed" };
+        self.key_fetches.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn set_key_sources(&self, fresh: usize, stale: usize, missing: usize) {
+        for (state, sources) in [("fresh", fresh), ("stale", stale), ("missing", missing)] {
+            self.key_sources.get_or_create(&State { state }).set(sources as i64);
+        }
     }
 
     pub(crate) fn pushed(&self, r#type: Type) {

@@ -17,6 +17,7 @@ use crate::{
     compile::{Compiled, Options},
     engine::{self, Engine, TokenFiles},
     folder::{FirstLookError, Folder, Kept, watch as follow},
+    keys::{self, Keeper},
     kubernetes::{self, Cluster, ConnectError, Signing},
     metrics::Metrics,
     nodes::Nodes,
@@ -26,6 +27,9 @@ use crate::{
     shards::Outline,
     tokens::{TokenFileError, Tokens},
 };
+
+/// How long keys of tokens are waited for before anything is published.
+const FIRST_KEYS: Duration = Duration::from_secs(5);
 
 /// What control is told.
 #[derive(Debug, Clone)]
@@ -40,6 +44,8 @@ pub struct Settings {
     pub certificate_lifetime: Duration,
     /// A certificate authority from elsewhere: files of its chain and its key.
     pub authority: Option<(PathBuf, PathBuf)>,
+    /// How keys of tokens are fetched.
+    pub keys: keys::Settings,
 }
 
 /// Where the objects come from.
@@ -66,6 +72,8 @@ pub enum StartError {
     Tokens(#[from] TokenFileError),
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Roots(#[from] keys::BadRoots),
     #[error("cannot listen on {address}: {source}; choose another address with --listen")]
     Listen { address: SocketAddr, source: io::Error },
 }
@@ -85,6 +93,7 @@ pub struct Control {
     identities: Arc<Identities>,
     services: Services,
     engine: Engine,
+    keeper: Keeper,
     followed: Followed,
 }
 
@@ -121,7 +130,8 @@ impl Control {
         metrics: Arc<Metrics>,
         waiting: impl Fn(String),
     ) -> Result<Self, StartError> {
-        let Settings { source, listen, names, mesh, certificate_lifetime, authority } = settings;
+        let Settings { source, listen, names, mesh, certificate_lifetime, authority, keys } = settings;
+        let client = keys::Client::new(&keys)?;
         let begun = match source {
             Source::Folder { manifests, state } => {
                 begin_folder(manifests, &state, authority, &mesh.trust_domain).await?
@@ -142,6 +152,7 @@ impl Control {
             let (objects, nodes, options) = (objects.clone(), nodes.clone(), mesh.clone());
             Arc::new(move || engine::whole(&objects, &nodes, &options))
         };
+        let (keeper, keys) = Keeper::new(client, keys.refresh, objects.clone(), metrics.clone());
         let engine = Engine {
             options: mesh,
             objects,
@@ -152,6 +163,7 @@ impl Control {
             auth: auth.clone(),
             token_files,
             metrics: metrics.clone(),
+            keys,
             outline: outline.clone(),
             compiled: engine::State::default(),
         };
@@ -193,6 +205,7 @@ impl Control {
             identities,
             services,
             engine,
+            keeper,
             followed,
         })
     }
@@ -225,6 +238,11 @@ impl Control {
         };
         // Before anybody is let in: an empty answer would be taken for an empty mesh.
         let mut engine = self.engine;
+        // It ends with what it is asked by.
+        tokio::spawn(self.keeper.run());
+        let asked = engine.keys.settled.wait_for(|settled| *settled);
+        // Whoever does not answer is not waited for: his tokens are refused until he does.
+        let _ = tokio::time::timeout(FIRST_KEYS, asked).await;
         engine.turn();
         ready();
         let engine = tokio::spawn(engine.run(changes));

@@ -149,6 +149,7 @@ fn settings(cluster: &Cluster) -> Settings {
         mesh: Options::default(),
         certificate_lifetime: Duration::from_secs(3600),
         authority: None,
+        keys: control::keys::Settings::default(),
     }
 }
 

@@ -38,12 +38,20 @@ const DIAL: Duration = Duration::from_secs(3);
 const MOST_HEAD: usize = 32 << 10;
 
 /// What operators say of fetching.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Further roots, PEM.
     pub roots: Option<PathBuf>,
     /// Addresses that may be asked although they are control's own machine or link.
     pub allow: Vec<IpNet>,
+    /// How old keys become before they are fetched again.
+    pub refresh: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { roots: None, allow: Vec::new(), refresh: Duration::from_secs(300) }
+    }
 }
 
 /// Why nothing was fetched. Of an answer only its status is told.
@@ -100,8 +108,7 @@ impl Client {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
         if let Some(path) = &settings.roots {
-            add_roots(&mut roots, path)
-                .map_err(|reason| BadRoots { path: path.clone(), reason })?;
+            add_roots(&mut roots, path).map_err(|reason| BadRoots { path: path.clone(), reason })?;
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -209,7 +216,8 @@ fn is_own(ip: IpAddr) -> bool {
             const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
             // Of a v4 address within (RFC 6052, RFC 4291): what it stands for.
             let [.., a, b, c, d] = v6.octets();
-            let translated = matches!(v6.segments(), [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0, 0, 0, 0, 0, 0, _, _]);
+            let translated =
+                matches!(v6.segments(), [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0, 0, 0, 0, 0, 0, _, _]);
             let inner = Ipv4Addr::new(a, b, c, d);
             v6.is_loopback()
                 || v6.is_unspecified()
@@ -293,7 +301,7 @@ mod tests {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(is_own(ip.to_canonical()), own, "{text}");
         }
-        let settings = Settings { roots: None, allow: vec!["127.0.0.0/8".parse().unwrap()] };
+        let settings = Settings { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Settings::default() };
         let client = Client::new(&settings).unwrap();
         let forbidden = |text: &str| client.is_forbidden(text.parse().unwrap());
         assert!(!forbidden("127.0.0.1") && !forbidden("::ffff:127.0.0.1"));
@@ -324,7 +332,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("roots.pem");
         let told = |path: &Path| {
-            let settings = Settings { roots: Some(path.to_owned()), allow: Vec::new() };
+            let settings = Settings { roots: Some(path.to_owned()), ..Settings::default() };
             Client::new(&settings).err().expect("refused").to_string()
         };
         assert!(told(&path).contains("roots.pem"));

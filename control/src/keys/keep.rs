@@ -24,9 +24,7 @@ use crate::{
     objects::Objects,
 };
 
-/// How old keys become before they are fetched again.
-const FRESH: Duration = Duration::from_secs(300);
-/// The pause after a first failure; each further one doubles it.
+/// The pause after a first failure, if keys do not become that old; each further one doubles it.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Places that are asked at a time.
 const MOST_AT_A_TIME: usize = 16;
@@ -39,6 +37,8 @@ pub type Wanted = BTreeMap<KeySource, Duration>;
 /// Fetches, as long as it runs.
 pub struct Keeper {
     client: Client,
+    /// How old keys become before they are fetched again.
+    refresh: Duration,
     objects: Arc<Mutex<Objects>>,
     metrics: Arc<Metrics>,
     wanted: watch::Receiver<Wanted>,
@@ -88,13 +88,18 @@ struct Configuration {
 }
 
 impl Keeper {
-    pub fn new(client: Client, objects: Arc<Mutex<Objects>>, metrics: Arc<Metrics>) -> (Self, Handle) {
+    pub fn new(
+        client: Client,
+        refresh: Duration,
+        objects: Arc<Mutex<Objects>>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, Handle) {
         let first = objects.lock().unwrap_or_else(PoisonError::into_inner).key_sources();
         let (wants, wanted) = watch::channel(first);
         let (changes, changed) = watch::channel(0);
         let (settled, is_settled) = watch::channel(false);
         let (held, asking) = (BTreeMap::new(), JoinSet::new());
-        let keeper = Self { client, objects, metrics, wanted, changes, settled, held, asking };
+        let keeper = Self { client, refresh, objects, metrics, wanted, changes, settled, held, asking };
         (keeper, Handle { wanted: wants, changes: changed, settled: is_settled })
     }
 
@@ -175,12 +180,12 @@ impl Keeper {
                 for left_out in set.left_out {
                     debug!(%source, left_out, "a key is left out");
                 }
-                FRESH
+                self.refresh
             }
             Err(problem) => {
                 held.failures = held.failures.saturating_add(1);
                 held.fetched.problem = Some(problem.to_string().into());
-                PAUSE.saturating_mul(1 << (held.failures - 1).min(8)).min(FRESH)
+                PAUSE.saturating_mul(1 << (held.failures - 1).min(8)).min(self.refresh)
             }
         };
         // Not all replicas at one time, and not all places.
@@ -216,26 +221,20 @@ impl Keeper {
     }
 
     fn count(&self) {
-        let of = |pick: fn(&FetchedKeys) -> bool| {
-            self.held.values().filter(|held| pick(&held.fetched)).count()
-        };
+        let of =
+            |pick: fn(&FetchedKeys) -> bool| self.held.values().filter(|held| pick(&held.fetched)).count();
         let fresh = of(|fetched| fetched.keys.is_some() && fetched.problem.is_none());
         let stale = of(|fetched| fetched.keys.is_some() && fetched.problem.is_some());
         self.metrics.set_key_sources(fresh, stale, self.held.len() - fresh - stale);
     }
 }
 
-async fn fetch(
-    client: &Client,
-    source: &KeySource,
-    patience: Duration,
-) -> Result<jwt::keys::KeySet, NoKeys> {
+async fn fetch(client: &Client, source: &KeySource, patience: Duration) -> Result<jwt::keys::KeySet, NoKeys> {
     let uri = match source {
         KeySource::Set(uri) => uri.to_string(),
         KeySource::Issuer(issuer) => {
             let found = client.get(&configuration(issuer), patience).await?;
-            let found: Configuration =
-                serde_json::from_slice(&found).map_err(|_| NoKeys::Configuration)?;
+            let found: Configuration = serde_json::from_slice(&found).map_err(|_| NoKeys::Configuration)?;
             // Whoever has another's configuration has another's keys (4.3).
             if *found.issuer != **issuer {
                 return Err(NoKeys::AnotherIssuer);

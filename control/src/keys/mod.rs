@@ -1,8 +1,15 @@
-//! Keys of tokens that are fetched.
+//! Keys of tokens that are fetched: asked for again and again by every replica of control, and handed to the compiler as
+//! one more thing that it is given.
+
+mod client;
+mod keep;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use mesh::token::Key;
+
+pub use client::{BadRoots, Client, Settings};
+pub use keep::{Handle, Keeper, Wanted};
 
 use crate::manifest::KeySource;
 

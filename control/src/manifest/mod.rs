@@ -27,6 +27,7 @@ use std::{fmt, path::Path, sync::Arc};
 use serde::{Deserialize, de::DeserializeOwned};
 
 pub use addresses::Addresses;
+pub(crate) use authentication::configuration;
 pub use authentication::{JwtRule, KeySource, KeysOf, RequestAuthentication};
 pub use authorization::{Authorization, Judges};
 pub use gateway::{Gateway, WaypointFor};

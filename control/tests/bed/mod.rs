@@ -106,6 +106,7 @@ impl Bed {
             mesh: Options::default(),
             certificate_lifetime: Duration::from_secs(3600),
             authority: None,
+            keys: control::keys::Settings::default(),
         };
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (ready, is_ready) = oneshot::channel();
