@@ -1,6 +1,7 @@
 //! Keys of tokens, fetched from a server of this process: what is taken, what is refused, and what stays when it is away.
 
 use std::{
+    collections::HashMap,
     path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -29,7 +30,7 @@ const LIMIT: Duration = Duration::from_millis(500);
 /// A server that answers each path with what it is told to, as it stands; of others it says nothing.
 #[derive(Clone, Default)]
 struct Server {
-    answers: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    answers: Arc<Mutex<HashMap<String, Vec<u8>>>>,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -43,9 +44,7 @@ fn redirect(to: &str) -> Vec<u8> {
 
 impl Server {
     fn says(&self, path: &str, answer: Vec<u8>) {
-        let mut answers = self.answers.lock().unwrap();
-        answers.retain(|(of, _)| of != path);
-        answers.push((path.to_owned(), answer));
+        self.answers.lock().unwrap().insert(path.to_owned(), answer);
     }
 
     fn asked(&self, path: &str) -> usize {
@@ -64,9 +63,9 @@ impl Server {
         assert!(!head.to_lowercase().contains("authorization"));
         let path = head.split(' ').nth(1).unwrap().to_owned();
         self.asked.lock().unwrap().push(path.clone());
-        let answer = self.answers.lock().unwrap().iter().find(|(of, _)| *of == path).cloned();
+        let answer = self.answers.lock().unwrap().get(&path).cloned();
         match answer {
-            Some((_, answer)) => {
+            Some(answer) => {
                 let _ = stream.write_all(&answer).await;
                 let _ = stream.shutdown().await;
             }

@@ -201,7 +201,7 @@ impl Authorization {
             rules.shrink_to_fit();
             Judges::Connections { selector, action, rules }
         } else {
-            let rules = read.into_iter().map(|clauses| of_requests(clauses));
+            let rules = read.into_iter().map(of_requests);
             let rules = rules.collect::<Result<_, _>>()?;
             Judges::Requests { targets, action, rules }
         };

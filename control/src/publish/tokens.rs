@@ -52,3 +52,60 @@ fn place(from: &Place) -> wire::TokenPlace {
     };
     wire::TokenPlace { place: Some(place) }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh::{
+        PolicyKey, ServiceKey, ServiceRoutes,
+        token::{Algorithm, Authentication, ClaimHeader, Keys},
+    };
+
+    use super::*;
+    use crate::publish::encode;
+
+    #[test]
+    fn every_rule_survives_the_way_to_the_waypoint() {
+        let key = |id: Option<&str>, algorithm, material| Key { id: id.map(Into::into), algorithm, material };
+        let rsa = Material::Rsa { modulus: [7; 256].into(), exponent: [1, 0, 1].into() };
+        let keys = vec![
+            key(Some("a"), Some(Algorithm::Ps512), rsa),
+            key(None, None, Material::Elliptic { curve: Curve::P256, point: [4; 65].into() }),
+            key(
+                None,
+                Some(Algorithm::Es384),
+                Material::Elliptic { curve: Curve::P384, point: [4; 97].into() },
+            ),
+            key(Some("d"), Some(Algorithm::EdDsa), Material::Ed25519([9; 32].into())),
+        ];
+        let full = TokenRule {
+            policy: PolicyKey { namespace: "shop".into(), name: "p".into() },
+            issuer: "https://issuer".into(),
+            audiences: vec!["a".into(), "b".into()],
+            keys: Keys { source: "".into(), known: Some(keys.into()) },
+            from: vec![
+                Place::Header { name: "authorization".into(), prefix: "Bearer ".into() },
+                Place::Header { name: "x-token".into(), prefix: "".into() },
+                Place::Parameter("access_token".into()),
+                Place::Cookie("session".into()),
+            ],
+            forward: true,
+            payload_to: Some("x-jwt".into()),
+            claims_to: vec![ClaimHeader { header: "x-user".into(), claim: "realm.user".into() }],
+            spaced: vec!["roles".into()],
+        };
+        let none = TokenRule { keys: Keys { source: "".into(), known: Some([].into()) }, ..full.clone() };
+        let waiting = TokenRule {
+            keys: Keys { source: "https://issuer/keys".into(), known: None },
+            payload_to: None,
+            forward: false,
+            ..full.clone()
+        };
+        let service = ServiceKey { namespace: "shop".into(), hostname: "web".into() };
+        let routes = ServiceRoutes::new(service, Vec::new(), Vec::new()).unwrap();
+        let routes = routes.with_authentication(Authentication::new(vec![full, none, waiting]));
+        let resource = encode::routes(&routes).on_the_wire();
+        let read =
+            xds::convert::Converter::new("td").routes(&resource.name, &resource.resource.unwrap().value);
+        assert_eq!(read, Ok(routes));
+    }
+}

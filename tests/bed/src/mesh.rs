@@ -116,6 +116,8 @@ impl World {
             .arg("--state")
             .arg(&state)
             .args(["--listen", &format!("[::]:{CONTROL}")])
+            // Keys of tokens that have changed are not waited for.
+            .args(["--jwks-refresh", "1s"])
             .spawn("control")?;
         wait_ready(&mut control, self.control_place(), READINESS)?;
         for node in self.nodes() {

@@ -1,5 +1,7 @@
 //! Tokens (JWT) at a waypoint: who has none, a good one, a bad one; and what the app sees of it.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use bed::{
     Process,
@@ -65,13 +67,18 @@ impl Stage {
 
     /// Writes the RequestAuthentication; `keys` is how it has the issuer's keys.
     fn authentication(&self, keys: &str) -> Result<()> {
+        self.authentication_to(keys, "x-user")
+    }
+
+    /// The same, with the subject in another header.
+    fn authentication_to(&self, keys: &str, user: &str) -> Result<()> {
         self.scene.world.manifests().put(
             "authentication",
             &format!(
                 "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: tokens, namespace: mesh}}\n\
                  spec:\n  targetRefs: [{{kind: Service, name: web}}]\n  jwtRules:\n  - issuer: {ISSUER}\n    {keys}\n    \
                  audiences: [shop]\n    outputPayloadToHeader: x-jwt\n    outputClaimToHeaders:\n    \
-                 - {{header: x-user, claim: sub}}\n    - {{header: x-team, claim: realm.team}}\n"
+                 - {{header: {user}, claim: sub}}\n    - {{header: x-team, claim: realm.team}}\n"
             ),
         )
     }
@@ -190,4 +197,60 @@ fn who_brings_a_token_is_whom_it_says_and_a_bad_one_is_refused() -> Result<()> {
     let told = |line: &Value| line["flags"] == "JWT" && line["grpc_status"] == 16;
     bed::report::wait_access(&mut stage.waypoint, 0, PATIENCE, "the call that was refused", told)?;
     Ok(())
+}
+
+/// Serves a folder on the wire, beside control.
+fn serve(scene: &Scene, folder: &std::path::Path) -> Result<(Process, String)> {
+    let [address, _] = bed::address::control();
+    let job = scene.world.control_job("python3").args([
+        "-m",
+        "http.server",
+        "8090",
+        "--bind",
+        &address.to_string(),
+    ]);
+    let server = job.arg("--directory").arg(folder).spawn("issuer")?;
+    Ok((server, format!("http://{address}:8090/keys.json")))
+}
+
+#[test]
+fn keys_of_tokens_are_fetched_and_rotate_and_outlive_their_server_and_control() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let (old, new) = (SigningKey::p256("old"), SigningKey::ed25519("new"));
+    let folder = tempfile::tempdir()?;
+    let write = |keys: &[&SigningKey]| std::fs::write(folder.path().join("keys.json"), set(keys));
+    write(&[&old])?;
+    let (mut issuer, uri) = serve(&stage.scene, folder.path())?;
+    let keys = format!("jwksUri: {uri}");
+    stage.authentication(&keys)?;
+    let (by_old, by_new) = (old.token(&claims("ann")), new.token(&claims("ann")));
+    stage.wait_accepted(&by_old)?;
+    same("a key that is not there yet", stage.status("/", &by_new)?, 401)?;
+    write(&[&old, &new])?;
+    stage.wait_accepted(&by_new)?;
+    same("the old one beside it", stage.status("/", &by_old)?, 200)?;
+    write(&[&new])?;
+    let gone = || Ok((stage.status("/", &by_old)? == 401).then_some(()));
+    bed::eventually(PATIENCE, "the old one to count no more", gone)?;
+
+    issuer.kill();
+    let good = || Ok(stage.status("/", &by_new)? == 200);
+    bed::holds_for(Duration::from_secs(3), "without the issuer", good)?;
+    let failing = |line: &str| line.contains("keys of tokens cannot be fetched") && line.contains(&uri);
+    stage.scene.mesh.control.wait_for_line(PATIENCE, "its failure to be told", failing)?;
+    stage.scene.mesh.control.kill();
+    // It has never known the keys: waypoints keep theirs.
+    stage.scene.mesh.control = stage.scene.world.start_control()?;
+    stage.authentication_to(&keys, "x-person")?;
+    let told = || -> Result<Option<()>> {
+        let answers = stage.ask("/", Some(&by_new), &[])?;
+        same("without the issuer and of a new control", answers.status, 200)?;
+        Ok((answers.seen[0]["headers"]["x-person"] == "ann").then_some(()))
+    };
+    bed::eventually(PATIENCE, "the word of the new control", told)?;
+    same("the old key", stage.status("/", &by_old)?, 401)?;
+    let (_issuer, _) = serve(&stage.scene, folder.path())?;
+    write(&[&old])?;
+    stage.wait_accepted(&by_old)?;
+    same("the key that is taken away", stage.status("/", &by_new)?, 401)
 }
