@@ -84,6 +84,7 @@ fn main() -> anyhow::Result<()> {
         mesh: options,
         certificate_lifetime: Duration::from_secs(3600),
         authority: None,
+        keys: control::keys::Settings::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(sync(settings, &manifests, &state));
