@@ -78,6 +78,7 @@ fn route(name: &str, matches: Vec<Match>) -> Route {
         created: "".into(),
         port: None,
         for_namespace: None,
+        hostnames: Vec::new(),
         rules: matches.into_iter().map(rule).collect(),
     }
 }
@@ -234,8 +235,8 @@ fn a_route_of_a_port_is_for_that_port() {
     assert_eq!(told(&routes(vec![]), 80, &get("/")), "no route");
     let (named, all) = (&both, routes(vec![of(None, "all")]));
     assert_eq!(
-        (named.has_routes_of(80, None), named.has_routes_of(81, None), all.has_routes_of(81, None)),
-        (true, false, true)
+        [named.kind(80, None), named.kind(81, None), all.kind(81, None)].map(|kind| kind.is_some()),
+        [true, false, true]
     );
     assert_eq!(
         (
@@ -305,10 +306,7 @@ fn the_routes_of_a_callers_own_namespace_are_in_the_place_of_those_for_everybody
     // Where there are no others, everybody else's requests go to the service itself.
     let alone = routes(vec![of_port]);
     assert_eq!(told_to(Some("other"), &alone, 81, &get("/")), "no route");
-    assert_eq!(
-        (alone.has_routes_of(81, Some("till")), alone.has_routes_of(81, Some("other"))),
-        (true, false)
-    );
+    assert_eq!((alone.kind(81, Some("till")), alone.kind(81, Some("other"))), (Some(RouteKind::Http), None));
     assert!(alone.is_named_by_routes(81, Some("till")) && !alone.is_named_by_routes(81, None));
     // The routes of several consumers are nothing to each other.
     let two = routes(vec![

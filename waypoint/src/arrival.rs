@@ -12,11 +12,13 @@ use ::http::StatusCode;
 use hbone::{Authority, client::OpenError, server::Arrival};
 use identity::assertion::{self, BadAssertion, Claims};
 use mesh::{
-    Behind, PlanError, Refusal, Service, Snapshot, Workload, request::RequestRefusal, route::Protocol,
+    Behind, PlanError, Refusal, RouteKey, Service, Snapshot, Workload,
+    request::RequestRefusal,
+    route::{Protocol, RouteKind},
 };
 
 use crate::{
-    detect::{self, Spoken},
+    detect::{self, NoHello, Spoken},
     http,
     limits::{Beyond, Counted},
     shared::Settings,
@@ -83,6 +85,12 @@ pub(crate) enum Failure {
     NoBackend(IpAddr),
     #[error(transparent)]
     NoEndpoint(#[from] PlanError),
+    #[error("it is to be TLS: {0}")]
+    NoHello(#[from] NoHello),
+    #[error("no TLSRoute of {of} is for {}", .server.as_deref().unwrap_or("a caller that names no server"))]
+    NoRoute { of: Behind, server: Option<Box<str>> },
+    #[error("the route {route} leads nowhere: {reason}")]
+    Nowhere { route: RouteKey, reason: String },
     #[error("the backend did not take it: {0}")]
     Open(#[from] OpenError),
     #[error("{to} cannot be reached: {source}")]
@@ -96,7 +104,7 @@ impl Failure {
             Self::Assertion(_) | Self::AnothersAssertion(_) | Self::Refused(_) | Self::Unauthorized(_) => {
                 StatusCode::UNAUTHORIZED
             }
-            Self::NotBehind(_) | Self::NoSuchPort(..) => StatusCode::BAD_REQUEST,
+            Self::NotBehind(_) | Self::NoSuchPort(..) | Self::NoHello(_) => StatusCode::BAD_REQUEST,
             // What the destination says of the caller is said to the caller.
             Self::Open(OpenError::Refused { status, .. }) => *status,
             Self::Beyond(_)
@@ -104,6 +112,8 @@ impl Failure {
             | Self::Unknown(_)
             | Self::NoBackend(_)
             | Self::NoEndpoint(_)
+            | Self::NoRoute { .. }
+            | Self::Nowhere { .. }
             | Self::Open(_)
             | Self::Dial { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -120,6 +130,9 @@ impl Failure {
             Self::Assertion(_) | Self::AnothersAssertion(_) => "assertion",
             Self::Refused(_) | Self::Unauthorized(_) => "policy",
             Self::NoEndpoint(_) | Self::NoBackend(_) => "no-endpoint",
+            Self::NoHello(_) => "no-tls",
+            Self::NoRoute { .. } => "no-route",
+            Self::Nowhere { .. } => "no-backend",
             Self::Open(OpenError::Refused { .. }) => "backend-refused",
             Self::Open(_) | Self::Dial { .. } => "backend-unreachable",
         }
@@ -140,30 +153,44 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut arrival: Arrival) {
             return arrival.refuse(failure.status());
         }
     };
-    let (protocol, is_routed) = protocol(&shared.mesh.current(), &call, &shared.settings);
-    if protocol == Protocol::Tcp {
+    let way = way(&shared.mesh.current(), &call, &shared.settings);
+    if way == Way::Bytes {
         return tcp::carry(worker, &call, arrival).await;
+    }
+    if way == Way::Tls {
+        return tcp::carry_tls(worker, &call, arrival).await;
     }
     let has_bytes = arrival.has_bytes();
     let Ok(tunnel) = arrival.accept(None) else { return };
     let stream = tunnel.into_stream();
-    match protocol {
-        Protocol::Unknown => {
-            let heard = detect::first_words(worker, &call, stream, has_bytes, is_routed).await;
-            match heard {
-                Ok((Spoken::Http1, stream)) => http::one(worker, &call, stream).await,
-                Ok((Spoken::Http2, stream)) => http::two(worker, &call, stream).await,
-                Ok((Spoken::Tcp(backend), stream)) => tcp::relay(worker, &call, stream, backend).await,
-                // The caller ended before it had said anything.
-                Err(_) => {}
-            }
+    if let Way::Unknown { is_routed } = way {
+        match detect::first_words(worker, &call, stream, has_bytes, is_routed).await {
+            Ok((Spoken::Http1, stream)) => http::one(worker, &call, stream).await,
+            Ok((Spoken::Http2, stream)) => http::two(worker, &call, stream).await,
+            Ok((Spoken::Tcp(backend), stream)) => tcp::relay(worker, &call, stream, backend).await,
+            // The caller ended before it had said anything.
+            Err(_) => {}
         }
-        Protocol::Http1 | Protocol::Http2 | Protocol::Tcp => match detect::version(stream).await {
+    } else {
+        match detect::version(stream).await {
             Ok((true, stream)) => http::two(worker, &call, stream).await,
             Ok((false, stream)) => http::one(worker, &call, stream).await,
             Err(_) => {}
-        },
+        }
     }
+}
+
+/// How a connection is carried.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    /// Request by request.
+    Http,
+    /// As it is.
+    Bytes,
+    /// As it is, by the server that is asked for in it.
+    Tls,
+    /// Its first bytes tell; `is_routed` if routes of requests are for it.
+    Unknown { is_routed: bool },
 }
 
 /// A caller's ztunnel brings a newer assertion, for what the caller's connections need from now on.
@@ -188,20 +215,23 @@ fn refresh(worker: &Worker, arrival: Arrival) {
     }
 }
 
-/// What is spoken, as far as it was said, and whether routes are for it. A route that names the port says that it
-/// speaks HTTP: then nobody gets round the route by speaking something that is only almost HTTP.
-fn protocol(snapshot: &Snapshot, call: &Call, settings: &Settings) -> (Protocol, bool) {
+/// How a connection is carried, as far as that was said. A route of requests that names the port says that it speaks
+/// HTTP: then nobody gets round the route by speaking something that is only almost HTTP. A route of connections says
+/// that nobody is to read what they carry.
+fn way(snapshot: &Snapshot, call: &Call, settings: &Settings) -> Way {
     let routes = match &call.called {
-        Called::Service(service) if service.passthrough => return (Protocol::Tcp, false),
+        Called::Service(service) if service.passthrough => return Way::Bytes,
         Called::Service(service) => snapshot.routes(&service.key),
         Called::Workload(_) => None,
     };
-    let Some(routes) = routes else { return (Protocol::Unknown, false) };
+    let Some(routes) = routes else { return Way::Unknown { is_routed: false } };
     let namespace = call.namespace(settings);
-    let is_routed = routes.has_routes_of(call.port, namespace);
-    match routes.protocol(call.port) {
-        Protocol::Unknown if routes.is_named_by_routes(call.port, namespace) => (Protocol::Http1, is_routed),
-        protocol => (protocol, is_routed),
+    match (routes.kind(call.port, namespace), routes.protocol(call.port)) {
+        (Some(RouteKind::Tls), _) => Way::Tls,
+        (Some(RouteKind::Tcp), _) | (_, Protocol::Tcp) => Way::Bytes,
+        (_, Protocol::Http1 | Protocol::Http2) => Way::Http,
+        (Some(_), _) if routes.is_named_by_routes(call.port, namespace) => Way::Http,
+        (kind, Protocol::Unknown) => Way::Unknown { is_routed: kind.is_some() },
     }
 }
 

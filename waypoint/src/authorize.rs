@@ -139,6 +139,26 @@ pub(crate) fn connection(
     }
 }
 
+/// Whether a connection that is carried as it is may be led on, to a service and a port of it.
+///
+/// # Errors
+/// If it may not.
+pub(crate) fn onward_connection(
+    worker: &Worker,
+    call: &Call,
+    snapshot: &Snapshot,
+    service: &ServiceKey,
+    port: u16,
+) -> Result<(), Failure> {
+    let Some(routes) = snapshot.routes(service).filter(|routes| !routes.policies.all().is_empty()) else {
+        return Ok(());
+    };
+    let address = snapshot.service(service).and_then(|service| service.addresses.first());
+    let to = To { address: address.map(|at| at.address), port };
+    let attempt = attempt(call, &to, None::<Content<'_, Read<'_>, NoToken>>);
+    decided(worker, routes.policies.authorize(&attempt)).map(drop).map_err(Failure::from)
+}
+
 fn decided(worker: &Worker, decision: RequestDecision) -> Result<Option<PolicyKey>, RequestRefusal> {
     let metrics = &worker.shared.metrics;
     metrics.audited.inc_by(decision.audited.len() as u64);

@@ -5,6 +5,7 @@
 //! moment may be waiting: a backend is dialled, and whoever speaks first says what it is. A backend that speaks first
 //! speaks no HTTP.
 
+mod hello;
 mod sniff;
 
 use std::{io, rc::Rc, time::Duration};
@@ -16,7 +17,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::sniff::{PREFACE, Sniff, sniff};
+pub(crate) use self::hello::NoHello;
+use self::{
+    hello::Hello,
+    sniff::{PREFACE, Sniff, sniff},
+};
 use crate::{
     arrival::{Call, Failure},
     body::Rewind,
@@ -28,6 +33,8 @@ use crate::{
 const SILENCE: Duration = Duration::from_millis(15);
 /// What has begun like HTTP and does not go on for so long is none.
 const HESITATION: Duration = Duration::from_secs(1);
+/// How long a caller may take to say whom it wants in TLS.
+const HELLO: Duration = Duration::from_secs(10);
 /// What was found.
 pub(crate) enum Spoken {
     Http1,
@@ -53,6 +60,27 @@ pub(crate) async fn version(mut stream: Stream) -> io::Result<(bool, Rewind<Stre
     }
 }
 
+/// The name of the server that a caller asks for in TLS, if it asks for one. What was read is in the stream still.
+pub(crate) async fn server(mut stream: Stream) -> (Result<Option<String>, NoHello>, Rewind<Stream>) {
+    let mut said = BytesMut::new();
+    let found = timeout(HELLO, hello(&mut stream, &mut said)).await;
+    (found.unwrap_or(Err(NoHello::Silent)), Rewind::new(said.freeze(), stream))
+}
+
+async fn hello(stream: &mut Stream, said: &mut BytesMut) -> Result<Option<String>, NoHello> {
+    let mut hello = Hello::default();
+    loop {
+        let before = said.len();
+        match stream.read_buf(said).await {
+            Ok(0) | Err(_) => return Err(NoHello::Ended),
+            Ok(_) => {}
+        }
+        if let Some(server) = hello.read(&said[before..])? {
+            return Ok(server);
+        }
+    }
+}
+
 /// What is spoken; `is_routed` if routes are for the port.
 pub(crate) async fn first_words(
     worker: &Rc<Worker>,
@@ -67,7 +95,7 @@ pub(crate) async fn first_words(
         return Ok(found(sniff?, None, said, stream));
     }
     // It waits, perhaps for the server to speak.
-    let dial = tcp::dial(worker, call);
+    let dial = tcp::dial(worker, call, None);
     tokio::pin!(dial);
     let mut backend = None;
     let hesitation = sleep(HESITATION);

@@ -1,25 +1,31 @@
-//! What is not HTTP: bytes from the caller to an endpoint of what it called, and back.
+//! What is not HTTP: bytes from the caller to an endpoint of what it called, or of what a route leads to, and back.
 
 use std::{io, rc::Rc};
 
 use ::http::StatusCode;
 use bytes::BytesMut;
 use hbone::{Stream, server::Arrival};
-use mesh::Target;
+use mesh::{
+    RouteKey, Target,
+    route::{Found, To},
+};
 use runtime::record::{Bytes as Carried, Connection as Record, Direction, End, Security};
 use tokio::io::{AsyncReadExt, copy_bidirectional};
 
 use crate::{
-    arrival::{Call, Failure},
+    arrival::{Call, Called, Failure},
     authorize,
     body::Rewind,
-    upstream::{Io, endpoint},
+    detect,
+    upstream::{self, Io},
     worker::Worker,
 };
 
 /// A connection to an endpoint.
 pub(crate) struct Backend {
     target: Target,
+    /// The route that has led to it.
+    route: Option<RouteKey>,
     io: Io,
     /// What it has said already.
     said: BytesMut,
@@ -35,32 +41,93 @@ impl Backend {
     }
 }
 
-/// Connects to an endpoint of what was called.
-pub(crate) async fn dial(worker: &Rc<Worker>, call: &Rc<Call>) -> Result<Backend, Failure> {
-    let target = endpoint(worker, call)?;
+/// Connects to an endpoint of what was called, or of what the route leads to that is for the connection. `server` is
+/// the name that is asked for in TLS, where that was read.
+pub(crate) async fn dial(
+    worker: &Rc<Worker>,
+    call: &Rc<Call>,
+    server: Option<&str>,
+) -> Result<Backend, Failure> {
+    let (target, route) = pick(worker, call, server)?;
     let io = worker.upstream.open(call, &target).await?;
-    Ok(Backend { target, io, said: BytesMut::new() })
+    Ok(Backend { target, route, io, said: BytesMut::new() })
+}
+
+fn pick(worker: &Worker, call: &Call, server: Option<&str>) -> Result<(Target, Option<RouteKey>), Failure> {
+    let snapshot = worker.shared.mesh.current();
+    let called = match &call.called {
+        Called::Service(service) => Some(&service.key),
+        Called::Workload(_) => None,
+    };
+    let routes = called.and_then(|service| snapshot.routes(service));
+    let namespace = call.namespace(&worker.shared.settings);
+    let found = routes.map_or(Found::NoRoute, |routes| routes.find_connection(call.port, namespace, server));
+    let matched = match found {
+        Found::NoRoute => return Ok((upstream::endpoint_in(worker, call, &snapshot)?, None)),
+        Found::NoMatch => {
+            let (of, server) = (call.claims.behind.clone(), server.map(Into::into));
+            return Err(Failure::NoRoute { of, server });
+        }
+        Found::Rule(matched) => matched,
+    };
+    let route = matched.route.key.clone();
+    let nowhere = |reason: String| Failure::Nowhere { route: route.clone(), reason };
+    let backend = matched.rule.backend(rand::random());
+    let backend = backend.ok_or_else(|| nowhere("none of its backends has a share".to_owned()))?;
+    let (service, port) = match &backend.to {
+        To::Nowhere(reason) => return Err(nowhere(reason.to_string())),
+        To::Service { service, port } => (service, *port),
+    };
+    // What a route leads to is for others to say than what was called, and so is whatever a consumer's does.
+    if called != Some(service) || matched.route.for_namespace.is_some() {
+        authorize::onward_connection(worker, call, &snapshot, service, port)?;
+    }
+    let service =
+        snapshot.service(service).ok_or_else(|| nowhere(format!("there is no service {service}")))?;
+    let target = upstream::choose(worker, call, &snapshot, service, port)?;
+    Ok((target, Some(route)))
 }
 
 /// Carries an arrival that is known to be no HTTP; an endpoint is dialled before it is answered.
 pub(crate) async fn carry(worker: &Rc<Worker>, call: &Rc<Call>, arrival: Arrival) {
     let mut record = begin(worker, call);
     let backend = match authorize::connection(worker, call, &mut record) {
-        Ok(()) => dial(worker, call).await,
+        Ok(()) => dial(worker, call, None).await,
         Err(refused) => Err(refused),
     };
     let backend = match backend {
         Ok(backend) => backend,
         Err(failure) => {
-            worker.shared.metrics.refused(failure.name());
-            fail(&mut record, &failure);
+            fail(worker, &mut record, &failure);
             return arrival.refuse(failure.status());
         }
     };
     if let Ok(tunnel) = arrival.accept(None) {
-        copy(record, Rewind::new(Default::default(), tunnel.into_stream()), backend).await;
+        copy(record, Rewind::new(Default::default(), tunnel.into_stream()), backend, None).await;
     } else {
         record.end_because(End::ResetBySource, "the caller gave up");
+    }
+}
+
+/// Carries an arrival to the server that it asks for in TLS, which is passed through as it is.
+pub(crate) async fn carry_tls(worker: &Rc<Worker>, call: &Rc<Call>, arrival: Arrival) {
+    let mut record = begin(worker, call);
+    if let Err(refused) = authorize::connection(worker, call, &mut record) {
+        fail(worker, &mut record, &refused);
+        return arrival.refuse(refused.status());
+    }
+    let Ok(tunnel) = arrival.accept(None) else {
+        return record.end_because(End::ResetBySource, "the caller gave up");
+    };
+    let (server, stream) = detect::server(tunnel.into_stream()).await;
+    let dialled = match server {
+        Ok(server) => dial(worker, call, server.as_deref()).await.map(|backend| (backend, server)),
+        Err(no_hello) => Err(no_hello.into()),
+    };
+    match dialled {
+        Ok((backend, server)) => copy(record, stream, backend, server.as_deref()).await,
+        // Dropping the stream resets the caller.
+        Err(failure) => fail(worker, &mut record, &failure),
     }
 }
 
@@ -75,15 +142,12 @@ pub(crate) async fn relay(
     let backend = match (authorize::connection(worker, call, &mut record), backend) {
         (Err(refused), _) => Err(refused),
         (Ok(()), Some(backend)) => backend,
-        (Ok(()), None) => dial(worker, call).await,
+        (Ok(()), None) => dial(worker, call, None).await,
     };
     match backend {
-        Ok(backend) => copy(record, stream, backend).await,
+        Ok(backend) => copy(record, stream, backend, None).await,
         // Dropping the stream resets the caller.
-        Err(failure) => {
-            worker.shared.metrics.refused(failure.name());
-            fail(&mut record, &failure);
-        }
+        Err(failure) => fail(worker, &mut record, &failure),
     }
 }
 
@@ -93,19 +157,21 @@ fn begin(worker: &Worker, call: &Call) -> Record {
     record.source_identity(&call.claims.caller);
     record.security(Security::MutualTls);
     call.workload.iter().for_each(|workload| record.source(workload));
-    if let crate::arrival::Called::Service(service) = &call.called {
+    if let Called::Service(service) = &call.called {
         record.service(service);
     }
     record
 }
 
-fn fail(record: &mut Record, failure: &Failure) {
+fn fail(worker: &Worker, record: &mut Record, failure: &Failure) {
+    worker.shared.metrics.refused(failure.name());
     let end = if failure.status() == StatusCode::UNAUTHORIZED { End::Denied } else { End::ConnectFailed };
     record.end_because(end, failure);
 }
 
-async fn copy(mut record: Record, caller: Rewind<Stream>, backend: Backend) {
-    let Backend { target, io, said } = backend;
+async fn copy(mut record: Record, caller: Rewind<Stream>, backend: Backend, server: Option<&str>) {
+    let Backend { target, route, io, said } = backend;
+    route.iter().for_each(|route| record.route(route, server));
     record.destination(&target.workload);
     record.destination_address(target.address);
     record.opened();

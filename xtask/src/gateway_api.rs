@@ -13,7 +13,8 @@ use crate::{kind::tools, shell};
 /// Its version is that of the suite's module, where it is a dependency.
 const MODULE: &str = "sigs.k8s.io/gateway-api";
 /// What a waypoint reads.
-const KINDS: [&str; 5] = ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"];
+const KINDS: [&str; 7] =
+    ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "tlsroutes", "tcproutes", "referencegrants"];
 
 /// The files of the standard channel's definitions, as far as waypoints read them.
 pub(crate) fn definitions(root: &Path) -> Result<Vec<PathBuf>> {

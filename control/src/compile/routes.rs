@@ -1,7 +1,7 @@
-//! HTTPRoutes and GRPCRoutes to what waypoints are told: for each service with a waypoint its routes, with what they
-//! refer to found.
+//! Routes to what waypoints are told: for each service with a waypoint its routes, with what they refer to found.
 //!
-//! What a route refers to and is not there, or may not be referred to, makes its share 500 and nothing else.
+//! What a route refers to and is not there, or may not be referred to, makes its share 500 and nothing else; of
+//! connections its share is refused.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use std::{
 use mesh::{
     RouteKey, ServiceKey, ServiceRoutes,
     request::RequestPolicies,
-    route::{self, Backend, Filter, Mirror, Protocol, Route, RouteKind, To},
+    route::{self, Backend, Filter, Found, Mirror, Protocol, Route, RouteKind, To},
 };
 
 use super::{
@@ -40,6 +40,26 @@ struct Outcome {
     unresolved: Vec<Unresolved>,
     /// Rules that cannot be carried out, and why.
     invalid: Vec<(usize, Arc<str>)>,
+}
+
+/// What is followed in the place of a route.
+#[derive(Clone, Copy)]
+enum Instead {
+    Kind(RouteKind),
+    /// Of the same kind.
+    Older,
+}
+
+impl Instead {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Kind(RouteKind::Grpc) => "a GRPCRoute",
+            Self::Kind(RouteKind::Http) => "an HTTPRoute",
+            Self::Kind(RouteKind::Tls) => "a TLSRoute",
+            Self::Kind(RouteKind::Tcp) => "a TCPRoute",
+            Self::Older => "an older TCPRoute",
+        }
+    }
 }
 
 /// How a route stands with one parent, until all routes are known.
@@ -77,21 +97,13 @@ impl<'v> Compiler<'v, '_> {
                         created: created(route),
                         port: *port,
                         for_namespace: consumer(&key, service),
+                        hostnames: route.hostnames.clone(),
                         rules: rules.clone(),
                     };
                     of_services.entry(service.clone()).or_default().push(compiled);
                 }
                 let rules = rules.len();
                 standings.push(Standing { key: key.clone(), at, parent, attached, outcome, rules });
-            }
-        }
-        for standing in standings {
-            self.stands(standing, &of_services);
-        }
-        for (key, route) in self.all_routes() {
-            if let Some(refused) = &route.refused {
-                self.out.routes_status.remove(&key);
-                self.refused_route(&key, refused);
             }
         }
         self.lead_to_backends(&of_services);
@@ -117,16 +129,24 @@ impl<'v> Compiler<'v, '_> {
                 Err(error) => tracing::error!(%service, %error, "routes cannot be ordered"),
             }
         }
+        for standing in standings {
+            self.stands(standing);
+        }
+        for (key, route) in self.all_routes() {
+            if let Some(refused) = &route.refused {
+                self.out.routes_status.remove(&key);
+                self.refused_route(&key, refused);
+            }
+        }
     }
 
     fn all_routes(&self) -> Vec<(ObjectKey, &'v manifest::Route)> {
-        let mut all = self.of_kind(Kind::HTTPRoute, Object::route);
-        all.extend(self.of_kind(Kind::GRPCRoute, Object::route));
-        all
+        let kinds = [Kind::HTTPRoute, Kind::GRPCRoute, Kind::TLSRoute, Kind::TCPRoute];
+        kinds.into_iter().flat_map(|kind| self.of_kind(kind, Object::route)).collect()
     }
 
     /// Says how a route stands with a parent.
-    fn stands(&mut self, standing: Standing<'_>, of_services: &BTreeMap<ServiceKey, Vec<Route>>) {
+    fn stands(&mut self, standing: Standing<'_>) {
         let Standing { key, at, parent, attached, outcome, rules } = standing;
         let field = format!("spec.parentRefs[{at}]");
         let invalid: Vec<String> =
@@ -139,10 +159,12 @@ impl<'v> Compiler<'v, '_> {
                 self.warn(&key, &field, message.clone());
                 conditions.push(Condition::not_accepted(reason, message));
             }
-            Ok(attached) if attached.iter().all(|to| self.gives_way(&key, to, of_services)) => {
-                let message = "a GRPCRoute is for the same service and port, and goes before";
-                self.warn(&key, &field, message);
-                conditions.push(Condition::not_accepted("Conflicted", message.to_owned()));
+            Ok(attached) if attached.iter().all(|to| self.instead_of(&key, to).is_some()) => {
+                let instead = attached.first().and_then(|to| self.instead_of(&key, to));
+                let what = instead.map_or("another route", Instead::words);
+                let message = format!("{what} is for the same service and port, and goes before");
+                self.warn(&key, &field, message.clone());
+                conditions.push(Condition::not_accepted("Conflicted", message));
             }
             Ok(_) if !outcome.invalid.is_empty() && outcome.invalid.len() == rules => {
                 let message = format!("no rule can be carried out, and all are answered 500: {invalid}");
@@ -161,28 +183,25 @@ impl<'v> Compiler<'v, '_> {
         self.out.routes_status.entry(key).or_default().push(status);
     }
 
-    /// Whether routes of calls are for the very same: of several kinds one alone is followed, and GRPCRoute is first.
-    fn gives_way(
-        &self,
-        key: &ObjectKey,
-        (service, port): &Attachment,
-        of_services: &BTreeMap<ServiceKey, Vec<Route>>,
-    ) -> bool {
-        if key.kind != Kind::HTTPRoute {
-            return false;
-        }
-        let routes = of_services.get(service).into_iter().flatten();
+    /// What is followed in the place of a route, on every port that it is for: of several kinds one alone is, and of
+    /// TCPRoutes the oldest.
+    fn instead_of(&self, key: &ObjectKey, (service, port): &Attachment) -> Option<Instead> {
+        let own = route_key(key);
         let whose = consumer(key, service);
-        let of_calls =
-            routes.filter(|route| route.key.kind == RouteKind::Grpc && route.for_namespace == whose);
-        let of_calls: Vec<Option<u16>> = of_calls.map(|route| route.port).collect();
-        let taken = |port: u16| of_calls.iter().any(|of| of.is_none_or(|of| of == port));
+        let routes = self.out.routes.get(service)?;
+        let on = |port: u16| match routes.kind(port, whose.as_deref())? {
+            RouteKind::Tcp if own.kind == RouteKind::Tcp => {
+                let found = routes.find_connection(port, whose.as_deref(), None);
+                matches!(found, Found::Rule(of) if of.route.key != own).then_some(Instead::Older)
+            }
+            kind => (kind != own.kind).then_some(Instead::Kind(kind)),
+        };
         match port {
-            Some(port) => taken(*port),
+            Some(port) => on(*port),
             None => {
-                let ports = self.out.services.get(service).map(|service| &service.ports[..]);
-                let mut ports = ports.unwrap_or_default().iter().map(|port| port.service_port).peekable();
-                ports.peek().is_some() && ports.all(taken)
+                let ports = &self.out.services.get(service)?.ports;
+                let all: Option<Vec<Instead>> = ports.iter().map(|port| on(port.service_port)).collect();
+                all?.first().copied()
             }
         }
     }
@@ -373,7 +392,8 @@ impl<'v> Compiler<'v, '_> {
             Ok(found) => found,
             Err(unresolved) => {
                 let Unresolved { part, message, .. } = &unresolved;
-                self.warn(key, &format!("{field}.{part}"), format!("{message}: its share is answered 500"));
+                let share = if is_of_requests(key) { "answered 500" } else { "refused" };
+                self.warn(key, &format!("{field}.{part}"), format!("{message}: its share is {share}"));
                 let reason = message.as_str().into();
                 outcome.unresolved.push(unresolved);
                 To::Nowhere(reason)
@@ -407,7 +427,7 @@ impl<'v> Compiler<'v, '_> {
         }
         let said = self.protocols(&service).into_iter().find(|(of, _)| *of == port);
         let unsupported = match said {
-            Some((_, Protocol::Tcp)) => Some("no HTTP"),
+            Some((_, Protocol::Tcp)) if is_of_requests(key) => Some("no HTTP"),
             Some((_, Protocol::Http1)) if key.kind == Kind::GRPCRoute => {
                 Some("HTTP/1, which carries no calls")
             }
@@ -456,8 +476,18 @@ fn consumer(key: &ObjectKey, service: &ServiceKey) -> Option<Arc<str>> {
     (service.namespace != key.namespace).then(|| key.namespace.clone())
 }
 
+/// Whether it routes requests, and not connections as they are.
+fn is_of_requests(key: &ObjectKey) -> bool {
+    route_key(key).kind.is_of_requests()
+}
+
 fn route_key(key: &ObjectKey) -> RouteKey {
-    let kind = if key.kind == Kind::GRPCRoute { RouteKind::Grpc } else { RouteKind::Http };
+    let kind = match key.kind {
+        Kind::GRPCRoute => RouteKind::Grpc,
+        Kind::TLSRoute => RouteKind::Tls,
+        Kind::TCPRoute => RouteKind::Tcp,
+        _ => RouteKind::Http,
+    };
     RouteKey { namespace: key.namespace.clone(), name: key.name.clone(), kind }
 }
 
@@ -465,5 +495,7 @@ fn created(route: &manifest::Route) -> Arc<str> {
     route.metadata.creation_timestamp.as_deref().unwrap_or_default().into()
 }
 
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod tests;

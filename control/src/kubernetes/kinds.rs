@@ -53,12 +53,15 @@ struct Resource {
 const SECURITY: &[&str] = &["v1", "v1beta1"];
 const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 const GATEWAY: &[&str] = &["v1", "v1beta1"];
+const TLS_ROUTES: &[&str] = &["v1", "v1alpha3", "v1alpha2"];
+const TCP_ROUTES: &[&str] = &["v1", "v1alpha2"];
 
 fn resource(kind: Kind) -> Resource {
     let core = |plural| Resource { group: "", plural, versions: &["v1"] };
     let security = |plural| Resource { group: "security.istio.io", plural, versions: SECURITY };
     let networking = |plural| Resource { group: "networking.istio.io", plural, versions: NETWORKING };
-    let gateway = |plural| Resource { group: "gateway.networking.k8s.io", plural, versions: GATEWAY };
+    let of_gateways = |plural, versions| Resource { group: "gateway.networking.k8s.io", plural, versions };
+    let gateway = |plural| of_gateways(plural, GATEWAY);
     match kind {
         Kind::Namespace => core("namespaces"),
         Kind::Node => core("nodes"),
@@ -75,6 +78,8 @@ fn resource(kind: Kind) -> Resource {
         Kind::Gateway => gateway("gateways"),
         Kind::HTTPRoute => gateway("httproutes"),
         Kind::GRPCRoute => gateway("grpcroutes"),
+        Kind::TLSRoute => of_gateways("tlsroutes", TLS_ROUTES),
+        Kind::TCPRoute => of_gateways("tcproutes", TCP_ROUTES),
         Kind::ReferenceGrant => gateway("referencegrants"),
     }
 }
@@ -159,6 +164,8 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
         | Kind::Gateway
         | Kind::HTTPRoute
         | Kind::GRPCRoute
+        | Kind::TLSRoute
+        | Kind::TCPRoute
         | Kind::ReferenceGrant => remove(object, "status"),
     }
 }

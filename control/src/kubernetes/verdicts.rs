@@ -59,6 +59,8 @@ pub fn is_judged(kind: Kind) -> bool {
         | Kind::Gateway
         | Kind::HTTPRoute
         | Kind::GRPCRoute
+        | Kind::TLSRoute
+        | Kind::TCPRoute
         | Kind::ReferenceGrant => false,
     }
 }

@@ -28,17 +28,13 @@ const GROUPS: [Group; 5] = [
     Group {
         name: "gateway.networking.k8s.io",
         versions: &["v1", "v1beta1"],
-        ours: &["GRPCRoute", "Gateway", "HTTPRoute", "ReferenceGrant"],
-        others: Some(&[
-            "BackendTLSPolicy",
-            "GatewayClass",
-            "ListenerSet",
-            "TCPRoute",
-            "TLSRoute",
-            "UDPRoute",
-        ]),
+        ours: &["GRPCRoute", "Gateway", "HTTPRoute", "ReferenceGrant", "TCPRoute", "TLSRoute"],
+        others: Some(&["BackendTLSPolicy", "GatewayClass", "ListenerSet", "UDPRoute"]),
     },
 ];
+
+/// Kinds whose first versions say the same in the fields that are read.
+const EARLY: [(&str, &[&str]); 2] = [("TCPRoute", &["v1alpha2"]), ("TLSRoute", &["v1alpha3", "v1alpha2"])];
 
 /// Letters changed, added or left out that still are a slip.
 const SLIPS: usize = 2;
@@ -61,8 +57,9 @@ pub(super) fn mistaken(api_version: &str, kind: &str) -> Option<(&'static str, S
         return Some(("apiVersion", reason));
     };
     let is_ours = known.ours.contains(&kind);
-    if is_ours && !known.versions.contains(&version) {
-        let versions = known.versions.join(", ");
+    let early = EARLY.iter().find(|(of, _)| *of == kind).map_or(&[][..], |(_, versions)| versions);
+    if is_ours && !known.versions.contains(&version) && !early.contains(&version) {
+        let versions = [known.versions, early].concat().join(", ");
         let reason = format!("{version:?} is no version of {kind} that is known here: {versions}");
         return Some(("apiVersion", reason));
     }
@@ -101,6 +98,9 @@ mod tests {
             ("v1", "Pods", "kind", "Pod"),
             ("v2", "Service", "apiVersion", "v1"),
             ("discovery.k8s.io/v1", "EndpointSlices", "kind", "EndpointSlice"),
+            ("gateway.networking.k8s.io/v1alpha2", "HTTPRoute", "apiVersion", "v1beta1"),
+            ("gateway.networking.k8s.io/v1alpha9", "TCPRoute", "apiVersion", "v1alpha2"),
+            ("gateway.networking.k8s.io/v1", "TLSRoutes", "kind", "TLSRoute"),
         ] {
             let (at, reason) = mistaken(api_version, kind).expect(kind);
             assert_eq!(at, field, "{kind}");
@@ -125,6 +125,8 @@ mod tests {
             ("gateway.networking.k8s.io/v1", "GatewayClass"),
             ("gateway.networking.k8s.io/v1", "GRPCRoute"),
             ("gateway.networking.k8s.io/v1alpha2", "TCPRoute"),
+            ("gateway.networking.k8s.io/v1", "TLSRoute"),
+            ("gateway.networking.k8s.io/v1alpha3", "BackendTLSPolicy"),
             ("gateway.networking.k8s.io/v1beta1", "ReferenceGrant"),
             ("v1", "Pod"),
         ] {

@@ -90,12 +90,14 @@ pub enum Kind {
     Gateway,
     HTTPRoute,
     GRPCRoute,
+    TLSRoute,
+    TCPRoute,
     ReferenceGrant,
 }
 
 impl Kind {
     /// Every kind, in the order in which objects sort.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -109,6 +111,8 @@ impl Kind {
         Self::Gateway,
         Self::HTTPRoute,
         Self::GRPCRoute,
+        Self::TLSRoute,
+        Self::TCPRoute,
         Self::ReferenceGrant,
     ];
 
@@ -128,6 +132,8 @@ impl Kind {
             ("gateway.networking.k8s.io", "Gateway") => Some(Self::Gateway),
             ("gateway.networking.k8s.io", "HTTPRoute") => Some(Self::HTTPRoute),
             ("gateway.networking.k8s.io", "GRPCRoute") => Some(Self::GRPCRoute),
+            ("gateway.networking.k8s.io", "TLSRoute") => Some(Self::TLSRoute),
+            ("gateway.networking.k8s.io", "TCPRoute") => Some(Self::TCPRoute),
             ("gateway.networking.k8s.io", "ReferenceGrant") => Some(Self::ReferenceGrant),
             _ => None,
         }
@@ -135,7 +141,7 @@ impl Kind {
 
     /// Whether it is a kind of route.
     pub fn is_route(self) -> bool {
-        matches!(self, Self::HTTPRoute | Self::GRPCRoute)
+        matches!(self, Self::HTTPRoute | Self::GRPCRoute | Self::TLSRoute | Self::TCPRoute)
     }
 
     fn cluster_wide(self) -> bool {
@@ -159,6 +165,8 @@ pub enum Object {
     Gateway(Box<Gateway>),
     HTTPRoute(Box<Route>),
     GRPCRoute(Box<Route>),
+    TLSRoute(Box<Route>),
+    TCPRoute(Box<Route>),
     ReferenceGrant(Box<ReferenceGrant>),
 }
 
@@ -176,7 +184,10 @@ impl Object {
     /// It, if it is a route.
     pub fn route(&self) -> Option<&Route> {
         match self {
-            Self::HTTPRoute(route) | Self::GRPCRoute(route) => Some(route),
+            Self::HTTPRoute(route)
+            | Self::GRPCRoute(route)
+            | Self::TLSRoute(route)
+            | Self::TCPRoute(route) => Some(route),
             _ => None,
         }
     }
@@ -191,7 +202,10 @@ impl Object {
 
     pub(crate) fn route_mut(&mut self) -> Option<&mut Route> {
         match self {
-            Self::HTTPRoute(route) | Self::GRPCRoute(route) => Some(route),
+            Self::HTTPRoute(route)
+            | Self::GRPCRoute(route)
+            | Self::TLSRoute(route)
+            | Self::TCPRoute(route) => Some(route),
             _ => None,
         }
     }
@@ -206,7 +220,10 @@ impl Object {
             Self::Node(object) => object.metadata.share(&[], shared),
             Self::Gateway(object) => object.metadata.share(&[], shared),
             // Its age counts.
-            Self::HTTPRoute(object) | Self::GRPCRoute(object) => object.metadata.labels.share(shared),
+            Self::HTTPRoute(object)
+            | Self::GRPCRoute(object)
+            | Self::TLSRoute(object)
+            | Self::TCPRoute(object) => object.metadata.labels.share(shared),
             Self::ReferenceGrant(object) => object.metadata.share(&[], shared),
             Self::ServiceEntry(_)
             | Self::WorkloadEntry(_)
@@ -417,6 +434,8 @@ impl Reader<'_, '_> {
                     let route = Box::new(route.refused(problem.field.clone(), problem.reason.clone()));
                     let route = match kind {
                         Kind::GRPCRoute => Object::GRPCRoute(route),
+                        Kind::TLSRoute => Object::TLSRoute(route),
+                        Kind::TCPRoute => Object::TCPRoute(route),
                         _ => Object::HTTPRoute(route),
                     };
                     self.parsed.refused_routes.push((key.clone(), route));
@@ -450,6 +469,8 @@ impl Reader<'_, '_> {
             Kind::Gateway => Object::Gateway(Box::new(self.checked(item, Gateway::check)?)),
             Kind::HTTPRoute => Object::HTTPRoute(Box::new(self.converted(item, Route::from_manifest)?)),
             Kind::GRPCRoute => Object::GRPCRoute(Box::new(self.converted(item, Route::from_grpc_manifest)?)),
+            Kind::TLSRoute => Object::TLSRoute(Box::new(self.converted(item, Route::from_tls_manifest)?)),
+            Kind::TCPRoute => Object::TCPRoute(Box::new(self.converted(item, Route::from_tcp_manifest)?)),
             Kind::ReferenceGrant => Object::ReferenceGrant(Box::new(self.typed_or(item)?)),
             Kind::AuthorizationPolicy => {
                 let policy = |manifest| Authorization::from_manifest(manifest, &key.namespace);

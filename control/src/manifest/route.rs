@@ -1,4 +1,4 @@
-//! HTTPRoute of the Gateway API, and what GRPCRoute has in common with it. What a route refers to is looked for when it
+//! HTTPRoute of the Gateway API, and what the other kinds of routes have in common with it. What a route refers to is looked for when it
 //! is compiled; all else is settled here.
 //!
 //! A field that is not known refuses the route: a filter that was passed over might be what keeps somebody out. A route
@@ -6,6 +6,7 @@
 
 mod filter;
 mod grpc;
+mod stream;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,11 +28,13 @@ const MOST_PATTERNS: usize = 64;
 /// The methods that a route may name.
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
-/// A route that was understood: an HTTPRoute or a GRPCRoute.
+/// A route that was understood, of whatever kind.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Route {
     pub metadata: Metadata,
     pub parents: Vec<Reference>,
+    /// Of a TLSRoute: the servers that it is for; none: every one.
+    pub hostnames: Vec<Arc<str>>,
     pub rules: Vec<Rule>,
     /// What has no effect here, with why.
     pub remarks: Vec<(String, String)>,
@@ -259,7 +262,7 @@ impl Route {
         distinct_names(&rules)?;
         few_patterns(&rules)?;
         let parents = spec.parent_refs.unwrap_or_default();
-        Ok(Self { metadata, parents, rules, remarks, refused: None })
+        Ok(Self { metadata, parents, hostnames: Vec::new(), rules, remarks, refused: None })
     }
 }
 

@@ -36,6 +36,8 @@ fn route(from: &Route) -> wire::Route {
     let kind = match from.key.kind {
         RouteKind::Http => wire::RouteKind::Http,
         RouteKind::Grpc => wire::RouteKind::Grpc,
+        RouteKind::Tls => wire::RouteKind::TlsRoute,
+        RouteKind::Tcp => wire::RouteKind::TcpRoute,
     };
     wire::Route {
         kind: kind.into(),
@@ -45,6 +47,7 @@ fn route(from: &Route) -> wire::Route {
         port: from.port.map_or(0, u32::from),
         rules: from.rules.iter().map(rule).collect(),
         for_namespace: from.for_namespace.as_deref().unwrap_or_default().to_owned(),
+        hostnames: texts(&from.hostnames),
     }
 }
 

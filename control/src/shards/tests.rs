@@ -99,7 +99,7 @@ impl Step {
                 "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n{meta}\nspec: {{gatewayClassName: culvert-waypoint}}"
             ),
             10 | 11 => {
-                let kind = ["HTTPRoute", "GRPCRoute"][kind - 10];
+                let kind = ["HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"][kind - 10 + 2 * (variant / 3)];
                 let (parent, backend) = (NAMESPACES[*address], NAMESPACES[variant % 3]);
                 format!(
                     "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\n{meta}\nspec: {{parentRefs: [{{group: '', \

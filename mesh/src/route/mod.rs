@@ -2,8 +2,13 @@
 //! it. The shape is that of HTTPRoute and GRPCRoute, whose fields are one here: a call of gRPC is a request whose
 //! path is `/SERVICE/METHOD`.
 //!
-//! Which rule is for a request is decided in [`table`]; what a rule says is carried out by the waypoint.
+//! TLSRoute and TCPRoute have the same backends, and nothing of a request to compare.
+//!
+//! Which rule is for a request is decided in [`table`], which is for a connection in [`connection`]; what a rule says is
+//! carried out by the waypoint.
 
+mod connection;
+mod kinds;
 mod table;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -11,6 +16,8 @@ use std::{fmt, sync::Arc, time::Duration};
 pub use table::{Found, Matched, Request};
 
 use crate::{ServiceKey, request::RequestPolicies, token::Authentication};
+use connection::Connections;
+use kinds::Kinds;
 use table::Table;
 
 /// The kinds of routes, in the order in which they sort.
@@ -18,6 +25,30 @@ use table::Table;
 pub enum RouteKind {
     Http,
     Grpc,
+    /// Of connections, by the server's name that is asked for in TLS.
+    Tls,
+    /// Of connections.
+    Tcp,
+}
+
+impl RouteKind {
+    /// Whether it routes requests, and not connections as they are.
+    pub fn is_of_requests(self) -> bool {
+        match self {
+            Self::Http | Self::Grpc => true,
+            Self::Tls | Self::Tcp => false,
+        }
+    }
+
+    /// Of several kinds for one port that of the lowest rank alone is followed.
+    pub fn rank(self) -> u8 {
+        match self {
+            Self::Grpc => 0,
+            Self::Http => 1,
+            Self::Tls => 2,
+            Self::Tcp => 3,
+        }
+    }
 }
 
 /// A route's name.
@@ -58,7 +89,9 @@ pub struct ServiceRoutes {
     /// Whose tokens its requests may bring.
     pub authentication: Authentication,
     routes: Vec<Route>,
+    kinds: Kinds,
     table: Table,
+    connections: Connections,
 }
 
 /// One route, as far as it is for this service.
@@ -72,6 +105,9 @@ pub struct Route {
     /// Only requests of callers of that namespace, for whom it is in the place of those that are for everybody: the
     /// route of a consumer.
     pub for_namespace: Option<Arc<str>>,
+    /// TLSRoutes: the servers that it is for, in lower case, with `*.` before those below a name; none: every one.
+    pub hostnames: Vec<Arc<str>>,
+    /// Of a route of connections the first alone holds.
     pub rules: Vec<Rule>,
 }
 
@@ -246,6 +282,20 @@ impl Retry {
 }
 
 impl Rule {
+    /// The backend for one request or connection: each by its weight over all numbers. `None` if none has a share.
+    pub fn backend(&self, random: u64) -> Option<&Backend> {
+        let total: u64 = self.backends.iter().map(|backend| u64::from(backend.weight)).sum();
+        // The bias is below 2^-32.
+        let mut left = random.checked_rem(total)?;
+        self.backends.iter().find(|backend| match left.checked_sub(u64::from(backend.weight)) {
+            Some(rest) => {
+                left = rest;
+                false
+            }
+            None => true,
+        })
+    }
+
     /// Everything that a request or a copy of it may be sent to.
     pub fn leads_to(&self) -> impl Iterator<Item = &To> {
         let of_backends = self.backends.iter().flat_map(|backend| &backend.filters);
@@ -290,9 +340,10 @@ impl ServiceRoutes {
         ports: Vec<(u16, Protocol)>,
         routes: Vec<Route>,
     ) -> Result<Self, BadPattern> {
+        let (kinds, connections) = (Kinds::new(&routes), Connections::new(&routes));
         let table = Table::new(&routes)?;
         let (policies, authentication) = (RequestPolicies::default(), Authentication::default());
-        Ok(Self { service, ports, policies, authentication, routes, table })
+        Ok(Self { service, ports, policies, authentication, routes, kinds, table, connections })
     }
 
     /// With policies for its requests.
@@ -310,14 +361,19 @@ impl ServiceRoutes {
         self.ports.iter().find(|(of, _)| *of == port).map_or(Protocol::Unknown, |(_, protocol)| *protocol)
     }
 
-    /// Whether routes are for requests to that port by callers of that namespace.
-    pub fn has_routes_of(&self, port: u16, caller: Option<&str>) -> bool {
-        self.routes.iter().any(|route| route.is_for(port, caller))
+    /// The kind of routes that is followed on that port for callers of that namespace; `None` if no route is for it.
+    pub fn kind(&self, port: u16, caller: Option<&str>) -> Option<RouteKind> {
+        self.followed(port, caller).map(|followed| followed.kind)
     }
 
-    /// Whether a route is for that port by name, and not for all ports of the service.
+    fn followed<'c>(&self, port: u16, caller: Option<&'c str>) -> Option<kinds::Followed<'c>> {
+        self.kinds.followed(port, caller, self.protocol(port) == Protocol::Tcp)
+    }
+
+    /// Whether a route of requests is for that port by name, and not for all ports of the service.
     pub fn is_named_by_routes(&self, port: u16, caller: Option<&str>) -> bool {
-        self.routes.iter().any(|route| route.port.is_some() && route.is_for(port, caller))
+        let named = |route: &Route| route.key.kind.is_of_requests() && route.port.is_some();
+        self.routes.iter().any(|route| named(route) && route.is_for(port, caller))
     }
 
     /// Its routes.
@@ -327,7 +383,14 @@ impl ServiceRoutes {
 
     /// The rule for a request to `port` of the service, by a caller of that namespace; `None` if his is not known.
     pub fn find(&self, port: u16, caller: Option<&str>, request: &impl Request) -> Found<'_> {
-        self.table.find(&self.routes, port, caller, request)
+        let followed = self.kinds.followed(port, caller, false);
+        self.table.find(&self.routes, port, followed, request)
+    }
+
+    /// The rule for a connection to `port` of the service that is carried as it is. `server` is the name of the server
+    /// that is asked for in TLS. Where routes of requests are followed, none is for it.
+    pub fn find_connection(&self, port: u16, caller: Option<&str>, server: Option<&str>) -> Found<'_> {
+        self.connections.find(&self.routes, port, self.followed(port, caller), server)
     }
 }
 

@@ -6,14 +6,13 @@
 //! the most headers; then the same. Of patterns the specification says nothing: here they come after exact paths and
 //! before prefixes, since a prefix is mostly the rule for the rest.
 //!
-//! Before all of that it is settled which routes are followed at all: those of the caller's own namespace in the place of
-//! those for everybody, and of several kinds for one port GRPCRoutes in the place of HTTPRoutes.
+//! Before all of that it is settled which routes are followed at all ([`super::kinds`]).
 
 use std::{borrow::Cow, cmp::Reverse};
 
 use regex::{Regex, RegexBuilder};
 
-use super::{BadPattern, FieldMatch, Match, PathMatch, Route, RouteKind, Rule, TextMatch};
+use super::{BadPattern, FieldMatch, Match, PathMatch, Route, RouteKind, Rule, TextMatch, kinds::Followed};
 
 /// The longest pattern, in bytes.
 const LONGEST_PATTERN: usize = 1024;
@@ -56,18 +55,6 @@ pub struct Matched<'a> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Table {
     entries: Vec<Entry>,
-    /// Routes of consumers: for whom, and for which port. Few services have any.
-    consumers: Vec<(Box<str>, Option<u16>)>,
-    /// GRPCRoutes: the same, `None` for everybody.
-    calls: Vec<(Option<Box<str>>, Option<u16>)>,
-}
-
-/// Which routes are followed for a request.
-#[derive(Clone, Copy, PartialEq)]
-struct Followed<'a> {
-    /// Those that are for callers of this namespace, else those for everybody.
-    namespace: Option<&'a str>,
-    kind: RouteKind,
 }
 
 #[derive(Debug, Clone)]
@@ -103,7 +90,7 @@ impl Table {
     pub(super) fn new(routes: &[Route]) -> Result<Self, BadPattern> {
         let everything = [Match::default()];
         let mut ranked = Vec::new();
-        for (at, route) in routes.iter().enumerate() {
+        for (at, route) in routes.iter().enumerate().filter(|(_, route)| route.key.kind.is_of_requests()) {
             for (number, rule) in route.rules.iter().enumerate() {
                 let matches = if rule.matches.is_empty() { &everything } else { rule.matches.as_slice() };
                 for (place, of_rule) in matches.iter().enumerate() {
@@ -114,36 +101,18 @@ impl Table {
             }
         }
         ranked.sort_by_key(|(rank, _)| *rank);
-        let own = |route: &Route| Some((route.for_namespace.as_deref()?.into(), route.port));
-        let mut consumers: Vec<_> = routes.iter().filter_map(own).collect();
-        let calls = routes.iter().filter(|route| route.key.kind == RouteKind::Grpc);
-        let mut calls: Vec<_> =
-            calls.map(|route| (route.for_namespace.as_deref().map(Into::into), route.port)).collect();
-        consumers.sort();
-        consumers.dedup();
-        calls.sort();
-        calls.dedup();
-        Ok(Self { entries: ranked.into_iter().map(|(_, entry)| entry).collect(), consumers, calls })
-    }
-
-    /// Which routes are followed for requests to a port by callers of a namespace.
-    fn followed<'c>(&self, port: u16, caller: Option<&'c str>) -> Followed<'c> {
-        let is_for = |of: &Option<u16>| of.is_none_or(|of| of == port);
-        let namespace = caller
-            .filter(|caller| self.consumers.iter().any(|(whose, of)| **whose == **caller && is_for(of)));
-        let calls = self.calls.iter().any(|(whose, of)| whose.as_deref() == namespace && is_for(of));
-        Followed { namespace, kind: if calls { RouteKind::Grpc } else { RouteKind::Http } }
+        Ok(Self { entries: ranked.into_iter().map(|(_, entry)| entry).collect() })
     }
 
     pub(super) fn find<'a>(
         &'a self,
         routes: &'a [Route],
         port: u16,
-        caller: Option<&str>,
+        followed: Option<Followed<'_>>,
         request: &impl Request,
     ) -> Found<'a> {
         let mut found = Found::NoRoute;
-        let followed = self.followed(port, caller);
+        let Some(followed) = followed.filter(|of| of.kind.is_of_requests()) else { return found };
         let is_followed = |route: &Route| {
             route.port.is_none_or(|of| of == port)
                 && followed == Followed { namespace: route.for_namespace.as_deref(), kind: route.key.kind }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh::PolicyKey;
 use serde_json::{Value, json};
 
-use super::{Connection, Direction, End, Security};
+use super::{Connection, Direction, End, Routed, Security};
 use crate::logging::line::Line;
 
 /// The fields of a connection, but for its end.
@@ -45,6 +45,10 @@ pub(super) fn fields(connection: &Connection, line: &mut Line<'_>) {
         line.text("dst.identity", &identity.to_string());
     }
 
+    if let Some(Routed { route, server }) = connection.route.as_deref() {
+        line.text("route", &route.to_string());
+        server.iter().for_each(|server| line.text("server", server));
+    }
     line.text("security", facts.security.name());
     let (sent, received) = sent_received(connection);
     line.number("bytes_sent", sent);

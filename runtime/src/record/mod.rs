@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh::{Identity, PolicyKey, Service, Workload};
+use mesh::{Identity, PolicyKey, RouteKey, Service, Workload};
 
 use self::{
     labels::Facts,
@@ -73,12 +73,20 @@ pub struct Connection {
     started: Instant,
     policy: Option<PolicyKey>,
     dry_run: Vec<PolicyKey>,
+    /// Few have one.
+    route: Option<Box<Routed>>,
     tcp: Option<Tcp>,
     /// Present once opened.
     series: Option<Arc<Series>>,
     /// Bytes so far, source → destination and back.
     bytes: Bytes,
     end: Option<(End, Option<Box<str>>)>,
+}
+
+/// The route that a connection has taken, and the server that it asked for in TLS.
+struct Routed {
+    route: RouteKey,
+    server: Option<Box<str>>,
 }
 
 /// Bytes carried, by direction.
@@ -144,6 +152,7 @@ impl Records {
             started: Instant::now(),
             policy: None,
             dry_run: Vec::new(),
+            route: None,
             tcp: None,
             series: None,
             bytes: Bytes::default(),
@@ -217,6 +226,11 @@ impl Connection {
     /// Policies in dry-run that would have decided otherwise.
     pub fn dry_run(&mut self, policies: &[PolicyKey]) {
         self.dry_run = policies.to_vec();
+    }
+
+    /// The route that it takes, and the server that it asks for, where that is read.
+    pub fn route(&mut self, route: &RouteKey, server: Option<&str>) {
+        self.route = Some(Box::new(Routed { route: route.clone(), server: server.map(Into::into) }));
     }
 
     /// The connection is admitted and both of its legs stand. Facts set later show in the log only.

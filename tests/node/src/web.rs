@@ -1,17 +1,23 @@
 //! Real web servers and clients for what is routed by its content.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bed::{Pod, Process};
 use serde_json::Value;
 
 /// Where [`serve`] serves.
 pub const PORT: u16 = 8080;
+/// Where [`serve_tls`] serves.
+pub const TLS_PORT: u16 = 8443;
 
 /// A server that says who it is, and what it has seen of the request.
 const SERVER: &str = r#"
-import http.server, json, sys
+import http.server, json, ssl, sys
 history, failures = [], {}
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -31,6 +37,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body += self.rfile.read(length)
         seen = {"name": sys.argv[1], "peer": self.client_address[0], "method": self.command, "path": self.path,
                 "host": self.headers.get("host"), "body": len(body),
+                "sni": getattr(self.connection, "sni", None),
                 "headers": {key.lower(): value for key, value in self.headers.items()}}
         status = 200
         if self.path == "/history":
@@ -62,7 +69,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *arguments): pass
 class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 256
-Server(("0.0.0.0", int(sys.argv[2])), Handler).serve_forever()
+server = Server(("0.0.0.0", int(sys.argv[2])), Handler)
+if len(sys.argv) > 3:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[3], sys.argv[4])
+    context.sni_callback = lambda connection, name, _: setattr(connection, "sni", name)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 "#;
 
 /// A client that asks for another protocol, and then says things that come back.
@@ -110,12 +123,41 @@ pub fn say(pod: &Pod, to: &str, port: u16, text: &str) -> Result<String> {
     Ok(pod.job("python3").args(["-c", SAY, to, &port.to_string(), text]).check()?.stdout)
 }
 
+/// A certificate that its own key has signed, and the key.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Certificate {
+    /// Makes one for a DNS name in a folder, in files of that name.
+    pub fn new(folder: &Path, name: &str, server: &str) -> Result<Self> {
+        let [certificate, key] = ["pem", "key"].map(|end| folder.join(format!("{name}.{end}")));
+        let mut make = Command::new("openssl");
+        make.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+        make.args(["-days", "2", "-subj", "/O=test", "-addext", &format!("subjectAltName=DNS:{server}")]);
+        let made = make.arg("-out").arg(&certificate).arg("-keyout").arg(&key).output()?;
+        ensure!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(Self { certificate, key })
+    }
+}
+
 /// Starts a web server in a pod, and waits until it listens.
 pub fn serve(pod: &Pod) -> Result<Process> {
+    serve_at(pod, PORT, &[])
+}
+
+/// The same over TLS.
+pub fn serve_tls(pod: &Pod, with: &Certificate) -> Result<Process> {
+    serve_at(pod, TLS_PORT, &[&with.certificate, &with.key])
+}
+
+fn serve_at(pod: &Pod, port: u16, more: &[&Path]) -> Result<Process> {
     let name = &pod.spec().name;
-    let job = pod.job("python3").args(["-u", "-c", SERVER, name, &PORT.to_string()]);
-    let mut server = job.spawn(&format!("web-{name}"))?;
-    let listens = || pod.netns().connect(pod.at(PORT), Duration::from_millis(200)).ok();
+    let job = pod.job("python3").args(["-u", "-c", SERVER, name, &port.to_string()]).args(more);
+    let mut server = job.spawn(&format!("web-{name}-{port}"))?;
+    let listens = || pod.netns().connect(pod.at(port), Duration::from_millis(200)).ok();
     server.wait_until(crate::PATIENCE, "its port to listen", listens)?;
     Ok(server)
 }

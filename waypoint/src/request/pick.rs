@@ -19,23 +19,10 @@ pub(super) fn backend(rule: &Rule, random: u64) -> Result<&Backend, Settled> {
     if rule.backends.is_empty() {
         return nothing(StatusCode::INTERNAL_SERVER_ERROR, "the rule leads nowhere");
     }
-    match by_weight(&rule.backends, random) {
+    match rule.backend(random) {
         Some(backend) => Ok(backend),
         None => nothing(StatusCode::INTERNAL_SERVER_ERROR, "no backend of the rule has a share"),
     }
-}
-
-fn by_weight(backends: &[Backend], random: u64) -> Option<&Backend> {
-    let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
-    // The bias is below 2^-32.
-    let mut left = random.checked_rem(total)?;
-    backends.iter().find(|backend| match left.checked_sub(u64::from(backend.weight)) {
-        Some(rest) => {
-            left = rest;
-            false
-        }
-        None => true,
-    })
 }
 
 /// An endpoint of what a backend is, or of what was called.

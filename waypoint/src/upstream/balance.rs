@@ -34,11 +34,6 @@ impl Loads {
     }
 }
 
-/// An endpoint of what was called, by the newest state.
-pub(crate) fn endpoint(worker: &Worker, call: &Call) -> Result<Target, Failure> {
-    endpoint_in(worker, call, &worker.shared.mesh.current())
-}
-
 /// An endpoint of what was called.
 pub(crate) fn endpoint_in(worker: &Worker, call: &Call, snapshot: &Snapshot) -> Result<Target, Failure> {
     match &call.called {

@@ -18,7 +18,7 @@ use hbone::client::{OpenError, Pool as Tunnels};
 use hyper::body::Incoming;
 use mesh::{Attempt, Identity, Passage, Refusal, Snapshot, Target, Tunnel, Verdict};
 
-pub(crate) use balance::{choose, endpoint, endpoint_in};
+pub(crate) use balance::{choose, endpoint_in};
 pub(crate) use connect::Io;
 
 use self::{balance::Loads, pool::Pools};

@@ -60,7 +60,14 @@ impl Converter {
             name: self.share("unreadable"),
             kind: RouteKind::Http,
         };
-        let route = Route { key, created: "".into(), port: None, for_namespace: None, rules: vec![rule] };
+        let route = Route {
+            key,
+            created: "".into(),
+            port: None,
+            for_namespace: None,
+            hostnames: Vec::new(),
+            rules: vec![rule],
+        };
         // What is no HTTP is closed, too: its policies could not be read either.
         let nobody = RequestPolicy {
             key: PolicyKey { namespace: service.namespace.clone(), name: self.share("unreadable") },
@@ -77,6 +84,8 @@ impl Converter {
         let kind = match wire::RouteKind::try_from(from.kind) {
             Ok(wire::RouteKind::Http) => RouteKind::Http,
             Ok(wire::RouteKind::Grpc) => RouteKind::Grpc,
+            Ok(wire::RouteKind::TlsRoute) => RouteKind::Tls,
+            Ok(wire::RouteKind::TcpRoute) => RouteKind::Tcp,
             Err(_) => return Err(invalid("kind", format!("{} is no kind we know", from.kind))),
         };
         Ok(Route {
@@ -88,6 +97,7 @@ impl Converter {
             created: from.created.as_str().into(),
             port: Some(port("route.port", from.port)?).filter(|&port| port != 0),
             for_namespace: (!from.for_namespace.is_empty()).then(|| self.share(&from.for_namespace)),
+            hostnames: texts(&from.hostnames),
             rules: from.rules.iter().map(|rule| self.route_rule(rule)).collect::<Result<_, _>>()?,
         })
     }

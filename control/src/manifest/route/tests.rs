@@ -205,6 +205,64 @@ fn what_is_wrong_with_a_route_of_calls_is_told_with_its_field() {
     }
 }
 
+/// What is made of a route of connections with this spec, in YAML.
+fn read_stream(kind: &str, spec: &str) -> Result<Route, String> {
+    let head = format!(
+        "apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: {kind}\nmetadata: {{name: r, namespace: shop}}\n"
+    );
+    let mut parsed = parse(Path::new("r.yaml"), &format!("{head}spec: {spec}\n"));
+    if let Some(problem) = parsed.problems.first() {
+        return Err(format!("{}: {}", problem.field, problem.reason));
+    }
+    match parsed.objects.remove(0).1 {
+        Object::TCPRoute(route) | Object::TLSRoute(route) => Ok(*route),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn routes_of_connections_are_read() {
+    let backends =
+        "rules: [{name: all, backendRefs: [{name: db, port: 5432, weight: 0}, {name: db2, port: 5432}]}]";
+    let route =
+        read_stream("TCPRoute", &format!("{{parentRefs: [{{kind: Service, name: db}}], {backends}}}"))
+            .unwrap();
+    let weights: Vec<u32> = route.rules[0].backends.iter().map(|backend| backend.weight).collect();
+    assert_eq!((route.rules[0].name.as_deref(), weights), (Some("all"), vec![0, 1]));
+    let names = "hostnames: [a.example.com, '*.example.com', localhost]";
+    let route = read_stream("TLSRoute", &format!("{{{names}, {backends}}}")).unwrap();
+    assert_eq!(route.hostnames, ["a.example.com", "*.example.com", "localhost"].map(Arc::from));
+    assert_eq!((route.remarks.len(), route.rules.len()), (0, 1));
+}
+
+#[test]
+fn what_is_wrong_with_a_route_of_connections_is_told_with_its_field() {
+    for (kind, spec, says) in [
+        ("TCPRoute", "{rules: []}", "spec.rules: 0 rules; "),
+        ("TCPRoute", "{rules: [{}, {}]}", "spec.rules: 2 rules; "),
+        ("TCPRoute", "{hostnames: [a.b], rules: [{}]}", "spec.hostnames: "),
+        ("TCPRoute", "{rules: [{matches: []}]}", "spec.rules[0]"),
+        (
+            "TCPRoute",
+            "{rules: [{backendRefs: [{name: a, port: 1, filters: []}]}]}",
+            "spec.rules[0].backendRefs[0]",
+        ),
+        ("TLSRoute", "{hostnames: [10.0.0.1], rules: [{}]}", "spec.hostnames[0]: 10.0.0.1 is an address"),
+        ("TLSRoute", "{hostnames: [a.b, A.b], rules: [{}]}", "spec.hostnames[1]: "),
+        ("TLSRoute", "{hostnames: ['*'], rules: [{}]}", "spec.hostnames[0]: "),
+        ("TLSRoute", "{hostnames: ['a.*.b'], rules: [{}]}", "spec.hostnames[0]: "),
+        ("TLSRoute", "{hostnames: ['-a.b'], rules: [{}]}", "spec.hostnames[0]: "),
+        ("TLSRoute", "{hostnames: ['a..b'], rules: [{}]}", "spec.hostnames[0]: "),
+        ("TLSRoute", "{hostnames: [''], rules: [{}]}", "spec.hostnames[0]: "),
+    ] {
+        let said = read_stream(kind, spec).unwrap_err();
+        assert!(said.starts_with(says), "{kind} {spec}: {said}");
+    }
+    let many = vec!["a.b"; 1025].join(", ");
+    let said = read_stream("TLSRoute", &format!("{{hostnames: [{many}], rules: [{{}}]}}")).unwrap_err();
+    assert_eq!(said, "spec.hostnames: more than 1024");
+}
+
 #[test]
 fn a_grant_is_for_whom_and_what_it_names() {
     let read = |spec: &str| {

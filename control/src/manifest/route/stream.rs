@@ -1,0 +1,115 @@
+//! TCPRoute and TLSRoute of the Gateway API: connections that are carried as they are, by weight; the latter by the name
+//! of the server that is asked for.
+
+use std::{net::IpAddr, sync::Arc};
+
+use mesh::route::Timeouts;
+use serde::Deserialize;
+
+use super::{Backend, Reference, Route, Rule, Spec, Wrong, bounded};
+use crate::manifest::kube::Strict;
+
+pub(in crate::manifest) type Manifest = Strict<Spec<RuleManifest>>;
+
+/// The most servers that a route may name, as the API has it.
+const MOST_HOSTNAMES: usize = 1024;
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(in crate::manifest) struct RuleManifest {
+    name: Option<Arc<str>>,
+    backend_refs: Option<Vec<BackendManifest>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BackendManifest {
+    #[serde(default)]
+    group: Option<Arc<str>>,
+    #[serde(default)]
+    kind: Option<Arc<str>>,
+    #[serde(default)]
+    namespace: Option<Arc<str>>,
+    name: Arc<str>,
+    #[serde(default)]
+    port: Option<u16>,
+    #[serde(default)]
+    weight: Option<u32>,
+}
+
+impl Route {
+    /// Converts and validates a TCPRoute.
+    pub(in crate::manifest) fn from_tcp_manifest(manifest: Manifest) -> Result<Self, Wrong> {
+        if manifest.spec.hostnames.is_some() {
+            let reason = "a TCPRoute has no host names: TCP says none; a TLSRoute has them";
+            return Err(("spec.hostnames".to_owned(), reason.to_owned()));
+        }
+        Self::of_connections(manifest)
+    }
+
+    /// Converts and validates a TLSRoute.
+    pub(in crate::manifest) fn from_tls_manifest(mut manifest: Manifest) -> Result<Self, Wrong> {
+        let hostnames = manifest.spec.hostnames.take().unwrap_or_default();
+        if hostnames.len() > MOST_HOSTNAMES {
+            return Err(("spec.hostnames".to_owned(), format!("more than {MOST_HOSTNAMES}")));
+        }
+        for (at, name) in hostnames.iter().enumerate() {
+            check_server(name).map_err(|reason| (format!("spec.hostnames[{at}]"), reason))?;
+        }
+        let route = Self::of_connections(manifest)?;
+        Ok(Self { hostnames: hostnames.into_iter().map(Into::into).collect(), ..route })
+    }
+
+    fn of_connections(manifest: Manifest) -> Result<Self, Wrong> {
+        match manifest.spec.rules.as_deref().unwrap_or_default() {
+            [_] => {}
+            rules => {
+                let reason = format!(
+                    "{} rules; it has exactly one, since nothing of a connection would tell them apart",
+                    rules.len()
+                );
+                return Err(("spec.rules".to_owned(), reason));
+            }
+        }
+        Self::of(manifest, Vec::new(), |rule, field, _| rule_of(rule, field))
+    }
+}
+
+fn rule_of(rule: RuleManifest, field: &str) -> Result<Rule, Wrong> {
+    let backends = rule.backend_refs.unwrap_or_default();
+    bounded(&format!("{field}.backendRefs"), backends.len())?;
+    let backend = |of: BackendManifest| {
+        let BackendManifest { group, kind, namespace, name, port, weight } = of;
+        let to = Reference { group, kind, namespace, name, port, section_name: None };
+        Backend { to, weight: weight.unwrap_or(1), filters: Vec::new() }
+    };
+    Ok(Rule {
+        name: rule.name,
+        matches: Vec::new(),
+        filters: Vec::new(),
+        backends: backends.into_iter().map(backend).collect(),
+        timeouts: Timeouts::default(),
+        retry: None,
+    })
+}
+
+/// Whether a name may be asked for in TLS (RFC 6066), or is `*.` and one.
+fn check_server(name: &str) -> Result<(), String> {
+    let own = name.strip_prefix("*.").unwrap_or(name);
+    let label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if name.parse::<IpAddr>().is_ok() {
+        return Err(format!("{name} is an address: nobody asks for one in TLS"));
+    }
+    if name.len() > 253 || !own.split('.').all(label) {
+        return Err(format!(
+            "{name:?} is no host name: letters in lower case, digits, hyphens and dots, with *. before it at most"
+        ));
+    }
+    Ok(())
+}

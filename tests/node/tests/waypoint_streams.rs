@@ -1,0 +1,187 @@
+//! Connections that are no HTTP, led on by TCPRoutes and, by the server they ask for in TLS, by TLSRoutes.
+
+use anyhow::{Context, Result, ensure};
+use bed::{Pod, Process, waypoint::ServiceManifest};
+use node::{PATIENCE, Scene, app, fails, port, same, web, well};
+use serde_json::Value;
+
+/// A caller on node a; two servers of TLS and of something else on node b, behind services of which the first, at
+/// 10.96.0.1, has the waypoint.
+struct Stage {
+    waypoint: Process,
+    pod: Pod,
+    _servers: Vec<Process>,
+    scene: Scene,
+}
+
+impl Stage {
+    fn new() -> Result<Self> {
+        let mut waypoint_pod = None;
+        let pods = [("mesh", "client", "a"), ("mesh", "web-v1", "b"), ("mesh", "web-v2", "b")];
+        let scene = Scene::start_with(&pods, |world| {
+            let manifests = world.manifests();
+            manifests.waypoint("mesh", "wp", "service")?;
+            waypoint_pod = Some(world.waypoint_pod("mesh", "wp", "b")?);
+            let service = |name, number, app, labels| ServiceManifest {
+                namespace: "mesh",
+                name,
+                number,
+                labels,
+                selector: app,
+                ports: &[
+                    ("tcp", 80, web::PORT),
+                    ("tls", 443, web::TLS_PORT),
+                    ("unknown", 81, web::PORT),
+                    ("echo", 82, port::ECHO),
+                ],
+            };
+            manifests.service(&service(
+                "web",
+                1,
+                &[("app", "web-v1")],
+                &[("istio.io/use-waypoint", "wp")],
+            ))?;
+            manifests.service(&service("web-v2", 2, &[("app", "web-v2")], &[]))
+        })?;
+        let certificate = web::Certificate::new(scene.world.folder(), "tls", "*.shop.test")?;
+        let mut servers = Vec::new();
+        for name in ["web-v1", "web-v2"] {
+            servers.push(web::serve(scene.pod(name))?);
+            servers.push(web::serve_tls(scene.pod(name), &certificate)?);
+        }
+        let pod = waypoint_pod.context("no pod for the waypoint")?;
+        let waypoint = scene.world.start_waypoint(&pod, "waypoint")?;
+        Ok(Self { waypoint, pod, _servers: servers, scene })
+    }
+
+    /// Who answers each of so many connections; `None`: it was refused.
+    fn ask(&self, port: u16, times: usize) -> Result<Vec<Option<String>>> {
+        let job =
+            self.scene.pod("client").job("curl").args(["-s", "-H", "connection: close", "-w", "\nend\n"]);
+        let url = format!("http://10.96.0.1:{port}/[1-{times}]");
+        let said = job.arg(&url).run()?.stdout;
+        let answers = said.split("\nend\n").map(|said| {
+            let seen: Option<Value> = said.lines().find_map(|line| serde_json::from_str(line).ok());
+            seen.and_then(|seen| seen["name"].as_str().map(str::to_owned))
+        });
+        Ok(answers.take(times).collect())
+    }
+
+    /// Who answers a request by TLS for this server.
+    fn ask_tls(&self, server: &str) -> Result<Option<String>> {
+        let to = format!("{server}:443:10.96.0.1");
+        let url = format!("https://{server}/");
+        let answers = web::curl(self.scene.pod("client"), &["-k", "--resolve", &to, &url])?;
+        if let Some(seen) = answers.seen.last() {
+            same("the name that the server was asked for", seen["sni"].as_str(), Some(server))?;
+        }
+        Ok(answers.server().map(str::to_owned))
+    }
+
+    /// Writes a route of a kind for a port of the service; `rest` is YAML of its spec.
+    fn route(&self, kind: &str, port: u16, rest: &str) -> Result<()> {
+        let yaml = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: mesh}}\n\
+             spec:\n  parentRefs: [{{group: '', kind: Service, name: web, port: {port}}}]\n  {rest}\n",
+            name = kind.to_ascii_lowercase()
+        );
+        self.scene.world.manifests().put(&format!("route-{kind}"), &yaml)
+    }
+
+    /// How many connections the waypoint has not taken for a reason.
+    fn refused(&self, reason: &str) -> Result<u64> {
+        let page = self.pod.job("curl").args(["-s", "http://127.0.0.1:15020/metrics"]).check()?.stdout;
+        let line = format!("culvert_waypoint_refused_total{{reason=\"{reason}\"}} ");
+        let count = page.lines().find_map(|found| found.strip_prefix(&line));
+        Ok(count.map(str::parse).transpose()?.unwrap_or(0))
+    }
+}
+
+#[test]
+fn connections_are_led_on_by_weight_and_what_leads_nowhere_refuses_its_share() -> Result<()> {
+    let mut stage = Stage::new()?;
+    same("before", stage.ask(80, 5)?, vec![Some("web-v1".to_owned()); 5])?;
+    let backends = |refs: &str| format!("rules: [{{backendRefs: [{refs}]}}]");
+    let (v1, v2, nobody) = ("{name: web, port: 80", "{name: web-v2, port: 80", "{name: nobody, port: 80");
+    stage.route("TCPRoute", 80, &backends(&format!("{v1}, weight: 0}}, {v2}}}")))?;
+    let moved = || Ok(Some(stage.ask(80, 1)?).filter(|names| *names == [Some("web-v2".to_owned())]));
+    bed::eventually(PATIENCE, "the route", moved)?;
+    same("all of them", stage.ask(80, 50)?, vec![Some("web-v2".to_owned()); 50])?;
+    same("another port", stage.ask(81, 5)?, vec![Some("web-v1".to_owned()); 5])?;
+
+    stage.route(
+        "TCPRoute",
+        80,
+        &backends(&format!("{v1}, weight: 2}}, {v2}, weight: 1}}, {nobody}, weight: 1}}")),
+    )?;
+    let mixed = || Ok(Some(stage.ask(80, 20)?).filter(|names| names.contains(&Some("web-v1".to_owned()))));
+    bed::eventually(PATIENCE, "the other weights", mixed)?;
+    let before = stage.refused("no-backend")?;
+    let names = stage.ask(80, 400)?;
+    let count = |wanted: Option<&str>| names.iter().filter(|name| name.as_deref() == wanted).count();
+    let (first, second, none) = (count(Some("web-v1")), count(Some("web-v2")), count(None));
+    same("connections", first + second + none, 400)?;
+    // Five standard deviations of a half and of a quarter of 400.
+    ensure!((150..=250).contains(&first), "{first} of 400 went to the half");
+    ensure!((57..=143).contains(&second) && (57..=143).contains(&none), "{second} and {none} of 400");
+    same("refusals that are counted", stage.refused("no-backend")? - before, none as u64)?;
+    let led = |line: &Value| line["route"] == "mesh/tcproute" && line["dst.workload"] == "web-v2";
+    bed::report::wait_access(&mut stage.waypoint, 0, PATIENCE, "a connection that was led on", led)?;
+    let failed = |line: &Value| {
+        line["error"].as_str().is_some_and(|error| {
+            error == "the route mesh/tcproute leads nowhere: there is no service mesh/nobody"
+        })
+    };
+    bed::report::wait_access(&mut stage.waypoint, 0, PATIENCE, "one that leads nowhere", failed)?;
+    // A policy of whom it is led on to is judged there.
+    let policy = "targetRefs: [{kind: Service, name: web-v2}]\naction: DENY\nrules:\n- from: [{source: {principals: ['*']}}]\n";
+    stage.scene.world.manifests().authorization_policy("mesh", "nobody", policy)?;
+    let denied = || Ok(Some(stage.ask(80, 40)?).filter(|names| !names.contains(&Some("web-v2".to_owned()))));
+    bed::eventually(PATIENCE, "the second to be closed", denied).map(drop)
+}
+
+#[test]
+fn tls_is_led_on_by_the_server_that_it_asks_for_and_is_not_opened() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let name = |name: &str| Some(name.to_owned());
+    same("before", stage.ask_tls("a.shop.test")?, name("web-v1"))?;
+    stage.route(
+        "TLSRoute",
+        443,
+        "hostnames: ['*.shop.test']\n  rules: [{backendRefs: [{name: web-v2, port: 443}]}]\n---\n\
+         apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: TLSRoute\nmetadata: {name: exact, namespace: mesh}\n\
+         spec:\n  parentRefs: [{group: '', kind: Service, name: web, port: 443}]\n  \
+         hostnames: [a.shop.test]\n  rules: [{backendRefs: [{name: web, port: 443}]}]",
+    )?;
+    let moved = || Ok(Some(stage.ask_tls("b.shop.test")?).filter(|found| *found == name("web-v2")));
+    bed::eventually(PATIENCE, "the routes", moved)?;
+    for (server, found) in [
+        ("a.shop.test", name("web-v1")),
+        ("b.shop.test", name("web-v2")),
+        ("c.b.shop.test", name("web-v2")),
+        ("shop.test", None),
+        ("other.test", None),
+    ] {
+        same(server, stage.ask_tls(server)?, found)?;
+    }
+    same("what no route is for", stage.refused("no-route")?, 2)?;
+    // What is no TLS does not pass, and nobody waits for it.
+    let plain = web::curl(stage.scene.pod("client"), &["http://10.96.0.1:443/"])?;
+    same("plain", (plain.status, stage.refused("no-tls")?), (0, 1))?;
+    let led = |line: &Value| line["route"] == "mesh/exact" && line["server"] == "a.shop.test";
+    bed::report::wait_access(&mut stage.waypoint, 0, PATIENCE, "a connection by its server", led)?;
+    // Other ports are as they were.
+    well(app(stage.scene.pod("client"), "echo", "10.96.0.1:82".parse()?)?)?;
+    stage.route(
+        "TLSRoute",
+        82,
+        "hostnames: [a.shop.test]\n  rules: [{backendRefs: [{name: web, port: 82}]}]",
+    )?;
+    let closed = || {
+        let answer = app(stage.scene.pod("client"), "echo", "10.96.0.1:82".parse()?)?.run()?;
+        Ok((!answer.success()).then_some(()))
+    };
+    bed::eventually(PATIENCE, "the port to be for TLS", closed)?;
+    fails(app(stage.scene.pod("client"), "echo", "10.96.0.1:82".parse()?)?, &["reset", "eof", "broken_pipe"])
+        .map(drop)
+}
