@@ -1,8 +1,10 @@
 //! Which route is for a connection that is carried as it is: by its port, by the server's name, by the kinds that there are.
 
+use std::sync::Arc;
+
 use mesh::{
     RouteKey, ServiceKey, ServiceRoutes,
-    route::{Found, Protocol, Route, RouteKind, Rule},
+    route::{BackendTls, Found, Protocol, Route, RouteKind, Rule, Trust},
 };
 
 fn route(kind: RouteKind, name: &str, hostnames: &[&str]) -> Route {
@@ -117,4 +119,22 @@ fn a_route_is_for_its_port_and_a_consumers_for_his_callers() {
     assert!(!all.is_named_by_routes(5432, None), "no word of HTTP");
     let bare = routes(vec![Route { rules: Vec::new(), ..route(RouteKind::Tcp, "bare", &[]) }]);
     assert_eq!(told(&bare, 5432, None, None), "no match");
+}
+
+#[test]
+fn tls_with_a_port_is_as_is_said_of_that_port_and_else_of_all() {
+    let tls = |port, policy: &str| {
+        Arc::new(BackendTls {
+            policy: policy.into(),
+            port,
+            hostname: "web.test".into(),
+            trust: Trust::System,
+            names: Vec::new(),
+        })
+    };
+    let of = |all: Vec<Arc<BackendTls>>| routes(Vec::new()).with_tls(all);
+    let said = |routes: &ServiceRoutes, port| routes.tls(port).map(|tls| tls.policy.to_string());
+    let both = of(vec![tls(None, "all"), tls(Some(443), "one")]);
+    assert_eq!((said(&both, 443), said(&both, 80)), (Some("one".into()), Some("all".into())));
+    assert_eq!(said(&of(vec![tls(Some(443), "one")]), 80), None);
 }

@@ -85,6 +85,10 @@ pub(crate) enum Failure {
     NoBackend(IpAddr),
     #[error(transparent)]
     NoEndpoint(#[from] PlanError),
+    #[error("the name {name} of the backend leads to no address: {reason}")]
+    NoName { name: Arc<str>, reason: Arc<str> },
+    #[error("TLS with the backend {to} as {server} (BackendTLSPolicy {policy}) failed: {reason}")]
+    Tls { to: SocketAddr, server: Arc<str>, policy: Arc<str>, reason: String },
     #[error("it is to be TLS: {0}")]
     NoHello(#[from] NoHello),
     #[error("no TLSRoute of {of} is for {}", .server.as_deref().unwrap_or("a caller that names no server"))]
@@ -112,6 +116,8 @@ impl Failure {
             | Self::Unknown(_)
             | Self::NoBackend(_)
             | Self::NoEndpoint(_)
+            | Self::NoName { .. }
+            | Self::Tls { .. }
             | Self::NoRoute { .. }
             | Self::Nowhere { .. }
             | Self::Open(_)
@@ -129,7 +135,8 @@ impl Failure {
             Self::NoSuchPort(..) => "no-such-port",
             Self::Assertion(_) | Self::AnothersAssertion(_) => "assertion",
             Self::Refused(_) | Self::Unauthorized(_) => "policy",
-            Self::NoEndpoint(_) | Self::NoBackend(_) => "no-endpoint",
+            Self::NoEndpoint(_) | Self::NoBackend(_) | Self::NoName { .. } => "no-endpoint",
+            Self::Tls { .. } => "backend-tls",
             Self::NoHello(_) => "no-tls",
             Self::NoRoute { .. } => "no-route",
             Self::Nowhere { .. } => "no-backend",

@@ -35,12 +35,15 @@ const SILENCE: Duration = Duration::from_millis(15);
 const HESITATION: Duration = Duration::from_secs(1);
 /// How long a caller may take to say whom it wants in TLS.
 const HELLO: Duration = Duration::from_secs(10);
+/// What dialling a backend came to.
+pub(crate) type Dialled = Box<Result<Backend, Failure>>;
+
 /// What was found.
 pub(crate) enum Spoken {
     Http1,
     Http2,
     /// Neither; with a backend, where one is dialled already.
-    Tcp(Option<Result<Backend, Failure>>),
+    Tcp(Option<Dialled>),
 }
 
 /// Whether HTTP/2 is spoken on a port that speaks HTTP: there the caller speaks first.
@@ -97,15 +100,15 @@ pub(crate) async fn first_words(
     // It waits, perhaps for the server to speak.
     let dial = tcp::dial(worker, call, None);
     tokio::pin!(dial);
-    let mut backend = None;
+    let mut backend: Option<Dialled> = None;
     let hesitation = sleep(HESITATION);
     tokio::pin!(hesitation);
     loop {
         tokio::select! {
             biased;
             sniff = listen(&mut stream, &mut said) => return Ok(found(sniff?, backend, said, stream)),
-            dialled = &mut dial, if backend.is_none() => backend = Some(dialled),
-            spoke = speaks(&mut backend), if backend.as_ref().is_some_and(Result::is_ok) => {
+            dialled = &mut dial, if backend.is_none() => backend = Some(Dialled::new(dialled)),
+            spoke = speaks(&mut backend), if backend.as_ref().is_some_and(|dialled: &Dialled| dialled.is_ok()) => {
                 spoke?;
                 return Ok((Spoken::Tcp(backend), Rewind::new(said.freeze(), stream)));
             }
@@ -119,19 +122,14 @@ pub(crate) async fn first_words(
 }
 
 /// Waits until the backend has said something, or ended.
-async fn speaks(backend: &mut Option<Result<Backend, Failure>>) -> io::Result<()> {
-    match backend {
+async fn speaks(backend: &mut Option<Dialled>) -> io::Result<()> {
+    match backend.as_deref_mut() {
         Some(Ok(backend)) => backend.listen().await,
         Some(Err(_)) | None => std::future::pending().await,
     }
 }
 
-fn found(
-    sniff: Sniff,
-    backend: Option<Result<Backend, Failure>>,
-    said: BytesMut,
-    stream: Stream,
-) -> (Spoken, Rewind<Stream>) {
+fn found(sniff: Sniff, backend: Option<Dialled>, said: BytesMut, stream: Stream) -> (Spoken, Rewind<Stream>) {
     let spoken = match sniff {
         Sniff::Http1 => Spoken::Http1,
         Sniff::Http2 => Spoken::Http2,

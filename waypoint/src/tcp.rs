@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use hbone::{Stream, server::Arrival};
 use mesh::{
     RouteKey, Target,
-    route::{Found, To},
+    route::{Found, RouteKind, To},
 };
 use runtime::record::{Bytes as Carried, Connection as Record, Direction, End, Security};
 use tokio::io::{AsyncReadExt, copy_bidirectional};
@@ -16,8 +16,8 @@ use crate::{
     arrival::{Call, Called, Failure},
     authorize,
     body::Rewind,
-    detect,
-    upstream::{self, Io},
+    detect::{self, Dialled},
+    upstream::{self, Endpoint, Io},
     worker::Worker,
 };
 
@@ -48,12 +48,17 @@ pub(crate) async fn dial(
     call: &Rc<Call>,
     server: Option<&str>,
 ) -> Result<Backend, Failure> {
-    let (target, route) = pick(worker, call, server)?;
-    let io = worker.upstream.open(call, &target).await?;
+    let (endpoint, route) = pick(worker, call, server).await?;
+    let io = worker.upstream.open(call, &endpoint, None).await?;
+    let target = Target::clone(&endpoint);
     Ok(Backend { target, route, io, said: BytesMut::new() })
 }
 
-fn pick(worker: &Worker, call: &Call, server: Option<&str>) -> Result<(Target, Option<RouteKey>), Failure> {
+async fn pick(
+    worker: &Worker,
+    call: &Call,
+    server: Option<&str>,
+) -> Result<(Endpoint, Option<RouteKey>), Failure> {
     let snapshot = worker.shared.mesh.current();
     let called = match &call.called {
         Called::Service(service) => Some(&service.key),
@@ -63,7 +68,11 @@ fn pick(worker: &Worker, call: &Call, server: Option<&str>) -> Result<(Target, O
     let namespace = call.namespace(&worker.shared.settings);
     let found = routes.map_or(Found::NoRoute, |routes| routes.find_connection(call.port, namespace, server));
     let matched = match found {
-        Found::NoRoute => return Ok((upstream::endpoint_in(worker, call, &snapshot)?, None)),
+        Found::NoRoute => {
+            let mut endpoint = upstream::endpoint_in(worker, call, &snapshot).await?;
+            endpoint.tls = None;
+            return Ok((endpoint, None));
+        }
         Found::NoMatch => {
             let (of, server) = (call.claims.behind.clone(), server.map(Into::into));
             return Err(Failure::NoRoute { of, server });
@@ -84,8 +93,12 @@ fn pick(worker: &Worker, call: &Call, server: Option<&str>) -> Result<(Target, O
     }
     let service =
         snapshot.service(service).ok_or_else(|| nowhere(format!("there is no service {service}")))?;
-    let target = upstream::choose(worker, call, &snapshot, service, port)?;
-    Ok((target, Some(route)))
+    let mut endpoint = upstream::choose(worker, call, &snapshot, service, port).await?;
+    // What the caller has begun itself is passed through.
+    if route.kind != RouteKind::Tcp {
+        endpoint.tls = None;
+    }
+    Ok((endpoint, Some(route)))
 }
 
 /// Carries an arrival that is known to be no HTTP; an endpoint is dialled before it is answered.
@@ -136,12 +149,12 @@ pub(crate) async fn relay(
     worker: &Rc<Worker>,
     call: &Rc<Call>,
     stream: Rewind<Stream>,
-    backend: Option<Result<Backend, Failure>>,
+    backend: Option<Dialled>,
 ) {
     let mut record = begin(worker, call);
     let backend = match (authorize::connection(worker, call, &mut record), backend) {
         (Err(refused), _) => Err(refused),
-        (Ok(()), Some(backend)) => backend,
+        (Ok(()), Some(dialled)) => *dialled,
         (Ok(()), None) => dial(worker, call, None).await,
     };
     match backend {

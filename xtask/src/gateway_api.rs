@@ -13,8 +13,16 @@ use crate::{kind::tools, shell};
 /// Its version is that of the suite's module, where it is a dependency.
 const MODULE: &str = "sigs.k8s.io/gateway-api";
 /// What a waypoint reads.
-const KINDS: [&str; 7] =
-    ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "tlsroutes", "tcproutes", "referencegrants"];
+const KINDS: [&str; 8] = [
+    "gatewayclasses",
+    "gateways",
+    "httproutes",
+    "grpcroutes",
+    "tlsroutes",
+    "tcproutes",
+    "referencegrants",
+    "backendtlspolicies",
+];
 
 /// The files of the standard channel's definitions, as far as waypoints read them.
 pub(crate) fn definitions(root: &Path) -> Result<Vec<PathBuf>> {

@@ -4,6 +4,7 @@
 mod authentication;
 mod authorization;
 pub(crate) mod automatic;
+mod backend_tls;
 mod capture;
 mod endpoints;
 mod external;
@@ -22,6 +23,7 @@ use std::{
 
 pub use capture::{Annotated, MARK, Mark, REDIRECTION, Word};
 use mesh::{Policy, PolicyKey, Service, ServiceKey, ServiceRoutes, Workload};
+pub(crate) use routes::granted_as;
 pub(crate) use services::EXPORT_TO;
 pub use standing::{Condition, ParentStatus};
 pub(crate) use waypoints::WAYPOINT_EXCEPT;
@@ -150,6 +152,7 @@ pub fn compile(view: &View<'_>, word: &dyn Fn(&str, &str) -> Word, options: &Opt
     compiler.service_entries();
     compiler.waypoint_services();
     compiler.required_waypoints();
+    compiler.tls = compiler.backend_tls();
     compiler.routes();
     compiler.authorization_policies();
     compiler.peer_authentications();
@@ -171,6 +174,8 @@ struct Compiler<'v, 'o> {
     by_address: HashMap<IpAddr, Arc<str>>,
     /// Gateways that are waypoints, of all namespaces.
     waypoints: waypoints::Waypoints,
+    /// With which services TLS is begun.
+    tls: backend_tls::OfBackends,
     /// EndpointSlices by namespace and service.
     slices: HashMap<(Arc<str>, &'v str), Vec<Slice<'v>>>,
     /// The service account of who names none.
@@ -201,6 +206,7 @@ impl<'v, 'o> Compiler<'v, 'o> {
             by_namespace: HashMap::new(),
             by_address: HashMap::new(),
             waypoints: waypoints::Waypoints::of(view),
+            tls: backend_tls::OfBackends::new(),
             slices,
             default: "default".into(),
         }

@@ -3,11 +3,14 @@
 //! What a route refers to and is not there, or may not be referred to, makes its share 500 and nothing else; of
 //! connections its share is refused.
 
+mod backend;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
+pub(crate) use backend::granted_as;
 use mesh::{
     RouteKey, ServiceKey, ServiceRoutes,
     request::RequestPolicies,
@@ -20,6 +23,9 @@ use super::{
     waypoints::{add_routed_from, is_service, is_service_entry},
 };
 use crate::manifest::{self, Kind, Object, ObjectKey, Reference};
+
+/// Routes of other namespaces that are followed for one service.
+const MOST_CONSUMERS: usize = 128;
 
 /// A service that a route is for, and the one port, if it is for one.
 type Attachment = (ServiceKey, Option<u16>);
@@ -77,6 +83,7 @@ impl<'v> Compiler<'v, '_> {
     pub(super) fn routes(&mut self) {
         let mut of_services: BTreeMap<ServiceKey, Vec<Route>> = BTreeMap::new();
         let mut standings = Vec::new();
+        let mut consumers: BTreeMap<ServiceKey, usize> = BTreeMap::new();
         for (key, route) in self.all_routes() {
             for (field, reason) in &route.remarks {
                 self.warn(&key, field, reason.clone());
@@ -86,6 +93,7 @@ impl<'v> Compiler<'v, '_> {
                     continue;
                 }
                 let attached = self.parent(&key, parent);
+                let attached = attached.and_then(|attached| few_consumers(&key, attached, &mut consumers));
                 let called = attached.iter().flatten().map(|(service, _)| service.clone()).collect();
                 let mut outcome = Outcome { called, ..Outcome::default() };
                 let rules = route.rules.iter().enumerate();
@@ -122,7 +130,8 @@ impl<'v> Compiler<'v, '_> {
             }
             match ServiceRoutes::new(service.clone(), ports, routes) {
                 Ok(routes) => {
-                    let routes = routes.with_policies(policies).with_authentication(authentication);
+                    let tls = self.tls.get(&service).cloned().unwrap_or_default();
+                    let routes = routes.with_policies(policies).with_authentication(authentication).with_tls(tls);
                     self.out.routes.insert(service, routes);
                 }
                 // Each pattern was compiled when its route was read.
@@ -142,7 +151,12 @@ impl<'v> Compiler<'v, '_> {
 
     fn all_routes(&self) -> Vec<(ObjectKey, &'v manifest::Route)> {
         let kinds = [Kind::HTTPRoute, Kind::GRPCRoute, Kind::TLSRoute, Kind::TCPRoute];
-        kinds.into_iter().flat_map(|kind| self.of_kind(kind, Object::route)).collect()
+        let mut all: Vec<_> = kinds.into_iter().flat_map(|kind| self.of_kind(kind, Object::route)).collect();
+        // The oldest first: of those that are too many the newest are left out.
+        all.sort_by(|(one, first), (other, second)| {
+            (created(first), &one.namespace, &one.name).cmp(&(created(second), &other.namespace, &other.name))
+        });
+        all
     }
 
     /// Says how a route stands with a parent.
@@ -226,11 +240,20 @@ impl<'v> Compiler<'v, '_> {
     /// What the ports of a service speak, where that was said.
     fn protocols(&self, service: &ServiceKey) -> Vec<(u16, Protocol)> {
         let Some(held) = self.out.services.get(service) else { return Vec::new() };
-        let key =
-            ObjectKey { kind: Kind::Service, namespace: service.namespace.clone(), name: held.name.clone() };
-        let Some(Object::Service(manifest)) = self.view.get(&key) else { return Vec::new() };
-        let said = manifest.ports.iter().map(|port| (port.port, port.protocol));
-        said.filter(|(_, protocol)| *protocol != Protocol::Unknown).collect()
+        let key = |kind| ObjectKey { kind, namespace: service.namespace.clone(), name: held.name.clone() };
+        let own = held.key == self.service_key(&service.namespace, &held.name);
+        let said: Vec<(u16, Protocol)> = match self.view.get(&key(Kind::Service)).filter(|_| own) {
+            Some(Object::Service(manifest)) => {
+                manifest.ports.iter().map(|port| (port.port, port.protocol)).collect()
+            }
+            _ => match self.view.get(&key(Kind::ServiceEntry)) {
+                Some(Object::ServiceEntry(entry)) => {
+                    entry.spec.ports.iter().flatten().map(|port| (port.number, port.speaks())).collect()
+                }
+                _ => Vec::new(),
+            },
+        };
+        said.into_iter().filter(|(_, protocol)| *protocol != Protocol::Unknown).collect()
     }
 
     /// Whether it is for us to say how a route stands with it.
@@ -305,7 +328,7 @@ impl<'v> Compiler<'v, '_> {
     }
 
     /// The number of a port that has this name.
-    fn port_named(&self, namespace: &str, name: &str, what: &str, section: &str) -> Option<u16> {
+    pub(super) fn port_named(&self, namespace: &str, name: &str, what: &str, section: &str) -> Option<u16> {
         let kind = if what == "service" { Kind::Service } else { Kind::ServiceEntry };
         match self.view.get(&ObjectKey { kind, namespace: namespace.into(), name: name.into() })? {
             Object::Service(service) => {
@@ -401,54 +424,6 @@ impl<'v> Compiler<'v, '_> {
         }
     }
 
-    /// `called` are the services that the route is for: to go on to what was called nobody has to permit.
-    fn backend(&self, key: &ObjectKey, to: &Reference, called: &[ServiceKey]) -> Result<To, Unresolved> {
-        if !is_service(to.group.as_deref(), to.kind.as_deref(), "Service") {
-            let kind = to.kind.as_deref().unwrap_or_default();
-            let message = format!("a backend is a Service, and not a {kind}");
-            return Err(Unresolved::new("kind", "InvalidKind", message));
-        }
-        let namespace = to.namespace.as_deref().unwrap_or(&key.namespace);
-        let service = self.service_key(namespace, &to.name);
-        if *namespace != *key.namespace
-            && !called.contains(&service)
-            && !self.is_granted(key, namespace, &to.name)
-        {
-            let message = format!("no ReferenceGrant permits it to refer to service {namespace}/{}", to.name);
-            return Err(Unresolved::new("namespace", "RefNotPermitted", message));
-        }
-        let missing = |part, message| Unresolved::new(part, "BackendNotFound", message);
-        let held = self.out.services.get(&service);
-        let held =
-            held.ok_or_else(|| missing("name", format!("there is no service {namespace}/{}", to.name)))?;
-        let port = to.port.ok_or_else(|| missing("port", "a Service as backend needs a port".to_owned()))?;
-        if !held.ports.iter().any(|mapping| mapping.service_port == port) {
-            return Err(missing("port", format!("service {namespace}/{} has no port {port}", to.name)));
-        }
-        let said = self.protocols(&service).into_iter().find(|(of, _)| *of == port);
-        let unsupported = match said {
-            Some((_, Protocol::Tcp)) if is_of_requests(key) => Some("no HTTP"),
-            Some((_, Protocol::Http1)) if key.kind == Kind::GRPCRoute => {
-                Some("HTTP/1, which carries no calls")
-            }
-            _ => None,
-        };
-        if let Some(speaks) = unsupported {
-            let message = format!("port {port} of service {namespace}/{} speaks {speaks}", to.name);
-            return Err(Unresolved::new("port", "UnsupportedProtocol", message));
-        }
-        Ok(To::Service { service, port })
-    }
-
-    /// Whether a grant of that namespace lets the route refer to its service.
-    fn is_granted(&self, key: &ObjectKey, namespace: &str, service: &str) -> bool {
-        let grants = self.view.objects.iter().filter(|(of, _)| *of.namespace == *namespace);
-        let kind = format!("{:?}", key.kind);
-        grants
-            .filter_map(|(_, object)| object.grant())
-            .any(|grant| grant.permits(&kind, &key.namespace, service))
-    }
-
     /// Tells the endpoints of backends from which services they are reached.
     fn lead_to_backends(&mut self, of_services: &BTreeMap<ServiceKey, Vec<Route>>) {
         let mut led: BTreeMap<&ServiceKey, BTreeSet<&ServiceKey>> = BTreeMap::new();
@@ -469,6 +444,25 @@ impl<'v> Compiler<'v, '_> {
             }
         }
     }
+}
+
+/// Everybody may write routes for everybody's services: a service has so many of other namespaces, and no more.
+fn few_consumers(
+    key: &ObjectKey,
+    attached: Vec<Attachment>,
+    consumers: &mut BTreeMap<ServiceKey, usize>,
+) -> Result<Vec<Attachment>, Rejected> {
+    let foreign = || attached.iter().filter(|(service, _)| consumer(key, service).is_some());
+    let full =
+        foreign().find(|(service, _)| consumers.get(service).is_some_and(|held| *held >= MOST_CONSUMERS));
+    if let Some((service, _)) = full {
+        let message = format!(
+            "{MOST_CONSUMERS} older routes of other namespaces are for {service}, and more are not followed"
+        );
+        return Err(Rejected { part: "", reason: "TooManyRoutes", message });
+    }
+    foreign().for_each(|(service, _)| *consumers.entry(service.clone()).or_default() += 1);
+    Ok(attached)
 }
 
 /// Whose requests a route is for, if it is not of the service's own namespace.
@@ -498,4 +492,4 @@ fn created(route: &manifest::Route) -> Arc<str> {
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

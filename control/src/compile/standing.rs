@@ -48,7 +48,7 @@ impl Condition {
         Self::of("ResolvedRefs", false, first.reason, words.join("; "))
     }
 
-    fn of(kind: &'static str, status: bool, reason: &'static str, mut message: String) -> Self {
+    pub(super) fn of(kind: &'static str, status: bool, reason: &'static str, mut message: String) -> Self {
         if message.len() > MOST_WORDS {
             message.truncate(message.floor_char_boundary(MOST_WORDS));
             message.push('…');

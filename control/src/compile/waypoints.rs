@@ -257,9 +257,12 @@ pub(super) fn is_service(group: Option<&str>, kind: Option<&str>, default: &str)
     group.unwrap_or(of_default).is_empty() && kind.unwrap_or(default) == "Service"
 }
 
+/// Where ServiceEntries are, and the names of hosts.
+pub(super) const ISTIO_NETWORKING: &str = "networking.istio.io";
+
 /// Whether a reference is to a ServiceEntry.
 pub(super) fn is_service_entry(group: Option<&str>, kind: Option<&str>) -> bool {
-    group == Some("networking.istio.io") && kind == Some("ServiceEntry")
+    group == Some(ISTIO_NETWORKING) && kind == Some("ServiceEntry")
 }
 
 /// Services from whose routes a workload is reached, each once, in order.

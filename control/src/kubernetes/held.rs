@@ -1,7 +1,7 @@
 //! What is held of the cluster: every object in the store that folders use too, and of which kinds everything was seen.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -17,7 +17,7 @@ use super::{
     verdicts::{Said, is_judged},
 };
 use crate::{
-    manifest::{Kind, Object, ObjectKey, Parsed, Pod, parse_json},
+    manifest::{Kind, Object, ObjectKey, Parsed, Pod, TrustManifest, parse_json},
     objects::Objects,
 };
 
@@ -229,6 +229,34 @@ impl Held {
             }
         });
         followers
+    }
+
+    /// The number grows with each change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Waits until everything of a kind was seen once, or it is known not to be there.
+    pub async fn seen(&self, kind: Kind) {
+        let mut looks = self.looks.subscribe();
+        // The sender lives as long as `self`.
+        let _ = looks.wait_for(|looks| !matches!(looks.get(&kind), Some(Look::Pending(_)))).await;
+    }
+
+    /// The ConfigMaps in which certificates are to be.
+    pub fn wanted_certificates(&self) -> BTreeSet<Name> {
+        let objects = self.lock();
+        let policies: Vec<ObjectKey> = objects.of_kind(Kind::BackendTLSPolicy).collect();
+        let mut wanted = BTreeSet::new();
+        for key in policies {
+            let Some(Object::BackendTLSPolicy(policy)) = objects.get(&key) else { continue };
+            let TrustManifest::Certificates(references) = &policy.trust else { continue };
+            let names = references.iter().filter(|reference| reference.is_config_map());
+            wanted.extend(
+                names.map(|of| Name { namespace: key.namespace.to_string(), name: of.name.to_string() }),
+            );
+        }
+        wanted
     }
 
     /// What people's manifests say of themselves now.

@@ -13,7 +13,7 @@ use crate::manifest::{Kind, ObjectKey};
 
 /// Whether objects of this kind are kept so.
 pub fn is_kept(kind: Kind) -> bool {
-    kind == Kind::Gateway || kind.is_route()
+    kind == Kind::Gateway || kind.has_standings()
 }
 
 /// An object and where it is.

@@ -53,6 +53,7 @@ struct Resource {
 const SECURITY: &[&str] = &["v1", "v1beta1"];
 const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 const GATEWAY: &[&str] = &["v1", "v1beta1"];
+const BACKEND_TLS: &[&str] = &["v1", "v1alpha3"];
 const TLS_ROUTES: &[&str] = &["v1", "v1alpha3", "v1alpha2"];
 const TCP_ROUTES: &[&str] = &["v1", "v1alpha2"];
 
@@ -81,6 +82,8 @@ fn resource(kind: Kind) -> Resource {
         Kind::TLSRoute => of_gateways("tlsroutes", TLS_ROUTES),
         Kind::TCPRoute => of_gateways("tcproutes", TCP_ROUTES),
         Kind::ReferenceGrant => gateway("referencegrants"),
+        Kind::BackendTLSPolicy => of_gateways("backendtlspolicies", BACKEND_TLS),
+        Kind::ConfigMap => core("configmaps"),
     }
 }
 
@@ -166,7 +169,12 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
         | Kind::GRPCRoute
         | Kind::TLSRoute
         | Kind::TCPRoute
-        | Kind::ReferenceGrant => remove(object, "status"),
+        | Kind::ReferenceGrant
+        | Kind::BackendTLSPolicy => remove(object, "status"),
+        Kind::ConfigMap => {
+            remove(object, "binaryData");
+            retain_keys(object, "data", |key| key == "ca.crt");
+        }
     }
 }
 
@@ -175,7 +183,7 @@ fn strip_metadata(kind: Kind, metadata: &mut Value) {
     // Of two policies, and of two routes, the older holds, of two hosts the older keeps its automatic address, and of
     // two images of a static pod the older is believed.
     let is_image = !metadata["annotations"][MIRROR].is_null();
-    let by_age = kind.is_route() || matches!(kind, Kind::PeerAuthentication | Kind::ServiceEntry);
+    let by_age = kind.has_standings() || matches!(kind, Kind::PeerAuthentication | Kind::ServiceEntry);
     if !by_age && !is_image {
         remove(metadata, "creationTimestamp");
     }

@@ -15,6 +15,7 @@
 
 mod authority;
 mod backoff;
+mod certificates;
 mod conditions;
 mod follow;
 mod held;
@@ -167,7 +168,10 @@ impl Cluster {
 
     /// Follows every kind, and returns when all that is there was seen once.
     pub async fn first_look(&mut self, waiting: impl Fn(String)) {
-        for kind in Kind::ALL {
+        // Those alone that others refer to are looked at, each by itself.
+        let followed = Kind::ALL.into_iter().filter(|kind| *kind != Kind::ConfigMap);
+        self.tasks.spawn(certificates::keep(self.api.clone(), self.held.clone()));
+        for kind in followed {
             let (api, held, metrics) = (self.api.clone(), self.held.clone(), self.metrics.clone());
             self.tasks.spawn(Follower { api, held, kind, metrics }.run());
         }

@@ -1,4 +1,4 @@
-//! How routes stand with their parents, said where people look: in the routes' status.
+//! How routes stand with their parents, and policies with their targets, said where people look: in their status.
 //!
 //! The leader writes the entries of our own controller's name, and leaves those of others alone.
 
@@ -49,15 +49,15 @@ pub async fn keep(
     while leading.wait_for(|leads| *leads).await.is_ok() {
         kept.mark_unchanged();
         // First what is there, then what was made of it: what is said must be of the version that it names.
-        let before = held.kept.all(Kind::is_route);
+        let before = held.kept.all(Kind::has_standings);
         sleep(SETTLED).await;
         let newest = compiled.borrow_and_update().clone();
-        let mut now = held.kept.all(Kind::is_route);
+        let mut now = held.kept.all(Kind::has_standings);
         now.retain(|key, whole| {
             before.get(key).is_some_and(|before| before.generation() == whole.generation())
         });
         tried.retain(|_, (_, until)| *until > Instant::now());
-        for (whole, wanted) in due(&now, &newest.routes_status) {
+        for (fields, whole, wanted) in due(&now, &newest.routes_status) {
             if !*leading.borrow() {
                 break;
             }
@@ -65,7 +65,7 @@ pub async fn keep(
             if tried.get(&whole.path).is_some_and(|(tried, _)| *tried == said) {
                 continue;
             }
-            let pause = match write(&api, &whole, wanted).await {
+            let pause = match write(&api, fields, &whole, wanted).await {
                 Ok(true) => {
                     debug!(route = whole.path, "status written");
                     AGAIN
@@ -93,51 +93,74 @@ pub async fn keep(
 fn due<'s>(
     routes: &BTreeMap<ObjectKey, Arc<Whole>>,
     statuses: &'s BTreeMap<ObjectKey, Vec<ParentStatus>>,
-) -> Vec<(Arc<Whole>, &'s [ParentStatus])> {
+) -> Vec<(Fields, Arc<Whole>, &'s [ParentStatus])> {
     let wanted = |key: &ObjectKey| statuses.get(key).map_or(&[][..], Vec::as_slice);
     let due = routes.iter().filter(|(key, whole)| {
-        let there = &whole.object["status"]["parents"];
-        parents(there, wanted(key), whole.generation(), Timestamp::now()).is_some()
+        let fields = Fields::of(key.kind);
+        let there = &whole.object["status"][fields.list];
+        fields.entries(there, wanted(key), whole.generation(), Timestamp::now()).is_some()
     });
-    due.map(|(key, whole)| (whole.clone(), wanted(key))).collect()
+    due.map(|(key, whole)| (Fields::of(key.kind), whole.clone(), wanted(key))).collect()
 }
 
-/// `status.parents` as it is to be, unless it is so.
-fn parents(there: &Value, wanted: &[ParentStatus], generation: i64, now: Timestamp) -> Option<Value> {
-    let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
-    let there = there.as_array().map_or(&[][..], Vec::as_slice);
-    let mut all: Vec<Value> = there.iter().filter(|entry| !is_ours(entry)).cloned().collect();
-    for ParentStatus { parent, conditions } in wanted {
-        let reference = json!(parent);
-        let before = there.iter().filter(is_ours).find(|entry| entry["parentRef"] == reference);
-        // What is not said any more is taken back.
-        let before = before.and_then(|entry| entry["conditions"].as_array()).map(|before| {
-            let said = |one: &&Value| conditions.iter().any(|condition| one["type"] == condition.kind);
-            before.iter().filter(said).cloned().collect::<Value>()
-        });
-        all.push(json!({
-            "parentRef": reference,
-            "controllerName": CONTROLLER,
-            "conditions": among(&before.unwrap_or_default(), conditions, generation, now),
-        }));
+/// Where it is said: a route has parents, a policy ancestors.
+#[derive(Clone, Copy)]
+struct Fields {
+    list: &'static str,
+    reference: &'static str,
+}
+
+impl Fields {
+    const PARENTS: Self = Self { list: "parents", reference: "parentRef" };
+    const ANCESTORS: Self = Self { list: "ancestors", reference: "ancestorRef" };
+
+    fn of(kind: Kind) -> Self {
+        if kind.is_route() { Self::PARENTS } else { Self::ANCESTORS }
     }
-    let same = all.len() == there.len() && all.iter().all(|entry| there.contains(entry));
-    (!same).then(|| all.into())
+
+    /// The list as it is to be, unless it is so.
+    fn entries(
+        self,
+        there: &Value,
+        wanted: &[ParentStatus],
+        generation: i64,
+        now: Timestamp,
+    ) -> Option<Value> {
+        let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
+        let there = there.as_array().map_or(&[][..], Vec::as_slice);
+        let mut all: Vec<Value> = there.iter().filter(|entry| !is_ours(entry)).cloned().collect();
+        for ParentStatus { parent, conditions } in wanted {
+            let reference = json!(parent);
+            let before = there.iter().filter(is_ours).find(|entry| entry[self.reference] == reference);
+            // What is not said any more is taken back.
+            let before = before.and_then(|entry| entry["conditions"].as_array()).map(|before| {
+                let said = |one: &&Value| conditions.iter().any(|condition| one["type"] == condition.kind);
+                before.iter().filter(said).cloned().collect::<Value>()
+            });
+            all.push(json!({
+                self.reference: reference,
+                "controllerName": CONTROLLER,
+                "conditions": among(&before.unwrap_or_default(), conditions, generation, now),
+            }));
+        }
+        let same = all.len() == there.len() && all.iter().all(|entry| there.contains(entry));
+        (!same).then(|| all.into())
+    }
 }
 
 /// Whether it was written: not if another version is there.
-async fn write(api: &Api, whole: &Whole, wanted: &[ParentStatus]) -> Result<bool, ApiError> {
+async fn write(api: &Api, fields: Fields, whole: &Whole, wanted: &[ParentStatus]) -> Result<bool, ApiError> {
     let object = api.get(&whole.path).await?;
     if object["metadata"]["generation"].as_i64().unwrap_or_default() != whole.generation() {
         return Ok(false);
     }
-    let there = &object["status"]["parents"];
-    let Some(parents) = parents(there, wanted, whole.generation(), Timestamp::now()) else {
+    let there = &object["status"][fields.list];
+    let Some(entries) = fields.entries(there, wanted, whole.generation(), Timestamp::now()) else {
         return Ok(false);
     };
     // The version: two writers must not undo each other's entries.
     let patch = json!({
-        "metadata": {"resourceVersion": object["metadata"]["resourceVersion"]}, "status": {"parents": parents},
+        "metadata": {"resourceVersion": object["metadata"]["resourceVersion"]}, "status": {fields.list: entries},
     });
     api.patch(&format!("{}/status", whole.path), &patch).await.map(|_| true)
 }
@@ -146,6 +169,10 @@ async fn write(api: &Api, whole: &Whole, wanted: &[ParentStatus]) -> Result<bool
 mod tests {
     use super::*;
     use crate::{kubernetes::conditions::condition, manifest::Reference};
+
+    fn parents(there: &Value, wanted: &[ParentStatus], generation: i64, now: Timestamp) -> Option<Value> {
+        Fields::PARENTS.entries(there, wanted, generation, now)
+    }
 
     fn parent(name: &str, conditions: &[(&'static str, bool)]) -> ParentStatus {
         let reference = json!({"group": "", "kind": "Service", "name": name, "port": 80});
@@ -180,5 +207,14 @@ mod tests {
         assert_eq!(conditions[0]["observedGeneration"], 2);
         assert_eq!(parents(&second, &[], 3, at(3_000_000)), Some(json!([other])));
         assert_eq!(parents(&Value::Null, &[], 3, at(3_000_000)), None, "a route of nobody's");
+    }
+
+    #[test]
+    fn a_policy_says_it_of_its_ancestors() {
+        let wanted = [parent("web", &[("Accepted", true)])];
+        let said =
+            Fields::of(Kind::BackendTLSPolicy).entries(&Value::Null, &wanted, 1, Timestamp::now()).unwrap();
+        assert_eq!(said[0]["ancestorRef"]["name"], "web");
+        assert_eq!(said[0]["controllerName"], CONTROLLER);
     }
 }

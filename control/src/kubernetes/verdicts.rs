@@ -61,7 +61,9 @@ pub fn is_judged(kind: Kind) -> bool {
         | Kind::GRPCRoute
         | Kind::TLSRoute
         | Kind::TCPRoute
-        | Kind::ReferenceGrant => false,
+        | Kind::ReferenceGrant
+        | Kind::BackendTLSPolicy
+        | Kind::ConfigMap => false,
     }
 }
 

@@ -60,17 +60,17 @@ pub struct GrantTo {
 }
 
 impl ReferenceGrant {
-    /// Whether routes of a kind and namespace may refer to a Service of the grant's namespace.
-    pub fn permits(&self, kind: &str, namespace: &str, service: &str) -> bool {
+    /// Whether routes of a kind and namespace may refer to an object of the grant's namespace, by its group and kind.
+    pub fn permits(&self, kind: &str, namespace: &str, (group, of, name): (&str, &str, &str)) -> bool {
         let from = |from: &GrantFrom| {
             *from.group == *"gateway.networking.k8s.io"
                 && *from.kind == *kind
                 && *from.namespace == *namespace
         };
         let to = |to: &GrantTo| {
-            to.group.is_empty()
-                && *to.kind == *"Service"
-                && to.name.as_deref().is_none_or(|name| name.is_empty() || *name == *service)
+            *to.group == *group
+                && *to.kind == *of
+                && to.name.as_deref().is_none_or(|named| named.is_empty() || *named == *name)
         };
         self.spec.from.iter().any(from) && self.spec.to.iter().any(to)
     }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use mesh::route::Protocol;
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
@@ -57,8 +58,23 @@ pub struct EntryPort {
     pub number: u16,
     #[serde(default)]
     pub name: String,
+    /// `HTTP`, `TLS`, `TCP`, …
+    #[serde(default)]
+    pub protocol: String,
     #[serde(default)]
     pub target_port: Option<u16>,
+}
+
+impl EntryPort {
+    /// What it speaks, as it is written.
+    pub fn speaks(&self) -> Protocol {
+        match self.protocol.to_ascii_uppercase().as_str() {
+            "HTTP" => Protocol::Http1,
+            "HTTP2" | "GRPC" | "GRPC-WEB" => Protocol::Http2,
+            "TCP" | "TLS" | "HTTPS" | "MONGO" | "MYSQL" | "REDIS" => Protocol::Tcp,
+            _ => Protocol::Unknown,
+        }
+    }
 }
 
 impl ServiceEntry {

@@ -28,13 +28,25 @@ const GROUPS: [Group; 5] = [
     Group {
         name: "gateway.networking.k8s.io",
         versions: &["v1", "v1beta1"],
-        ours: &["GRPCRoute", "Gateway", "HTTPRoute", "ReferenceGrant", "TCPRoute", "TLSRoute"],
-        others: Some(&["BackendTLSPolicy", "GatewayClass", "ListenerSet", "UDPRoute"]),
+        ours: &[
+            "GRPCRoute",
+            "Gateway",
+            "HTTPRoute",
+            "ReferenceGrant",
+            "TCPRoute",
+            "TLSRoute",
+            "BackendTLSPolicy",
+        ],
+        others: Some(&["GatewayClass", "ListenerSet", "UDPRoute"]),
     },
 ];
 
 /// Kinds whose first versions say the same in the fields that are read.
-const EARLY: [(&str, &[&str]); 2] = [("TCPRoute", &["v1alpha2"]), ("TLSRoute", &["v1alpha3", "v1alpha2"])];
+const EARLY: [(&str, &[&str]); 3] = [
+    ("BackendTLSPolicy", &["v1alpha3"]),
+    ("TCPRoute", &["v1alpha2"]),
+    ("TLSRoute", &["v1alpha3", "v1alpha2"]),
+];
 
 /// Letters changed, added or left out that still are a slip.
 const SLIPS: usize = 2;

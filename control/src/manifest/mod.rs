@@ -7,6 +7,7 @@
 mod addresses;
 mod authentication;
 mod authorization;
+mod backend_tls;
 mod gateway;
 mod grant;
 mod istio;
@@ -30,6 +31,7 @@ pub use addresses::Addresses;
 pub(crate) use authentication::configuration;
 pub use authentication::{JwtRule, KeySource, KeysOf, RequestAuthentication};
 pub use authorization::{Authorization, Judges};
+pub use backend_tls::{BackendTlsPolicy, CertificateReference, ConfigMap, TrustManifest};
 pub use gateway::{Gateway, WaypointFor};
 pub use grant::{GrantFrom, GrantSpec, GrantTo, ReferenceGrant};
 pub use istio::{
@@ -93,11 +95,14 @@ pub enum Kind {
     TLSRoute,
     TCPRoute,
     ReferenceGrant,
+    BackendTLSPolicy,
+    /// Only what policies refer to is read of them.
+    ConfigMap,
 }
 
 impl Kind {
     /// Every kind, in the order in which objects sort.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -114,6 +119,8 @@ impl Kind {
         Self::TLSRoute,
         Self::TCPRoute,
         Self::ReferenceGrant,
+        Self::BackendTLSPolicy,
+        Self::ConfigMap,
     ];
 
     fn of(api_version: &str, kind: &str) -> Option<Self> {
@@ -135,8 +142,15 @@ impl Kind {
             ("gateway.networking.k8s.io", "TLSRoute") => Some(Self::TLSRoute),
             ("gateway.networking.k8s.io", "TCPRoute") => Some(Self::TCPRoute),
             ("gateway.networking.k8s.io", "ReferenceGrant") => Some(Self::ReferenceGrant),
+            ("gateway.networking.k8s.io", "BackendTLSPolicy") => Some(Self::BackendTLSPolicy),
+            ("", "ConfigMap") => Some(Self::ConfigMap),
             _ => None,
         }
+    }
+
+    /// Whether its status is that it has at what it refers to as its parents or its targets.
+    pub fn has_standings(self) -> bool {
+        self.is_route() || self == Self::BackendTLSPolicy
     }
 
     /// Whether it is a kind of route.
@@ -168,6 +182,8 @@ pub enum Object {
     TLSRoute(Box<Route>),
     TCPRoute(Box<Route>),
     ReferenceGrant(Box<ReferenceGrant>),
+    BackendTLSPolicy(Box<BackendTlsPolicy>),
+    ConfigMap(Box<ConfigMap>),
 }
 
 impl Object {
@@ -225,7 +241,9 @@ impl Object {
             | Self::TLSRoute(object)
             | Self::TCPRoute(object) => object.metadata.labels.share(shared),
             Self::ReferenceGrant(object) => object.metadata.share(&[], shared),
-            Self::ServiceEntry(_)
+            Self::BackendTLSPolicy(object) => object.metadata.labels.share(shared),
+            Self::ConfigMap(_)
+            | Self::ServiceEntry(_)
             | Self::WorkloadEntry(_)
             | Self::AuthorizationPolicy(_)
             | Self::PeerAuthentication(_)
@@ -472,6 +490,12 @@ impl Reader<'_, '_> {
             Kind::TLSRoute => Object::TLSRoute(Box::new(self.converted(item, Route::from_tls_manifest)?)),
             Kind::TCPRoute => Object::TCPRoute(Box::new(self.converted(item, Route::from_tcp_manifest)?)),
             Kind::ReferenceGrant => Object::ReferenceGrant(Box::new(self.typed_or(item)?)),
+            Kind::BackendTLSPolicy => {
+                Object::BackendTLSPolicy(Box::new(self.converted(item, BackendTlsPolicy::from_manifest)?))
+            }
+            Kind::ConfigMap => {
+                Object::ConfigMap(Box::new(self.typed_or::<backend_tls::ConfigMapManifest>(item)?.into()))
+            }
             Kind::AuthorizationPolicy => {
                 let policy = |manifest| Authorization::from_manifest(manifest, &key.namespace);
                 Object::AuthorizationPolicy(Box::new(self.converted(item, policy)?))

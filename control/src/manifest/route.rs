@@ -52,13 +52,16 @@ pub struct Refused {
 }
 
 impl Route {
-    /// The namespaces of the services that it is for, and of those that it leads to, if it is for services at all.
-    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+    /// The services that it is for.
+    pub fn services(&self) -> impl Iterator<Item = &Reference> {
         let is_service = |of: &&Reference| matches!(of.kind.as_deref(), Some("Service" | "ServiceEntry"));
-        let parents = move || self.parents.iter().filter(is_service);
-        let is_ours = parents().next().is_some();
-        let all = parents().chain(self.rules.iter().flat_map(Rule::refers_to));
-        all.filter(move |_| is_ours).filter_map(|reference| reference.namespace.as_ref())
+        self.parents.iter().filter(is_service)
+    }
+
+    /// Everything that it leads to, if it is for services at all.
+    pub fn leads_to(&self) -> impl Iterator<Item = &Reference> {
+        let is_ours = self.services().next().is_some();
+        self.rules.iter().flat_map(Rule::refers_to).filter(move |_| is_ours)
     }
 }
 

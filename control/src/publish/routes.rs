@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use mesh::{
     ServiceRoutes,
     route::{
-        Backend, FieldMatch, Filter, HeaderChange, Match, PathChange, PathMatch, Protocol, Route, RouteKind,
-        Rule, TextMatch, To,
+        Backend, BackendTls, FieldMatch, Filter, HeaderChange, Match, PathChange, PathMatch, Protocol, Route,
+        RouteKind, Rule, SubjectName, TextMatch, To, Trust,
     },
 };
 use proto::waypoint as wire;
@@ -27,8 +27,30 @@ pub(super) fn message(from: &ServiceRoutes) -> wire::ServiceRoutes {
         hostname: from.service.hostname.to_string(),
         ports: from.ports.iter().map(port).collect(),
         routes: from.routes().iter().map(route).collect(),
+        tls: from.tls.iter().map(|tls| backend_tls(tls)).collect(),
         policies: from.policies.all().iter().map(super::requests::message).collect(),
         tokens: from.authentication.rules().iter().map(super::tokens::message).collect(),
+    }
+}
+
+fn backend_tls(from: &BackendTls) -> wire::BackendTls {
+    use wire::{backend_tls::Trust as WireTrust, subject_name::Name};
+    let name = |of: &SubjectName| wire::SubjectName {
+        name: Some(match of {
+            SubjectName::Dns(name) => Name::Dns(name.to_string()),
+            SubjectName::Uri(uri) => Name::Uri(uri.to_string()),
+        }),
+    };
+    wire::BackendTls {
+        policy: from.policy.to_string(),
+        port: from.port.map_or(0, u32::from),
+        hostname: from.hostname.to_string(),
+        trust: Some(match &from.trust {
+            Trust::System => WireTrust::System(()),
+            Trust::Roots(pem) => WireTrust::Roots(pem.to_string()),
+            Trust::Nobody(reason) => WireTrust::Nobody(reason.to_string()),
+        }),
+        names: from.names.iter().map(name).collect(),
     }
 }
 

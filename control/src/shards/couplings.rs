@@ -11,7 +11,10 @@ use std::{
 };
 
 use crate::{
-    manifest::{Endpoint, EndpointSlice, Object, Route, ServiceEntry},
+    compile::granted_as,
+    manifest::{
+        Endpoint, EndpointSlice, Kind, Object, ObjectKey, Reference, ReferenceGrant, Route, ServiceEntry,
+    },
     objects::Objects,
 };
 
@@ -24,7 +27,9 @@ pub(super) struct Couplings {
     mentioned: BTreeMap<Arc<str>, BTreeSet<IpAddr>>,
     /// Each of these → the namespaces that mention it or have a workload there.
     concerned: BTreeMap<IpAddr, Names>,
-    /// Namespace → those that its routes refer to, itself among them.
+    /// Namespaces with routes that refer to others.
+    referring: Names,
+    /// Each of these → those that its routes lead to, or are for; itself among them.
     referred: BTreeMap<Arc<str>, Names>,
 }
 
@@ -33,13 +38,13 @@ impl Couplings {
     pub(super) fn update(&mut self, objects: &Objects, changed: &Names) {
         for namespace in changed {
             let routes = objects.of_namespace(namespace).filter_map(Object::route);
-            let mut referred: Names = routes.flat_map(Route::namespaces).cloned().collect();
-            referred.insert(namespace.clone());
-            match referred.len() {
-                1 => drop(self.referred.remove(namespace)),
-                _ => drop(self.referred.insert(namespace.clone(), referred)),
+            match routes.flat_map(elsewhere).any(|to| to.namespace.as_ref() != Some(namespace)) {
+                true => drop(self.referring.insert(namespace.clone())),
+                false => drop(self.referring.remove(namespace)),
             }
         }
+        // What they refer to may have come or gone elsewhere.
+        self.referred = self.referring.iter().map(|name| (name.clone(), referred(objects, name))).collect();
         let before = self.mentioned.len();
         let mut other = false;
         for namespace in changed {
@@ -101,6 +106,48 @@ impl Couplings {
         }
         groups
     }
+}
+
+/// What a route refers to with a namespace.
+fn elsewhere(route: &Route) -> impl Iterator<Item = &Reference> {
+    route.services().chain(route.leads_to()).filter(|to| to.namespace.is_some())
+}
+
+/// The namespaces that the routes of one are compiled with. Nobody is drawn in by being named alone: a service that a
+/// route is for must be there, and what it leads to must permit it.
+fn referred(objects: &Objects, namespace: &Arc<str>) -> Names {
+    let mut names = Names::from([namespace.clone()]);
+    for object in objects.of_namespace(namespace) {
+        let (kind, route) = match object {
+            Object::HTTPRoute(route) => ("HTTPRoute", route),
+            Object::GRPCRoute(route) => ("GRPCRoute", route),
+            Object::TLSRoute(route) => ("TLSRoute", route),
+            Object::TCPRoute(route) => ("TCPRoute", route),
+            _ => continue,
+        };
+        let other = |to: &&Reference| to.namespace.as_ref().is_some_and(|other| other != namespace);
+        let is_there = |to: &&Reference| {
+            // Of a waypoint control makes the Service.
+            let kinds = match to.kind.as_deref() {
+                Some("Service") => &[Kind::Service, Kind::Gateway][..],
+                _ => &[Kind::ServiceEntry],
+            };
+            let place = to.namespace.clone().unwrap_or_default();
+            let key =
+                |kind: &Kind| ObjectKey { kind: *kind, namespace: place.clone(), name: to.name.clone() };
+            kinds.iter().any(|kind| objects.get(&key(kind)).is_some())
+        };
+        let permits = |to: &&Reference| {
+            let grants = objects.of_namespace(to.namespace.as_deref().unwrap_or_default());
+            let asked = granted_as(to);
+            let permits = |grant: &ReferenceGrant| asked.is_some_and(|of| grant.permits(kind, namespace, of));
+            grants.filter_map(Object::grant).any(permits)
+        };
+        let parents = route.services().filter(other).filter(is_there);
+        let backends = route.leads_to().filter(other).filter(permits);
+        names.extend(parents.chain(backends).filter_map(|to| to.namespace.clone()));
+    }
+    names
 }
 
 /// Addresses by which an object names workloads.

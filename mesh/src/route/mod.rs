@@ -7,12 +7,14 @@
 //! Which rule is for a request is decided in [`table`], which is for a connection in [`connection`]; what a rule says is
 //! carried out by the waypoint.
 
+mod backend_tls;
 mod connection;
 mod kinds;
 mod table;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+pub use backend_tls::{BackendTls, SubjectName, Trust};
 pub use table::{Found, Matched, Request};
 
 use crate::{ServiceKey, request::RequestPolicies, token::Authentication};
@@ -88,6 +90,8 @@ pub struct ServiceRoutes {
     pub policies: RequestPolicies,
     /// Whose tokens its requests may bring.
     pub authentication: Authentication,
+    /// How it is spoken to where TLS is begun with it, each for a port or for all of them.
+    pub tls: Vec<Arc<BackendTls>>,
     routes: Vec<Route>,
     kinds: Kinds,
     table: Table,
@@ -343,7 +347,7 @@ impl ServiceRoutes {
         let (kinds, connections) = (Kinds::new(&routes), Connections::new(&routes));
         let table = Table::new(&routes)?;
         let (policies, authentication) = (RequestPolicies::default(), Authentication::default());
-        Ok(Self { service, ports, policies, authentication, routes, kinds, table, connections })
+        Ok(Self { service, ports, policies, authentication, tls: Vec::new(), routes, kinds, table, connections })
     }
 
     /// With policies for its requests.
@@ -354,6 +358,16 @@ impl ServiceRoutes {
     /// With rules for the tokens of its requests.
     pub fn with_authentication(self, authentication: Authentication) -> Self {
         Self { authentication, ..self }
+    }
+
+    /// With TLS, which is begun with it.
+    pub fn with_tls(self, tls: Vec<Arc<BackendTls>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// How TLS is begun with a port; `None` where it is spoken to in plaintext.
+    pub fn tls(&self, port: u16) -> Option<&Arc<BackendTls>> {
+        backend_tls::of_port(&self.tls, port)
     }
 
     /// What a port speaks.
@@ -401,6 +415,7 @@ impl PartialEq for ServiceRoutes {
             && self.ports == other.ports
             && self.policies == other.policies
             && self.authentication == other.authentication
+            && self.tls == other.tls
             && self.routes == other.routes
     }
 }

@@ -1,15 +1,18 @@
-//! Connections that are no HTTP, led on by TCPRoutes and, by the server they ask for in TLS, by TLSRoutes.
+//! Connections that are no HTTP, led on by TCPRoutes and, by the server they ask for in TLS, by TLSRoutes; and backends that
+//! are no plain Services of the mesh: with TLS of their own, and of ServiceEntries.
 
 use anyhow::{Context, Result, ensure};
 use bed::{Pod, Process, waypoint::ServiceManifest};
 use node::{PATIENCE, Scene, app, fails, port, same, web, well};
 use serde_json::Value;
 
-/// A caller on node a; two servers of TLS and of something else on node b, behind services of which the first, at
-/// 10.96.0.1, has the waypoint.
+/// A caller on node a; two servers of TLS and of something else on node b, behind services with a waypoint, of which
+/// the first is at 10.96.0.1; and one that is of no mesh.
 struct Stage {
     waypoint: Process,
     pod: Pod,
+    /// What the servers show.
+    certificate: web::Certificate,
     _servers: Vec<Process>,
     scene: Scene,
 }
@@ -17,7 +20,13 @@ struct Stage {
 impl Stage {
     fn new() -> Result<Self> {
         let mut waypoint_pod = None;
-        let pods = [("mesh", "client", "a"), ("mesh", "web-v1", "b"), ("mesh", "web-v2", "b")];
+        let pods = [
+            ("mesh", "client", "a"),
+            ("mesh", "web-v1", "b"),
+            ("mesh", "web-v2", "b"),
+            // Of no mesh.
+            ("plain", "bank", "b"),
+        ];
         let scene = Scene::start_with(&pods, |world| {
             let manifests = world.manifests();
             manifests.waypoint("mesh", "wp", "service")?;
@@ -35,23 +44,19 @@ impl Stage {
                     ("echo", 82, port::ECHO),
                 ],
             };
-            manifests.service(&service(
-                "web",
-                1,
-                &[("app", "web-v1")],
-                &[("istio.io/use-waypoint", "wp")],
-            ))?;
-            manifests.service(&service("web-v2", 2, &[("app", "web-v2")], &[]))
+            let behind = [("istio.io/use-waypoint", "wp")];
+            manifests.service(&service("web", 1, &[("app", "web-v1")], &behind))?;
+            manifests.service(&service("web-v2", 2, &[("app", "web-v2")], &behind))
         })?;
         let certificate = web::Certificate::new(scene.world.folder(), "tls", "*.shop.test")?;
         let mut servers = Vec::new();
-        for name in ["web-v1", "web-v2"] {
+        for name in ["web-v1", "web-v2", "bank"] {
             servers.push(web::serve(scene.pod(name))?);
             servers.push(web::serve_tls(scene.pod(name), &certificate)?);
         }
         let pod = waypoint_pod.context("no pod for the waypoint")?;
         let waypoint = scene.world.start_waypoint(&pod, "waypoint")?;
-        Ok(Self { waypoint, pod, _servers: servers, scene })
+        Ok(Self { waypoint, pod, certificate, _servers: servers, scene })
     }
 
     /// Who answers each of so many connections; `None`: it was refused.
@@ -184,4 +189,85 @@ fn tls_is_led_on_by_the_server_that_it_asks_for_and_is_not_opened() -> Result<()
     bed::eventually(PATIENCE, "the port to be for TLS", closed)?;
     fails(app(stage.scene.pod("client"), "echo", "10.96.0.1:82".parse()?)?, &["reset", "eof", "broken_pipe"])
         .map(drop)
+}
+
+/// What the waypoint is to believe of `web-v2`, and a ConfigMap with a certificate.
+fn believed(stage: &Stage, service: &str, certificate: &web::Certificate) -> Result<()> {
+    let pem = std::fs::read_to_string(&certificate.certificate)?;
+    let lines: String = pem.lines().map(|line| format!("    {line}\n")).collect();
+    let yaml = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: roots, namespace: mesh}}\ndata:\n  ca.crt: |\n{lines}---\n\
+         apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: tls, namespace: mesh}}\nspec:\n  \
+         targetRefs: [{{{service}, sectionName: tls}}]\n  validation:\n    hostname: b.shop.test\n    \
+         caCertificateRefs: [{{group: '', kind: ConfigMap, name: roots}}]\n"
+    );
+    stage.scene.world.manifests().put("tls", &yaml)
+}
+
+#[test]
+fn tls_is_begun_with_a_backend_that_proves_itself_and_with_no_other() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let ask = |stage: &Stage| web::curl(stage.scene.pod("client"), &["http://10.96.0.1:81/"]);
+    let answered = |stage: &Stage, status: u16| {
+        let answers = ask(stage)?;
+        Ok(Some(answers).filter(|answers| answers.status == status))
+    };
+    stage.route("HTTPRoute", 81, "rules: [{backendRefs: [{name: web-v2, port: 443}]}]")?;
+    // Without a policy it is said to speak no HTTP.
+    bed::eventually(PATIENCE, "the route", || answered(&stage, 500))?;
+    let service = "group: '', kind: Service, name: web-v2";
+    believed(&stage, service, &stage.certificate)?;
+    let (answers, _) = bed::eventually(PATIENCE, "TLS with the backend", || answered(&stage, 200))?;
+    let seen = &answers.seen[0];
+    same("who answers", (answers.server(), seen["sni"].as_str()), (Some("web-v2"), Some("b.shop.test")))?;
+    same("the caller", seen["peer"].as_str(), Some(stage.scene.pod("client").v4().to_string().as_str()))?;
+
+    let other = web::Certificate::new(stage.scene.world.folder(), "other", "*.shop.test")?;
+    believed(&stage, service, &other)?;
+    bed::eventually(PATIENCE, "the certificate to be refused", || answered(&stage, 503))?;
+    let told = |line: &Value| {
+        line["error"].as_str().is_some_and(|error| {
+            error.contains("as b.shop.test (BackendTLSPolicy mesh/tls) failed: invalid peer certificate")
+        })
+    };
+    bed::report::wait_access(&mut stage.waypoint, 0, PATIENCE, "why", told)?;
+    believed(&stage, service, &stage.certificate)?;
+    bed::eventually(PATIENCE, "the right one again", || answered(&stage, 200)).map(drop)
+}
+
+#[test]
+fn what_is_of_no_mesh_is_a_backend_by_its_service_entry() -> Result<()> {
+    let stage = Stage::new()?;
+    let entry = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: bank, namespace: mesh}}\nspec:\n  \
+         hosts: [bank.example]\n  addresses: [240.1.2.3]\n  resolution: STATIC\n  endpoints: [{{address: {}}}]\n  ports:\n  \
+         - {{number: 80, name: http, protocol: HTTP, targetPort: {}}}\n  \
+         - {{number: 443, name: tls, protocol: HTTPS, targetPort: {}}}\n",
+        stage.scene.pod("bank").v4(),
+        web::PORT,
+        web::TLS_PORT
+    );
+    stage.scene.world.manifests().put("entry", &entry)?;
+    let ask = || web::curl(stage.scene.pod("client"), &["http://10.96.0.1:81/"]);
+    let by_bank = || Ok(Some(ask()?).filter(|answers| answers.server() == Some("bank")));
+    let backend = |of: &str, port: u16| {
+        let group = "group: networking.istio.io";
+        stage.route("HTTPRoute", 81, &format!("rules: [{{backendRefs: [{{{group}, {of}, port: {port}}}]}}]"))
+    };
+    backend("kind: ServiceEntry, name: bank", 80)?;
+    let (answers, _) = bed::eventually(PATIENCE, "the entry", by_bank)?;
+    same("plainly", answers.seen[0]["sni"].as_str(), None)?;
+    // In TLS, by the name of its host.
+    believed(&stage, "group: networking.istio.io, kind: ServiceEntry, name: bank", &stage.certificate)?;
+    backend("kind: Hostname, name: bank.example", 443)?;
+    let in_tls = || Ok(by_bank()?.filter(|answers| answers.seen[0]["sni"] == "b.shop.test"));
+    bed::eventually(PATIENCE, "the entry in TLS", in_tls)?;
+    // Connections, too.
+    stage.route(
+        "TCPRoute",
+        80,
+        "rules: [{backendRefs: [{group: networking.istio.io, kind: Hostname, name: bank.example, port: 80}]}]",
+    )?;
+    let led = || Ok(Some(stage.ask(80, 1)?).filter(|names| *names == [Some("bank".to_owned())]));
+    bed::eventually(PATIENCE, "a connection to it", led).map(drop)
 }

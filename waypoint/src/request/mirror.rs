@@ -54,7 +54,7 @@ pub(super) fn start(context: &Context, to: &To, head: Parts, source: Source) {
         let _busy = Busy::with(&worker.mirrors);
         let sent = async {
             let service = snapshot.service(&service)?;
-            let target = upstream::choose(&worker, &call, &snapshot, service, port).ok()?;
+            let target = upstream::choose(&worker, &call, &snapshot, service, port).await.ok()?;
             let mut head = send::outgoing(head, version, &target).ok()?;
             let to = trace::To {
                 service: Some((&service.key, port)),

@@ -1,14 +1,11 @@
 //! The phase that picks: a backend by its share, then an endpoint of it.
 
 use ::http::StatusCode;
-use mesh::{
-    Target,
-    route::{Backend, Rule, To},
-};
+use mesh::route::{Backend, Rule, To};
 use runtime::record::Flag;
 
 use super::{Context, Settled};
-use crate::upstream;
+use crate::upstream::{self, Endpoint};
 
 /// The backend of a rule for one request: each by its weight.
 ///
@@ -29,10 +26,11 @@ pub(super) fn backend(rule: &Rule, random: u64) -> Result<&Backend, Settled> {
 ///
 /// # Errors
 /// With the answer, where there is none.
-pub(super) fn endpoint(context: &Context, to: Option<&To>) -> Result<Target, Settled> {
+pub(super) async fn endpoint(context: &Context, to: Option<&To>) -> Result<Endpoint, Settled> {
     let none = |reason: String| Settled::new(StatusCode::SERVICE_UNAVAILABLE, Flag::NoEndpoint, reason);
     match to {
         None => upstream::endpoint_in(&context.worker, &context.call, &context.snapshot)
+            .await
             .map_err(|failure| none(failure.to_string())),
         Some(To::Nowhere(reason)) => {
             Err(Settled::new(StatusCode::INTERNAL_SERVER_ERROR, Flag::NoRoute, reason.to_string()))
@@ -43,6 +41,7 @@ pub(super) fn endpoint(context: &Context, to: Option<&To>) -> Result<Target, Set
                 Settled::new(StatusCode::INTERNAL_SERVER_ERROR, Flag::NoRoute, reason)
             })?;
             upstream::choose(&context.worker, &context.call, &context.snapshot, service, *port)
+                .await
                 .map_err(|failure| none(failure.to_string()))
         }
     }

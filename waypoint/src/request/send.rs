@@ -13,7 +13,7 @@ use ::http::{
 };
 use hyper::body::{Body as _, Incoming};
 use mesh::{
-    ServiceKey, Target,
+    ServiceKey,
     route::{Filter, Mirror, Protocol, Retry, Rule, To},
 };
 use runtime::record::Flag;
@@ -33,7 +33,7 @@ use crate::{
     },
     http::Handover,
     trace::Attempt,
-    upstream::{Sent, Unsent},
+    upstream::{Endpoint, Sent, Unsent},
 };
 
 /// Endpoints tried where none could be reached, the first among them.
@@ -227,7 +227,7 @@ impl Sending<'_> {
     ) -> Result<Tried, Settled> {
         let context = self.context;
         let backend = self.rule.map(|rule| pick::backend(rule, rand::random())).transpose()?;
-        let target = pick::endpoint(context, backend.map(|backend| &backend.to))?;
+        let target = pick::endpoint(context, backend.map(|backend| &backend.to)).await?;
         let service = service(context, backend.map(|backend| &backend.to));
         let resends = {
             let mut record = context.record.borrow_mut();
@@ -344,11 +344,15 @@ pub(super) fn service<'a>(context: &'a Context, backend: Option<&'a To>) -> Opti
 }
 
 /// The version to speak with a backend, or with what was called: that which its port declares, else the caller's own.
+/// In TLS HTTP/2 is what is declared, or what calls need.
 pub(super) fn version(context: &Context, backend: Option<&To>) -> Version {
-    let protocol = service(context, backend)
-        .and_then(|(service, port)| Some(context.snapshot.routes(service)?.protocol(port)));
-    match protocol.unwrap_or_default() {
+    let said = service(context, backend);
+    let said = said.and_then(|(service, port)| Some((context.snapshot.routes(service)?, port)));
+    let (protocol, is_tls) =
+        said.map(|(routes, port)| (routes.protocol(port), routes.tls(port).is_some())).unwrap_or_default();
+    match protocol {
         Protocol::Http1 if !context.is_grpc => Version::One,
+        Protocol::Unknown | Protocol::Tcp if is_tls && !context.is_grpc => Version::One,
         Protocol::Http2 => Version::Two,
         Protocol::Http1 | Protocol::Unknown | Protocol::Tcp => context.version,
     }
@@ -377,7 +381,7 @@ async fn within<T>(end: Option<Instant>, work: impl Future<Output = T>) -> Optio
 }
 
 /// The head as a backend gets it.
-pub(super) fn outgoing(mut head: Parts, version: Version, target: &Target) -> Result<Parts, Settled> {
+pub(super) fn outgoing(mut head: Parts, version: Version, target: &Endpoint) -> Result<Parts, Settled> {
     // We have read it, and will have the body: nobody needs to be asked.
     head.headers.remove(header::EXPECT);
     head.extensions.clear();
@@ -404,7 +408,7 @@ pub(super) fn outgoing(mut head: Parts, version: Version, target: &Target) -> Re
             head.version = HttpVersion::HTTP_2;
             head.headers.remove(header::HOST);
             let mut parts = ::http::uri::Parts::default();
-            parts.scheme = Some(Scheme::HTTP);
+            parts.scheme = Some(if target.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP });
             parts.authority = Some(authority.parse().map_err(|_| malformed())?);
             parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
             head.uri = Uri::from_parts(parts).map_err(|_| malformed())?;

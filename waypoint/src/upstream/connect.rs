@@ -18,6 +18,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+use tokio_rustls::client::TlsStream;
 
 use super::Upstream;
 use crate::{
@@ -29,6 +30,8 @@ use crate::{
 pub(crate) enum Io {
     Tunnel(Stream),
     Plain(TcpStream),
+    /// Within one of the others.
+    Tls(Box<TlsStream<Io>>),
 }
 
 pub(super) async fn open(upstream: &Upstream, call: &Call, target: &Target) -> Result<Io, Failure> {
@@ -79,6 +82,7 @@ impl AsyncRead for Io {
         match self.get_mut() {
             Self::Tunnel(stream) => Pin::new(stream).poll_read(cx, out),
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, out),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, out),
         }
     }
 }
@@ -88,6 +92,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -95,6 +100,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -102,6 +108,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

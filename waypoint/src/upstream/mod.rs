@@ -9,19 +9,26 @@
 
 mod balance;
 mod connect;
+mod names;
 mod pool;
+mod tls;
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    hash::{Hash, Hasher},
+    ops::Deref,
+    rc::Rc,
+    sync::Arc,
+};
 
 use ::http::{Request, Response};
 use hbone::client::{OpenError, Pool as Tunnels};
 use hyper::body::Incoming;
-use mesh::{Attempt, Identity, Passage, Refusal, Snapshot, Target, Tunnel, Verdict};
+use mesh::{Attempt, Identity, Passage, Refusal, Snapshot, Target, Tunnel, Verdict, route::BackendTls};
 
 pub(crate) use balance::{choose, endpoint_in};
 pub(crate) use connect::Io;
 
-use self::{balance::Loads, pool::Pools};
+use self::{balance::Loads, names::Names, pool::Pools, tls::Configs};
 use crate::{
     arrival::{Call, Failure},
     body::{Body, Busy},
@@ -36,6 +43,41 @@ pub(crate) struct Upstream {
     tunnels: Tunnels,
     pools: Rc<Pools>,
     loads: Loads,
+    names: Names,
+    configs: Configs,
+}
+
+/// An endpoint that was chosen, and how TLS is begun with it.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    target: Target,
+    pub(crate) tls: Option<Same>,
+}
+
+impl Deref for Endpoint {
+    type Target = Target;
+
+    fn deref(&self) -> &Target {
+        &self.target
+    }
+}
+
+/// What is of one policy, as it was told once: compared by where it is, since each change makes another.
+#[derive(Clone)]
+pub(crate) struct Same(Arc<BackendTls>);
+
+impl PartialEq for Same {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Same {}
+
+impl Hash for Same {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
 }
 
 /// A backend has answered.
@@ -80,14 +122,28 @@ impl Upstream {
             tunnels: Tunnels::new(shared.settings.hbone.clone(), shared.store.clone()),
             pools: Rc::new(Pools::new(shared.settings.backend_idle)),
             loads: Loads::default(),
+            names: Names::default(),
+            configs: Configs::default(),
             shared,
         }
     }
 
-    /// Opens a connection to an endpoint, in the caller's name.
-    pub(crate) async fn open(&self, call: &Call, target: &Target) -> Result<Io, Failure> {
-        self.judge(call, target)?;
-        connect::open(self, call, target).await
+    /// Opens a connection to an endpoint, in the caller's name; `version` is what is to be spoken, `None`: no HTTP.
+    pub(crate) async fn open(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        version: Option<Version>,
+    ) -> Result<Io, Failure> {
+        self.judge(call, endpoint)?;
+        let io = connect::open(self, call, endpoint).await?;
+        match &endpoint.tls {
+            None => Ok(io),
+            Some(with) => {
+                let patience = self.shared.settings.dial_timeout;
+                tls::begin(&self.configs, with, version, (io, endpoint.address), patience).await
+            }
+        }
     }
 
     fn judge(&self, call: &Call, target: &Target) -> Result<(), Refusal> {
@@ -98,7 +154,7 @@ impl Upstream {
     pub(crate) async fn send(
         &self,
         call: &Rc<Call>,
-        target: &Target,
+        target: &Endpoint,
         version: Version,
         request: Request<Body>,
         handover: Option<&Handover>,
@@ -117,6 +173,7 @@ impl Upstream {
     pub(crate) fn sweep(&self) {
         self.pools.sweep();
         self.loads.sweep();
+        self.names.sweep();
     }
 }
 

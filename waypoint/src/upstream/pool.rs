@@ -10,14 +10,13 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use identity::assertion::Claims;
-use mesh::Target;
 use tokio::{
     io::AsyncWriteExt,
     sync::oneshot,
     time::{Instant, timeout},
 };
 
-use super::{SendError, Unsent, Upstream, connect::Io};
+use super::{Endpoint, Same, SendError, Unsent, Upstream, connect::Io};
 use crate::{
     arrival::Call,
     body::{Body, Rewind},
@@ -47,6 +46,8 @@ struct Key {
     /// The endpoint was told who calls.
     asserted: bool,
     endpoint: SocketAddr,
+    /// TLS as one policy wants it, or none: what is of one is never used for another.
+    tls: Option<Same>,
 }
 
 /// All that is kept by one worker.
@@ -132,13 +133,13 @@ impl Pools {
 pub(super) async fn send(
     upstream: &Upstream,
     call: &Rc<Call>,
-    target: &Target,
+    target: &Endpoint,
     version: Version,
     request: Request<Body>,
     handover: Option<&Handover>,
 ) -> Result<Response<Incoming>, Unsent> {
-    let key =
-        Key { claims: call.claims.clone(), asserted: call.assertion.is_some(), endpoint: target.address };
+    let (claims, asserted) = (call.claims.clone(), call.assertion.is_some());
+    let key = Key { claims, asserted, endpoint: target.address, tls: target.tls.clone() };
     match version {
         Version::One => one(upstream, key, call, target, request, handover).await,
         Version::Two => two(upstream, key, call, target, request).await,
@@ -149,7 +150,7 @@ async fn one(
     upstream: &Upstream,
     key: Key,
     call: &Rc<Call>,
-    target: &Target,
+    target: &Endpoint,
     mut request: Request<Body>,
     handover: Option<&Handover>,
 ) -> Result<Response<Incoming>, Unsent> {
@@ -220,8 +221,8 @@ async fn take_over(connection: One, handover: Option<&Handover>) {
     }
 }
 
-async fn dial_one(upstream: &Upstream, call: &Call, target: &Target) -> Result<One, SendError> {
-    let io = upstream.open(call, target).await?;
+async fn dial_one(upstream: &Upstream, call: &Call, target: &Endpoint) -> Result<One, SendError> {
+    let io = upstream.open(call, target, Some(Version::One)).await?;
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(MOST_HEAD)
         .handshake(TokioIo::new(io))
@@ -252,7 +253,7 @@ async fn two(
     upstream: &Upstream,
     key: Key,
     call: &Rc<Call>,
-    target: &Target,
+    target: &Endpoint,
     mut request: Request<Body>,
 ) -> Result<Response<Incoming>, Unsent> {
     loop {
@@ -281,9 +282,9 @@ async fn two(
 async fn dial_two(
     upstream: &Upstream,
     call: &Call,
-    target: &Target,
+    target: &Endpoint,
 ) -> Result<http2::SendRequest<Body>, SendError> {
-    let io = upstream.open(call, target).await?;
+    let io = upstream.open(call, target, Some(Version::Two)).await?;
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)

@@ -9,8 +9,9 @@ use mesh::{
     PolicyKey, RouteKey, ServiceKey, ServiceRoutes,
     request::{RequestAction, RequestPolicies, RequestPolicy, RequestRule},
     route::{
-        Backend, Cors, FieldMatch, Filter, HeaderChange, Match, Mirror, PathChange, PathMatch, Protocol,
-        Redirect, Retry, Rewrite, Route, RouteKind, Rule, TextMatch, Timeouts, To,
+        Backend, BackendTls, Cors, FieldMatch, Filter, HeaderChange, Match, Mirror, PathChange, PathMatch,
+        Protocol, Redirect, Retry, Rewrite, Route, RouteKind, Rule, SubjectName, TextMatch, Timeouts, To,
+        Trust,
     },
     token::Authentication,
 };
@@ -40,8 +41,9 @@ impl Converter {
         let routes = ServiceRoutes::new(service, ports, routes);
         let routes = routes.map_err(|error| invalid("routes", error.to_string()))?;
         let tokens = from.tokens.iter().map(|rule| self.token_rule(rule)).collect::<Result<_, _>>()?;
-        let authentication = Authentication::new(tokens);
-        Ok(routes.with_policies(RequestPolicies::new(policies)).with_authentication(authentication))
+        let tls = from.tls.iter().map(|tls| backend_tls(tls).map(Arc::new)).collect::<Result<_, _>>()?;
+        let routes = routes.with_policies(RequestPolicies::new(policies));
+        Ok(routes.with_authentication(Authentication::new(tokens)).with_tls(tls))
     }
 
     /// Routes by which nothing of the service is reached: requests are refused, and connections that are no HTTP.
@@ -180,6 +182,27 @@ impl Converter {
             hostname: self.share(required("hostname", hostname)?),
         })
     }
+}
+
+fn backend_tls(from: &wire::BackendTls) -> Result<BackendTls, Invalid> {
+    use wire::{backend_tls::Trust as WireTrust, subject_name::Name};
+    let name = |of: &wire::SubjectName| match &of.name {
+        Some(Name::Dns(name)) => Ok(SubjectName::Dns(name.as_str().into())),
+        Some(Name::Uri(uri)) => Ok(SubjectName::Uri(uri.as_str().into())),
+        None => Err(Invalid::Missing { field: "tls.names" }),
+    };
+    Ok(BackendTls {
+        policy: from.policy.as_str().into(),
+        port: Some(port("tls.port", from.port)?).filter(|&port| port != 0),
+        hostname: required("tls.hostname", &from.hostname)?.into(),
+        trust: match &from.trust {
+            Some(WireTrust::System(_)) => Trust::System,
+            Some(WireTrust::Roots(pem)) => Trust::Roots(pem.as_str().into()),
+            Some(WireTrust::Nobody(reason)) => Trust::Nobody(reason.as_str().into()),
+            None => return Err(Invalid::Missing { field: "tls.trust" }),
+        },
+        names: from.names.iter().map(name).collect::<Result<_, _>>()?,
+    })
 }
 
 /// What a port speaks is a hint: what is not known is found out.

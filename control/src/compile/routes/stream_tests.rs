@@ -131,3 +131,84 @@ fn of_several_kinds_for_a_port_the_others_are_told_that_they_give_way() {
         }
     }
 }
+
+#[test]
+fn a_backend_may_be_a_service_entry_or_a_host_of_one() {
+    let entry = |hosts: &str, resolution: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: bank, namespace: shop}}\n\
+             spec: {{hosts: [{hosts}], addresses: [240.1.0.1], resolution: {resolution}, \
+             ports: [{{number: 80, name: http, protocol: HTTP}}, {{number: 443, name: tls, protocol: TLS}}]}}\n"
+        )
+    };
+    let one = entry("bank.example", "DNS");
+    let group = "group: networking.istio.io";
+    for (kind, entry, backend, said) in [
+        ("HTTPRoute", &one, "kind: ServiceEntry, name: bank, port: 80", RESOLVED),
+        ("HTTPRoute", &one, "kind: Hostname, name: bank.example, port: 80", RESOLVED),
+        ("TCPRoute", &one, "kind: Hostname, name: bank.example, port: 443", RESOLVED),
+        (
+            "HTTPRoute",
+            &one,
+            "kind: Hostname, name: bank.example, port: 443",
+            "ResolvedRefs=false/UnsupportedProtocol",
+        ),
+        (
+            "HTTPRoute",
+            &one,
+            "kind: Hostname, name: nobody.example, port: 80",
+            "ResolvedRefs=false/BackendNotFound",
+        ),
+        ("HTTPRoute", &one, "kind: ServiceEntry, name: bank, port: 81", "ResolvedRefs=false/BackendNotFound"),
+        ("HTTPRoute", &one, "kind: ServiceEntry, name: bank", "ResolvedRefs=false/BackendNotFound"),
+        ("HTTPRoute", &one, "kind: WorkloadEntry, name: bank, port: 80", "ResolvedRefs=false/InvalidKind"),
+        (
+            "HTTPRoute",
+            &entry("a.example, b.example", "DNS"),
+            "kind: ServiceEntry, name: bank, port: 80",
+            "ResolvedRefs=false/BackendNotFound",
+        ),
+        (
+            "HTTPRoute",
+            &entry("bank.example", "NONE"),
+            "kind: ServiceEntry, name: bank, port: 80",
+            "ResolvedRefs=false/BackendNotFound",
+        ),
+    ] {
+        let route = route(kind, "r", ", port: 80", &backends(&format!("{{{group}, {backend}}}")));
+        let compiled = compiled(&[SHOP, GATEWAY, DB, entry, &route]);
+        assert_eq!(standing(&compiled).concat(), [ACCEPTED, said], "{kind} {backend}");
+        let told = &db(&compiled).routes()[0].rules[0].backends[0].to;
+        let found = matches!(told, To::Service { service, .. } if *service.hostname == *"bank.example");
+        assert_eq!(found, said == RESOLVED, "{told:?}");
+        // Of a backend it matters what it speaks.
+        assert_eq!(compiled.routes.keys().any(|key| *key.hostname == *"bank.example"), found);
+    }
+}
+
+#[test]
+fn a_service_has_so_many_routes_of_other_namespaces_and_no_more() {
+    let to = backends("{name: db, namespace: shop, port: 5432}");
+    let of = |number: usize| {
+        let date = format!(
+            "namespace: till, creationTimestamp: '2026-01-01T00:{:02}:{:02}Z'",
+            number / 60,
+            number % 60
+        );
+        route("HTTPRoute", &format!("r{number}"), "", &to)
+            .replacen("namespace: shop", &date, 1)
+            .replace("name: db}], rules", "name: db, namespace: shop}], rules")
+    };
+    let routes: Vec<String> = (0..130).map(of).collect();
+    let texts: Vec<&str> =
+        [SHOP, GATEWAY, DB, TILL].into_iter().chain(routes.iter().map(String::as_str)).collect();
+    let compiled = compiled(&texts);
+    let refused: Vec<&str> = compiled
+        .routes_status
+        .iter()
+        .filter(|(_, parents)| parents[0].conditions[0].reason == "TooManyRoutes")
+        .map(|(key, _)| &*key.name)
+        .collect();
+    assert_eq!(refused, ["r128", "r129"], "the newest");
+    assert_eq!(db(&compiled).routes().len(), 128);
+}

@@ -13,7 +13,7 @@ use crate::{
     manifest::Severity,
 };
 
-pub(super) const SHOP: &str = "
+pub(crate) const SHOP: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
@@ -47,7 +47,7 @@ metadata: {name: web-v2, namespace: shop}
 spec: {clusterIP: 10.96.0.2, selector: {app: web-v2}, ports: [{name: http2-web, port: 80}]}
 ";
 
-pub(super) const GATEWAY: &str = "
+pub(crate) const GATEWAY: &str = "
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: wp, namespace: shop}
@@ -61,7 +61,7 @@ fn route(spec: &str) -> String {
     )
 }
 
-pub(super) fn workload<'c>(compiled: &'c Compiled, name: &str) -> &'c Workload {
+pub(crate) fn workload<'c>(compiled: &'c Compiled, name: &str) -> &'c Workload {
     compiled.workloads.values().find(|workload| *workload.name == *name).unwrap()
 }
 
@@ -71,7 +71,7 @@ fn waypoints(compiled: &Compiled) -> (bool, bool) {
     (service.waypoint.is_some(), workload(compiled, "web-1").waypoint.is_some())
 }
 
-pub(super) fn problems(compiled: &Compiled) -> Vec<String> {
+pub(crate) fn problems(compiled: &Compiled) -> Vec<String> {
     compiled.problems.iter().map(ToString::to_string).collect()
 }
 
@@ -185,7 +185,7 @@ fn who_requires_a_waypoint_excepts_what_all_of_them_except() {
 }
 
 /// What is said of the only route at its parents: `TYPE=STATUS/REASON`, in their order.
-pub(super) fn standing(compiled: &Compiled) -> Vec<Vec<String>> {
+pub(crate) fn standing(compiled: &Compiled) -> Vec<Vec<String>> {
     assert!(compiled.routes_status.len() <= 1, "{:?}", compiled.routes_status);
     let parents = compiled.routes_status.values().flatten();
     let words = |condition: &Condition| {
@@ -195,8 +195,8 @@ pub(super) fn standing(compiled: &Compiled) -> Vec<Vec<String>> {
     parents.map(|parent| parent.conditions.iter().map(words).collect()).collect()
 }
 
-pub(super) const ACCEPTED: &str = "Accepted=true/Accepted";
-pub(super) const RESOLVED: &str = "ResolvedRefs=true/ResolvedRefs";
+pub(crate) const ACCEPTED: &str = "Accepted=true/Accepted";
+pub(crate) const RESOLVED: &str = "ResolvedRefs=true/ResolvedRefs";
 
 #[test]
 fn a_route_is_told_how_it_stands_with_each_parent() {
@@ -299,7 +299,7 @@ fn of_routes_of_several_kinds_for_one_port_those_of_calls_are_followed() {
     );
 }
 
-pub(super) const TILL: &str = "
+pub(crate) const TILL: &str = "
 apiVersion: v1
 kind: Pod
 metadata: {name: till-1, namespace: till, labels: {app: till}}

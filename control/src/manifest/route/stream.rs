@@ -7,7 +7,7 @@ use mesh::route::Timeouts;
 use serde::Deserialize;
 
 use super::{Backend, Reference, Route, Rule, Spec, Wrong, bounded};
-use crate::manifest::kube::Strict;
+use crate::manifest::{backend_tls::is_server, kube::Strict};
 
 pub(in crate::manifest) type Manifest = Strict<Spec<RuleManifest>>;
 
@@ -95,18 +95,10 @@ fn rule_of(rule: RuleManifest, field: &str) -> Result<Rule, Wrong> {
 
 /// Whether a name may be asked for in TLS (RFC 6066), or is `*.` and one.
 fn check_server(name: &str) -> Result<(), String> {
-    let own = name.strip_prefix("*.").unwrap_or(name);
-    let label = |label: &str| {
-        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        (1..=63).contains(&label.len())
-            && label.bytes().all(inner)
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
     if name.parse::<IpAddr>().is_ok() {
         return Err(format!("{name} is an address: nobody asks for one in TLS"));
     }
-    if name.len() > 253 || !own.split('.').all(label) {
+    if !is_server(name.strip_prefix("*.").unwrap_or(name)) {
         return Err(format!(
             "{name:?} is no host name: letters in lower case, digits, hyphens and dots, with *. before it at most"
         ));

@@ -275,12 +275,22 @@ fn a_grant_is_for_whom_and_what_it_names() {
     };
     let from = "from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}]";
     let all = read(&format!("{{{from}, to: [{{group: '', kind: Service}}]}}")).unwrap();
-    assert!(all.permits("HTTPRoute", "a", "web"));
-    assert!(!all.permits("GRPCRoute", "a", "web") && !all.permits("HTTPRoute", "c", "web"));
+    assert!(all.permits("HTTPRoute", "a", ("", "Service", "web")));
+    assert!(
+        !all.permits("GRPCRoute", "a", ("", "Service", "web"))
+            && !all.permits("HTTPRoute", "c", ("", "Service", "web"))
+    );
     let one = read(&format!("{{{from}, to: [{{group: '', kind: Service, name: web}}]}}")).unwrap();
-    assert!(one.permits("HTTPRoute", "a", "web") && !one.permits("HTTPRoute", "a", "other"));
+    assert!(
+        one.permits("HTTPRoute", "a", ("", "Service", "web"))
+            && !one.permits("HTTPRoute", "a", ("", "Service", "other"))
+    );
+    let entries =
+        read(&format!("{{{from}, to: [{{group: networking.istio.io, kind: ServiceEntry}}]}}")).unwrap();
+    assert!(entries.permits("HTTPRoute", "a", ("networking.istio.io", "ServiceEntry", "bank")));
+    assert!(!entries.permits("HTTPRoute", "a", ("", "Service", "bank")));
     let secrets = read(&format!("{{{from}, to: [{{group: '', kind: Secret}}]}}")).unwrap();
-    assert!(!secrets.permits("HTTPRoute", "a", "web"));
+    assert!(!secrets.permits("HTTPRoute", "a", ("", "Service", "web")));
     // What might narrow it is not passed over.
     assert!(read(&format!("{{{from}, to: [{{group: '', kind: Service, only: web}}]}}")).is_err());
     assert!(read(&format!("{{{from}}}")).is_err());

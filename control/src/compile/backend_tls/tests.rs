@@ -1,0 +1,125 @@
+//! Policies for TLS with backends, from manifests to what is published of them.
+
+use mesh::route::{BackendTls, SubjectName, Trust};
+use rcgen::{CertificateParams, IsCa, KeyPair};
+
+use crate::compile::{
+    Compiled, Condition,
+    routes::tests::{GATEWAY, SHOP, problems},
+    tests::compiled,
+};
+
+const ACCEPTED: &str = "Accepted=true/Accepted";
+const RESOLVED: &str = "ResolvedRefs=true/ResolvedRefs";
+
+/// A policy for the service `web`.
+fn policy(name: &str, port: &str, validation: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{targetRefs: [{{group: '', kind: Service, name: web{port}}}], validation: {{hostname: web.test, {validation}}}}}\n"
+    )
+}
+
+const SYSTEM: &str = "wellKnownCACertificates: System";
+const BY_CONFIG_MAP: &str = "caCertificateRefs: [{group: '', kind: ConfigMap, name: roots}]";
+
+fn roots(text: &str) -> String {
+    let lines: String = text.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: roots, namespace: shop}}\ndata:\n  ca.crt: |\n{lines}"
+    )
+}
+
+fn authority() -> String {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+/// What is told to waypoints of the service `web`.
+fn told(compiled: &Compiled) -> Vec<BackendTls> {
+    let web = compiled.routes.values().find(|routes| routes.service.hostname.starts_with("web.")).unwrap();
+    web.tls.iter().map(|tls| BackendTls::clone(tls)).collect()
+}
+
+/// How each policy stands: `NAME TYPE=STATUS/REASON …`.
+fn standing(compiled: &Compiled) -> Vec<String> {
+    let words = |of: &Condition| format!("{}={}/{}", of.kind, of.status, of.reason);
+    let statuses = compiled.routes_status.iter().flat_map(|(key, all)| all.iter().map(move |one| (key, one)));
+    statuses
+        .map(|(key, one)| {
+            let conditions: Vec<String> = one.conditions.iter().map(words).collect();
+            format!("{} {}", key.name, conditions.join(" "))
+        })
+        .collect()
+}
+
+#[test]
+fn a_policy_is_told_with_its_certificates_found() {
+    let pem = authority();
+    let names =
+        "subjectAltNames: [{type: Hostname, hostname: '*.web.test'}, {type: URI, uri: 'spiffe://a/b'}]";
+    let own = policy("own", ", sectionName: http", &format!("{BY_CONFIG_MAP}, {names}"));
+    let compiled = compiled(&[SHOP, GATEWAY, &own, &roots(&pem), &policy("all", "", SYSTEM)]);
+    assert_eq!(problems(&compiled), Vec::<String>::new());
+    assert_eq!(standing(&compiled), ["all", "own"].map(|name| format!("{name} {ACCEPTED} {RESOLVED}")));
+    let [all, own] = &told(&compiled)[..] else { panic!("{:?}", told(&compiled)) };
+    assert_eq!((all.port, &all.trust, &*all.policy), (None, &Trust::System, "shop/all"));
+    assert_eq!((own.port, &*own.hostname), (Some(80), "web.test"));
+    let Trust::Roots(found) = &own.trust else { panic!("{own:?}") };
+    assert_eq!(found.trim(), pem.replace('\r', "").trim());
+    assert_eq!(own.names, [SubjectName::Dns("*.web.test".into()), SubjectName::Uri("spiffe://a/b".into())]);
+}
+
+#[test]
+fn what_cannot_be_used_is_told_and_closes_the_way() {
+    let none = "Accepted=false/NoValidCACertificate ResolvedRefs=false/InvalidCACertificateRef";
+    for (validation, config_map, said) in [
+        (BY_CONFIG_MAP.to_owned(), String::new(), none),
+        (BY_CONFIG_MAP.to_owned(), roots("nothing"), none),
+        (BY_CONFIG_MAP.to_owned(), roots("x").replace("ca.crt", "other"), none),
+        (
+            BY_CONFIG_MAP.replace("ConfigMap", "Secret"),
+            roots(&authority()),
+            "Accepted=false/NoValidCACertificate ResolvedRefs=false/InvalidKind",
+        ),
+        (
+            BY_CONFIG_MAP.replace("name: roots}", "name: roots}, {kind: ConfigMap, name: nobody}"),
+            roots(&authority()),
+            "Accepted=true/Accepted ResolvedRefs=false/InvalidCACertificateRef",
+        ),
+        (
+            SYSTEM.replace("System", "example.com/own"),
+            String::new(),
+            "Accepted=false/Invalid ResolvedRefs=true/ResolvedRefs",
+        ),
+    ] {
+        let compiled = compiled(&[SHOP, GATEWAY, &policy("p", "", &validation), &config_map]);
+        assert_eq!(standing(&compiled), [format!("p {said}")], "{validation}");
+        assert_eq!(problems(&compiled).len(), 1, "{:?}", problems(&compiled));
+        let told = told(&compiled);
+        assert!(matches!(&told[..], [BackendTls { trust: Trust::Nobody(_), .. }]), "{validation}: {told:?}");
+    }
+}
+
+#[test]
+fn of_several_for_the_same_the_oldest_holds_and_a_target_must_be_there() {
+    let dated = |text: &str, day: &str| {
+        text.replace(
+            "namespace: shop}",
+            &format!("namespace: shop, creationTimestamp: '2026-01-{day}T00:00:00Z'}}"),
+        )
+    };
+    let (new, old) = (dated(&policy("a", "", SYSTEM), "02"), dated(&policy("b", "", SYSTEM), "01"));
+    let other = policy("c", ", sectionName: x", SYSTEM);
+    let lost = policy("d", ", sectionName: nobody", SYSTEM);
+    let nobody = policy("e", "", SYSTEM).replace("name: web", "name: absent");
+    let compiled = compiled(&[SHOP, GATEWAY, &new, &old, &other, &lost, &nobody]);
+    let conflicted = format!("a Accepted=false/Conflicted {RESOLVED}");
+    let accepted = |name: &str| format!("{name} {ACCEPTED} {RESOLVED}");
+    let lost = |name: &str| format!("{name} Accepted=false/TargetNotFound");
+    assert_eq!(standing(&compiled), [conflicted, accepted("b"), accepted("c"), lost("d"), lost("e")]);
+    let told: Vec<(String, Option<u16>)> =
+        told(&compiled).iter().map(|tls| (tls.policy.to_string(), tls.port)).collect();
+    assert_eq!(told, [("shop/c".to_owned(), Some(81)), ("shop/b".to_owned(), None)]);
+}

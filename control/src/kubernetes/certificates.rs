@@ -1,0 +1,77 @@
+//! The ConfigMaps that BackendTLSPolicies refer to, each by its name: control does not list what everybody keeps in
+//! others.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::{
+    held::{Held, Name},
+    kinds::locate,
+};
+use crate::manifest::Kind;
+use apiserver::{Api, ApiError};
+
+/// How often each is looked at again.
+const EVERY: Duration = Duration::from_secs(30);
+/// What could not be read is tried again after this.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// Keeps what they hold in `held`, for ever.
+pub async fn keep(api: Api, held: Arc<Held>) {
+    let mut changes = held.changes();
+    held.seen(Kind::BackendTLSPolicy).await;
+    loop {
+        changes.mark_unchanged();
+        let wanted = held.wanted_certificates();
+        let failed = look(&api, &held, &wanted).await;
+        // Until somebody wants others, or they are to be looked at again.
+        let until = sleep(if failed { AFTER_FAILURE } else { EVERY });
+        tokio::pin!(until);
+        loop {
+            tokio::select! {
+                () = &mut until => break,
+                changed = changes.changed() => match changed {
+                    Ok(()) if held.wanted_certificates() == wanted => {}
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+}
+
+/// Looks at each once. Whether one could not be read: of it the last version holds.
+async fn look(api: &Api, held: &Held, wanted: &BTreeSet<Name>) -> bool {
+    let (mut there, mut failed) = (HashSet::new(), None);
+    for name in wanted {
+        match read(api, held, name).await {
+            Ok(()) => drop(there.insert(name.clone())),
+            Err(error) if error.is_absent() => {}
+            Err(error) => {
+                warn!(namespace = name.namespace, name = name.name, "ConfigMap cannot be read: {error}");
+                failed = Some(error.to_string());
+                there.insert(name.clone());
+            }
+        }
+    }
+    match &failed {
+        Some(reason) if held.is_pending(Kind::ConfigMap) => {
+            held.failed(Kind::ConfigMap, reason.clone());
+        }
+        _ => held.listed(Kind::ConfigMap, &there),
+    }
+    failed.is_some()
+}
+
+async fn read(api: &Api, held: &Held, name: &Name) -> Result<(), ApiError> {
+    let Some(place) = locate(api, Kind::ConfigMap).await? else { return Ok(()) };
+    let object = api.get(&place.object(name)).await?;
+    held.put(Kind::ConfigMap, &place, object);
+    Ok(())
+}

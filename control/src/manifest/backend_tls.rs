@@ -1,0 +1,207 @@
+//! BackendTLSPolicy of the Gateway API: how a waypoint begins TLS with a service. What it refers to is looked for when it
+//! is compiled; all else is settled here.
+
+use std::{net::IpAddr, sync::Arc};
+
+use mesh::route::SubjectName;
+use serde::{Deserialize, de::IgnoredAny};
+
+use super::{
+    kube::{Metadata, Strict},
+    route::Reference,
+};
+
+/// A field's path and what is wrong with it.
+type Wrong = (String, String);
+
+/// The most targets, references and names that the API allows.
+const MOST_TARGETS: usize = 16;
+const MOST_CERTIFICATES: usize = 8;
+const MOST_NAMES: usize = 5;
+
+/// A policy that was understood.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct BackendTlsPolicy {
+    pub metadata: Metadata,
+    /// As they are written; all in the policy's own namespace.
+    pub targets: Vec<Reference>,
+    pub hostname: Arc<str>,
+    pub names: Vec<SubjectName>,
+    pub trust: TrustManifest,
+}
+
+/// Whose signatures it believes, as it is written.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum TrustManifest {
+    #[default]
+    System,
+    /// Of a kind of well-known certificates that is not known here.
+    Unknown(String),
+    Certificates(Vec<CertificateReference>),
+}
+
+/// Where certificates are: a ConfigMap of the policy's namespace, with the key `ca.crt`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateReference {
+    #[serde(default)]
+    pub group: String,
+    pub kind: String,
+    pub name: Arc<str>,
+}
+
+impl CertificateReference {
+    /// Whether it is to what is read here.
+    pub fn is_config_map(&self) -> bool {
+        matches!(self.group.as_str(), "" | "core") && self.kind == "ConfigMap"
+    }
+}
+
+pub(super) type Manifest = Strict<Spec>;
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(super) struct Spec {
+    target_refs: Vec<Reference>,
+    validation: Validation,
+    /// Each is somebody's own; none is known here.
+    options: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct Validation {
+    hostname: String,
+    #[serde(rename = "caCertificateRefs")]
+    ca_certificate_refs: Option<Vec<CertificateReference>>,
+    #[serde(rename = "wellKnownCACertificates")]
+    well_known: Option<String>,
+    subject_alt_names: Option<Vec<NameManifest>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NameManifest {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    hostname: String,
+    #[serde(default)]
+    uri: String,
+}
+
+impl BackendTlsPolicy {
+    /// Converts and validates.
+    pub(super) fn from_manifest(manifest: Manifest) -> Result<Self, Wrong> {
+        let Strict { metadata, spec, .. } = manifest;
+        let Spec { target_refs: targets, validation, options } = spec;
+        if options.is_some() {
+            let reason = "no option is known here: it might be what keeps somebody out";
+            return Err(("spec.options".to_owned(), reason.to_owned()));
+        }
+        check_targets(&targets)?;
+        let at = |field: &str| format!("spec.validation.{field}");
+        if validation.hostname.starts_with('*') || !is_server(&validation.hostname) {
+            let reason = format!("{:?} is no name of a server", validation.hostname);
+            return Err((at("hostname"), reason));
+        }
+        let names = validation.subject_alt_names.unwrap_or_default();
+        bounded(&at("subjectAltNames"), names.len(), MOST_NAMES)?;
+        let names = names.into_iter().enumerate();
+        let names = names.map(|(index, of)| name_of(of, &at(&format!("subjectAltNames[{index}]"))));
+        let certificates = validation.ca_certificate_refs.unwrap_or_default();
+        bounded(&at("caCertificateRefs"), certificates.len(), MOST_CERTIFICATES)?;
+        let well_known = validation.well_known.filter(|named| !named.is_empty());
+        let trust = match (certificates.is_empty(), well_known) {
+            (false, None) => TrustManifest::Certificates(certificates),
+            (true, Some(named)) if named == "System" => TrustManifest::System,
+            (true, Some(named)) => TrustManifest::Unknown(named),
+            (empty, _) => {
+                let both = if empty { "one of them must be there" } else { "they exclude each other" };
+                let reason = format!("caCertificateRefs and wellKnownCACertificates: {both}");
+                return Err(("spec.validation".to_owned(), reason));
+            }
+        };
+        let hostname = validation.hostname.as_str().into();
+        Ok(Self { metadata, targets, hostname, names: names.collect::<Result<_, _>>()?, trust })
+    }
+}
+
+fn check_targets(targets: &[Reference]) -> Result<(), Wrong> {
+    if targets.is_empty() {
+        return Err(("spec.targetRefs".to_owned(), "it is for nothing".to_owned()));
+    }
+    bounded("spec.targetRefs", targets.len(), MOST_TARGETS)?;
+    for (at, target) in targets.iter().enumerate() {
+        let field = format!("spec.targetRefs[{at}]");
+        if target.namespace.is_some() || target.port.is_some() {
+            let reason =
+                "what a policy is for is of its own namespace, and a port is told by its name (sectionName)";
+            return Err((field, reason.to_owned()));
+        }
+        if targets[..at].contains(target) {
+            return Err((field, "named twice".to_owned()));
+        }
+    }
+    Ok(())
+}
+
+fn name_of(of: NameManifest, field: &str) -> Result<SubjectName, Wrong> {
+    match (of.kind.as_str(), of.hostname.as_str(), of.uri.as_str()) {
+        ("Hostname", name, "") if is_server(name.strip_prefix("*.").unwrap_or(name)) => {
+            Ok(SubjectName::Dns(name.into()))
+        }
+        ("URI", "", uri)
+            if uri.split_once(':').is_some_and(|(scheme, rest)| !scheme.is_empty() && !rest.is_empty()) =>
+        {
+            Ok(SubjectName::Uri(uri.into()))
+        }
+        ("Hostname", ..) => Err((field.to_owned(), "it needs a hostname, and nothing else".to_owned())),
+        ("URI", ..) => Err((field.to_owned(), "it needs a uri with its scheme, and nothing else".to_owned())),
+        (kind, ..) => Err((format!("{field}.type"), format!("{kind:?}: use Hostname or URI"))),
+    }
+}
+
+/// Whether a name may be asked for in TLS (RFC 6066).
+pub(super) fn is_server(name: &str) -> bool {
+    let label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label) && name.parse::<IpAddr>().is_err()
+}
+
+fn bounded(field: &str, length: usize, most: usize) -> Result<(), Wrong> {
+    if length > most {
+        return Err((field.to_owned(), format!("more than {most}")));
+    }
+    Ok(())
+}
+
+/// Of a ConfigMap what policies may refer to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ConfigMap {
+    /// `ca.crt`: certificates in PEM.
+    pub certificates: Option<Arc<str>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ConfigMapManifest {
+    #[serde(default)]
+    data: Option<Data>,
+}
+
+#[derive(Deserialize, Default)]
+struct Data {
+    #[serde(rename = "ca.crt", default)]
+    certificates: Option<Arc<str>>,
+}
+
+impl From<ConfigMapManifest> for ConfigMap {
+    fn from(manifest: ConfigMapManifest) -> Self {
+        Self { certificates: manifest.data.and_then(|data| data.certificates) }
+    }
+}
