@@ -51,12 +51,12 @@ async fn look(api: &Api, held: &Held, wanted: &BTreeSet<Name>) -> bool {
     let (mut there, mut failed) = (HashSet::new(), None);
     for name in wanted {
         match read(api, held, name).await {
-            Ok(()) => drop(there.insert(name.clone())),
+            Ok(()) => drop(there.insert(name.key(Kind::ConfigMap))),
             Err(error) if error.is_absent() => {}
             Err(error) => {
                 warn!(namespace = name.namespace, name = name.name, "ConfigMap cannot be read: {error}");
                 failed = Some(error.to_string());
-                there.insert(name.clone());
+                there.insert(name.key(Kind::ConfigMap));
             }
         }
     }

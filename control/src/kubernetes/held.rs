@@ -64,7 +64,7 @@ impl Name {
     }
 
     /// As it is named in the store.
-    fn key(&self, kind: Kind) -> ObjectKey {
+    pub fn key(&self, kind: Kind) -> ObjectKey {
         ObjectKey { kind, namespace: self.namespace.as_str().into(), name: self.name.as_str().into() }
     }
 }
