@@ -38,7 +38,7 @@ fn definitions_of_others_are_no_concern_of_ours() {
     let of =
         |manager: &str| json!({"metadata": {"managedFields": [{"manager": manager, "operation": "Apply"}]}});
     assert!(is_ours(&of("culvert")) && !is_ours(&of("helm")));
-    assert_eq!(definitions().unwrap().len(), 4);
+    assert_eq!(definitions().unwrap().len(), 5);
     let mut both = of("culvert");
     let fields = |object: &mut Value, one: Value| {
         object["metadata"]["managedFields"].as_array_mut().unwrap().push(one);
@@ -108,8 +108,8 @@ async fn all_are_let_go_and_the_agents_end_first() {
     let left: Vec<String> = cluster.paths().into_iter().filter(|path| !path.contains("shop")).collect();
     let of_ours =
         |path: &&String| path.contains("customresourcedefinitions") || path.ends_with("secrets/culvert-ca");
-    assert_eq!(left.iter().filter(of_ours).count(), 5);
-    assert_eq!(left.len(), 5, "{left:?}");
+    assert_eq!(left.iter().filter(of_ours).count(), 6);
+    assert_eq!(left.len(), 6, "{left:?}");
     uninstall(&cluster.api(), "mesh", &args(&["--purge"])).await.unwrap();
     let left: Vec<String> = cluster.paths().into_iter().filter(|path| !path.contains("shop")).collect();
     assert!(left.is_empty(), "{left:?}");
@@ -149,14 +149,14 @@ async fn definitions_go_only_where_nobody_needs_them() {
         json!({"metadata": {"name": "p", "namespace": "shop"}}),
     );
     let all = || cluster.paths().iter().filter(|path| path.contains("customresourcedefinitions")).count();
-    // Another mesh reads all four.
+    // Another mesh reads all five.
     let theirs = "/apis/apps/v1/namespaces/other/daemonsets/agent";
     let labels = json!({"app.kubernetes.io/part-of": "culvert"});
     cluster.put(theirs, json!({"metadata": {"name": "agent", "namespace": "other", "labels": labels}}));
     let elsewhere = elsewhere(&api, "mesh").await.unwrap();
     assert_eq!(elsewhere, ["DaemonSet other/agent"]);
     purge(&api, "mesh", &elsewhere, true).await.unwrap();
-    assert_eq!(all(), 4);
+    assert_eq!(all(), 5);
     purge(&api, "mesh", &[], false).await.unwrap();
     assert!(all() == 2 && cluster.get(&policies).is_some() && cluster.get(&tls).is_some());
     purge(&api, "mesh", &[], true).await.unwrap();

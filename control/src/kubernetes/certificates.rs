@@ -24,7 +24,7 @@ const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// Keeps what they hold in `held`, for ever.
 pub async fn keep(api: Api, held: Arc<Held>) {
-    let mut changes = held.changes();
+    let mut changes = held.certificates();
     held.seen(Kind::BackendTLSPolicy).await;
     loop {
         changes.mark_unchanged();

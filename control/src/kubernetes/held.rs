@@ -41,6 +41,7 @@ pub struct Held {
     objects: Arc<Mutex<Objects>>,
     looks: watch::Sender<BTreeMap<Kind, Look>>,
     changes: watch::Sender<u64>,
+    certificates: watch::Sender<u64>,
     /// What people's manifests say of themselves.
     said: Mutex<BTreeMap<ObjectKey, Said>>,
     /// Objects whose status is written, with all that is in them.
@@ -76,6 +77,7 @@ impl Default for Held {
             objects: Arc::default(),
             looks: watch::Sender::new(looks.into_iter().collect()),
             changes: watch::Sender::new(0),
+            certificates: watch::Sender::new(0),
             said: Mutex::default(),
             kept: Kept::default(),
         }
@@ -107,7 +109,7 @@ impl Held {
         key = objects.own(key);
         drop(objects);
         if changed {
-            self.changed();
+            self.changed(kind);
         }
         Some(key)
     }
@@ -148,7 +150,7 @@ impl Held {
         self.lock_said().remove(&key);
         self.kept.remove(&key);
         if self.lock().forget(&key) {
-            self.changed();
+            self.changed(kind);
         }
     }
 
@@ -231,9 +233,9 @@ impl Held {
         followers
     }
 
-    /// The number grows with each change.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    /// The number grows with each change of what refers to certificates.
+    pub fn certificates(&self) -> watch::Receiver<u64> {
+        self.certificates.subscribe()
     }
 
     /// Waits until everything of a kind was seen once, or it is known not to be there.
@@ -315,7 +317,7 @@ impl Held {
         }
         drop(objects);
         if !gone.is_empty() {
-            self.changed();
+            self.changed(kind);
         }
     }
 
@@ -323,7 +325,10 @@ impl Held {
         self.looks.send_if_modified(|looks| looks.insert(kind, look.clone()).as_ref() != Some(&look));
     }
 
-    fn changed(&self) {
+    fn changed(&self, kind: Kind) {
+        if kind == Kind::BackendTLSPolicy {
+            self.certificates.send_modify(|number| *number += 1);
+        }
         self.changes.send_modify(|number| *number += 1);
     }
 

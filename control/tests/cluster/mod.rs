@@ -244,6 +244,16 @@ impl State {
                 }
                 json_answer(200, &self.put(&collection, key, body))
             }
+            ("DELETE", Some(name)) => {
+                let key = (namespace, name);
+                let Some(mut object) = self.held(&collection).remove(&key) else {
+                    return refusal(404, "not found");
+                };
+                self.version += 1;
+                object["metadata"]["resourceVersion"] = self.version.to_string().into();
+                self.tell(&collection, "DELETED", &object);
+                json_answer(200, &object)
+            }
             ("PATCH", Some(name)) => {
                 let key = (namespace, name);
                 let Some(mut object) = self.held(&collection).get(&key).cloned() else {

@@ -13,13 +13,15 @@ const GATEWAYS: &str = "/apis/gateway.networking.k8s.io/v1/gateways";
 const CLASSES: &str = "/apis/gateway.networking.k8s.io/v1/gatewayclasses";
 const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
 const SERVICES: &str = "/api/v1/services";
+const AUTOSCALERS: &str = "/apis/autoscaling/v2/horizontalpodautoscalers";
+const BUDGETS: &str = "/apis/policy/v1/poddisruptionbudgets";
 
 pub fn pods() -> WaypointPods {
     WaypointPods {
         image: "culvert/waypoint:test".to_owned(),
         pull_policy: None,
         pull_secrets: Vec::new(),
-        resources: json!({}),
+        resources: json!({"requests": {"cpu": "100m"}}),
         arguments: Vec::new(),
         scrape: false,
     }
@@ -158,6 +160,28 @@ async fn a_gateway_is_deployed_mended_and_told() {
     cluster.delete(DEPLOYMENTS, "shop", "wp");
     eventually("made again", || deployment().is_some()).await;
 
+    // What scales it is made, mended and taken away again.
+    let of = |collection: &str| cluster.get(collection, "shop", "wp");
+    let mut scaled = gateway();
+    scaled["metadata"]["annotations"] =
+        json!({"culvert.dev/max-replicas": "5", "culvert.dev/max-unavailable": "1"});
+    cluster.put(GATEWAYS, scaled);
+    eventually("an autoscaler and a budget", || of(AUTOSCALERS).is_some() && of(BUDGETS).is_some()).await;
+    let mut edited = of(AUTOSCALERS).unwrap();
+    assert_eq!(edited["metadata"]["ownerReferences"][0]["uid"], "u-gateway");
+    edited["spec"]["maxReplicas"] = 50.into();
+    cluster.put(AUTOSCALERS, edited);
+    eventually("mended", || of(AUTOSCALERS).unwrap()["spec"]["maxReplicas"] == 5).await;
+    assert!(deployment().unwrap()["spec"]["replicas"].is_null(), "that is the autoscaler's to say");
+    let mut plain = gateway();
+    plain["metadata"]["annotations"] = json!({"culvert.dev/max-unavailable": "1"});
+    cluster.put(GATEWAYS, plain);
+    eventually("no autoscaler", || of(AUTOSCALERS).is_none()).await;
+    assert!(of(BUDGETS).is_some());
+    // One of that name that is somebody's is left to them.
+    let theirs = json!({"metadata": {"name": "wp", "namespace": "shop"}, "spec": {"maxReplicas": 9}});
+    cluster.put(AUTOSCALERS, theirs);
+
     // What is to be otherwise is; what cannot be is said.
     let mut more = gateway();
     more["metadata"]["annotations"] = json!({"culvert.dev/replicas": "3"});
@@ -167,6 +191,7 @@ async fn a_gateway_is_deployed_mended_and_told() {
     wrong["metadata"]["annotations"] = json!({"culvert.dev/replicas": "many"});
     cluster.put(GATEWAYS, wrong);
     eventually("refused", || condition(&gateway(), "Accepted") == said("False", "InvalidParameters")).await;
+    assert_eq!(of(AUTOSCALERS).unwrap()["spec"]["maxReplicas"], 9);
 }
 
 trait AsStatus {

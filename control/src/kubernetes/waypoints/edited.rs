@@ -1,4 +1,4 @@
-//! Who else has a hand in what was deployed: Deployments and Services with our label are followed, and what is not as
+//! Who else has a hand in what was deployed: Deployments, Services and what scales them, with our label, are followed, and what is not as
 //! it was applied is applied again.
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::TryStreamExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tracing::debug;
 
@@ -16,7 +16,12 @@ use super::objects::{MANAGED_BY, MANAGER, names};
 use crate::kubernetes::backoff::Backoff;
 use apiserver::{Api, ApiError, Told, with_query};
 
-const FOLLOWED: [(&str, &str); 2] = [("/apis/apps/v1", "deployments"), ("/api/v1", "services")];
+const FOLLOWED: [(&str, &str); 4] = [
+    ("/apis/apps/v1", "deployments"),
+    ("/api/v1", "services"),
+    ("/apis/autoscaling/v2", "horizontalpodautoscalers"),
+    ("/apis/policy/v1", "poddisruptionbudgets"),
+];
 /// The API server ends a watch after this many seconds.
 const WATCH_SECONDS: &str = "120";
 
@@ -30,6 +35,10 @@ pub struct Edited {
 /// The version of what is wanted of an object; of one that does not count these, of all of it.
 pub fn version(object: &Value) -> String {
     let metadata = &object["metadata"];
+    // Its status changes all the time, and nothing counts what is wanted of it.
+    if object["kind"] == "HorizontalPodAutoscaler" {
+        return json!([object["spec"], metadata["labels"], metadata["ownerReferences"]]).to_string();
+    }
     match metadata["generation"].as_i64() {
         Some(generation) => generation.to_string(),
         None => metadata["resourceVersion"].as_str().unwrap_or_default().to_owned(),
@@ -54,8 +63,8 @@ impl Edited {
 
     /// Follows them, for ever.
     pub async fn follow(self: Arc<Self>, api: Api) {
-        let [deployments, services] = FOLLOWED.map(|(prefix, plural)| self.of_kind(&api, prefix, plural));
-        tokio::join!(deployments, services);
+        let all = FOLLOWED.map(|(prefix, plural)| self.of_kind(&api, prefix, plural));
+        futures_util::future::join_all(all).await;
     }
 
     async fn of_kind(&self, api: &Api, prefix: &str, plural: &str) {

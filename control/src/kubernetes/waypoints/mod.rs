@@ -2,7 +2,8 @@
 //! leader alone.
 //!
 //! ```text
-//! Gateway ─▶ objects: ServiceAccount, Service, Deployment ─▶ server-side apply ◀─ edited: somebody else's hand
+//! Gateway ─▶ objects: ServiceAccount, Service, Deployment, ─▶ server-side apply ◀─ edited: somebody else's hand
+//!    ▲                 where asked for HPA and PDB, else taken away    │
 //!    ▲                 and the roots, once for each namespace        │
 //!    └── status: Accepted, Programmed, addresses, listeners ◀── pods and Service, as they are held
 //! ```
@@ -10,6 +11,7 @@
 mod class;
 mod edited;
 mod objects;
+mod scale;
 mod status;
 
 use std::{
@@ -205,6 +207,12 @@ impl Keeper {
                     }
                     sleep(PACE).await;
                 }
+                if let (Ok(()), Some(gateway)) = (&applied.outcome, gateway)
+                    && let Err(hindrance) = self.take_away(gateway, &applied.versions).await
+                {
+                    applied.outcome = Err(hindrance);
+                    applied.again = Instant::now() + AFTER_FAILURE;
+                }
             }
         }
         let (namespace, name) = &key;
@@ -229,6 +237,23 @@ impl Keeper {
         }
         let path = format!("{path}?fieldManager={FIELD_MANAGER}&force=true");
         self.api.apply(&path, object).await.map(|applied| version(&applied)).map_err(waits)
+    }
+
+    /// Takes away what was made once, and is asked for no more. What is somebody else's stays.
+    async fn take_away(&self, gateway: &Value, applied: &[(String, String)]) -> Result<(), Hindrance> {
+        for path in scale::paths(gateway) {
+            if applied.iter().any(|(of, _)| *of == path) {
+                continue;
+            }
+            let waits = |error: ApiError| Hindrance::Waits(format!("{path}: {error}"));
+            let there = self.api.find(&path).await.map_err(waits)?;
+            if there.is_some_and(|there| whose(&there, gateway, &path).is_ok()) {
+                self.api.delete(&path).await.map_err(waits)?;
+                info!(path, "it is asked for no more, and taken away");
+            }
+            sleep(PACE).await;
+        }
+        Ok(())
     }
 
     /// Writes a Gateway's status, if it says something else.

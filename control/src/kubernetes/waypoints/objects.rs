@@ -1,11 +1,11 @@
-//! What a Gateway of ours is made into: a ServiceAccount, a Service and a Deployment of its name. Pure.
+//! What a Gateway of ours is made into: a ServiceAccount, a Service and a Deployment of its name, and what scales them
+//! where that is asked for. Pure.
 
 use serde_json::{Map, Value, json};
 
+use super::scale::{OBJECTS, REPLICAS, scale};
 use crate::kubernetes::{BUNDLE, BUNDLE_KEY};
 
-/// On a Gateway: how many pods. Where nobody says it, that is left to others (one at first, `kubectl scale`, an HPA).
-pub const REPLICAS: &str = "culvert.dev/replicas";
 /// On a Gateway: per cent of the traces that begin at its waypoint, in the place of the chart's `waypoint.tracing.sampling`.
 pub const SAMPLING: &str = "culvert.dev/trace-sampling";
 /// The waypoint's flag for it.
@@ -18,8 +18,6 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const MANAGER: &str = "culvert-control";
 /// Labels that mean something to a mesh, or say whose an object is, are not carried on.
 const RESERVED: [&str; 4] = ["istio.io", "culvert.dev", "gateway.networking.k8s.io", "kubectl.kubernetes.io"];
-/// No more pods are asked for.
-const MOST_REPLICAS: u32 = 1000;
 /// A Service's name and a label's value have no more.
 const LONGEST_NAME: usize = 63;
 /// How long callers are still taken after SIGTERM: until every ztunnel has heard that the pod leaves.
@@ -70,7 +68,7 @@ pub struct Unfit {
     pub message: String,
 }
 
-fn unfit(reason: &'static str, message: impl Into<String>) -> Unfit {
+pub fn unfit(reason: &'static str, message: impl Into<String>) -> Unfit {
     Unfit { reason, message: message.into() }
 }
 
@@ -79,7 +77,8 @@ fn unfit(reason: &'static str, message: impl Into<String>) -> Unfit {
 /// # Errors
 /// With the reason for its condition `Accepted`.
 pub fn wanted(gateway: &Value, pods: &Pods, mesh: &Mesh) -> Result<Vec<Wanted>, Unfit> {
-    let replicas = check(gateway)?;
+    check(gateway)?;
+    let scale = scale(gateway, pods)?;
     let (name, namespace) = names(gateway);
     let object = |group: &str, kind: &str, plural: &str, rest: Value| {
         let prefix = if group == "v1" { "/api/v1".to_owned() } else { format!("/apis/{group}") };
@@ -109,18 +108,22 @@ pub fn wanted(gateway: &Value, pods: &Pods, mesh: &Mesh) -> Result<Vec<Wanted>, 
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": template(gateway, pods, mesh),
     }});
-    if let Some(replicas) = replicas {
+    if let Some(replicas) = scale.replicas {
         deployment["spec"]["replicas"] = replicas.into();
     }
     let mut account =
         object("v1", "ServiceAccount", "serviceaccounts", json!({"automountServiceAccountToken": false}));
     // By them clouds lend accounts roles.
     account.object["metadata"]["annotations"] = json!({});
-    Ok(vec![
+    let mut all = vec![
         account,
         object("v1", "Service", "services", service),
         object("apps/v1", "Deployment", "deployments", deployment),
-    ])
+    ];
+    for ((api, kind, plural), spec) in OBJECTS.into_iter().zip(scale.specs) {
+        all.extend(spec.map(|spec| object(api, kind, plural, json!({"spec": spec}))));
+    }
+    Ok(all)
 }
 
 /// The roots by which waypoints of a namespace know control. It goes when the last of these Gateways does.
@@ -143,8 +146,8 @@ pub fn names(object: &Value) -> (&str, &str) {
     (text("name"), text("namespace"))
 }
 
-/// Whether a Gateway can be carried out; the number of pods, where it names one.
-fn check(gateway: &Value) -> Result<Option<u32>, Unfit> {
+/// Whether a Gateway can be carried out.
+fn check(gateway: &Value) -> Result<(), Unfit> {
     let (name, _) = names(gateway);
     let begins = name.starts_with(|first: char| first.is_ascii_lowercase());
     if name.len() > LONGEST_NAME || !begins || name.contains('.') {
@@ -176,15 +179,7 @@ fn check(gateway: &Value) -> Result<Option<u32>, Unfit> {
         let message = format!("metadata.annotations[{SAMPLING}]: {text:?}: {reason}");
         return Err(unfit("InvalidParameters", message));
     }
-    let Some(text) = annotations[REPLICAS].as_str() else { return Ok(None) };
-    match text.parse::<u32>() {
-        Ok(replicas) if replicas <= MOST_REPLICAS => Ok(Some(replicas)),
-        _ => {
-            let message =
-                format!("metadata.annotations[{REPLICAS}]: {text:?} is no number up to {MOST_REPLICAS}");
-            Err(unfit("InvalidParameters", message))
-        }
-    }
+    Ok(())
 }
 
 /// What is made goes with its Gateway.
@@ -418,7 +413,17 @@ mod tests {
         let replicas = |text: &str| with("/metadata", "annotations", json!({REPLICAS: text}));
         assert_eq!(replicas("3").unwrap()[2].object["spec"]["replicas"], 3);
         assert_eq!(replicas("three").unwrap_err().reason, "InvalidParameters");
-        assert_eq!(replicas("1001").unwrap_err().reason, "InvalidParameters");
+        let scaled = json!({"culvert.dev/max-replicas": "5", "culvert.dev/max-unavailable": "1"});
+        let scaled = with("/metadata", "annotations", scaled).unwrap();
+        let paths: Vec<&str> = scaled[3..].iter().map(|wanted| wanted.path.as_str()).collect();
+        let expected = [
+            "/apis/autoscaling/v2/namespaces/shop/horizontalpodautoscalers/wp",
+            "/apis/policy/v1/namespaces/shop/poddisruptionbudgets/wp",
+        ];
+        assert_eq!(paths, expected);
+        assert!(
+            scaled[3..].iter().all(|wanted| wanted.object["metadata"]["ownerReferences"][0]["uid"] == "u-wp")
+        );
         let parameters =
             with("/spec/infrastructure", "parametersRef", json!({"kind": "ConfigMap", "name": "x"}));
         assert_eq!(parameters.unwrap_err().reason, "InvalidParameters");
