@@ -21,8 +21,8 @@ pub mod route;
 pub mod service;
 pub mod snapshot;
 mod sorted;
-pub mod trace;
 pub mod token;
+pub mod trace;
 pub mod waypoint;
 pub mod workload;
 

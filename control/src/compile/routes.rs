@@ -131,7 +131,8 @@ impl<'v> Compiler<'v, '_> {
             match ServiceRoutes::new(service.clone(), ports, routes) {
                 Ok(routes) => {
                     let tls = self.tls.get(&service).cloned().unwrap_or_default();
-                    let routes = routes.with_policies(policies).with_authentication(authentication).with_tls(tls);
+                    let routes =
+                        routes.with_policies(policies).with_authentication(authentication).with_tls(tls);
                     self.out.routes.insert(service, routes);
                 }
                 // Each pattern was compiled when its route was read.

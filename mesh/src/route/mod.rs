@@ -347,7 +347,17 @@ impl ServiceRoutes {
         let (kinds, connections) = (Kinds::new(&routes), Connections::new(&routes));
         let table = Table::new(&routes)?;
         let (policies, authentication) = (RequestPolicies::default(), Authentication::default());
-        Ok(Self { service, ports, policies, authentication, tls: Vec::new(), routes, kinds, table, connections })
+        Ok(Self {
+            service,
+            ports,
+            policies,
+            authentication,
+            tls: Vec::new(),
+            routes,
+            kinds,
+            table,
+            connections,
+        })
     }
 
     /// With policies for its requests.

@@ -156,11 +156,8 @@ impl Scene {
             programs.push(ztunnel);
         }
         let [envoy_pod, waypoint_pod] = &proxies;
-        let waypoint = world.start_waypoint_as(
-            waypoint_pod,
-            "waypoint",
-            &["--access-log", "none", "--workers", "1"],
-        )?;
+        let waypoint =
+            world.start_waypoint_as(waypoint_pod, "waypoint", &["--access-log", "none", "--workers", "1"])?;
         let identity = Identity::new(TRUST_DOMAIN, MESHED, envoy_pod.spec().service_account.as_str());
         let credentials = Credentials::of_control(&world, identity)?;
         let behind: Vec<Behind> = services
