@@ -13,7 +13,7 @@ use crate::claims::{Claims, Verified};
 /// The longest token, in bytes.
 pub const LONGEST: usize = 16 << 10;
 /// The most keys that are tried for a token that names none.
-const MOST_TRIED: usize = 16;
+const MOST_TRIED: usize = 8;
 
 /// Why a token is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
