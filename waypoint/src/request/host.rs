@@ -17,6 +17,10 @@ use super::Settled;
 /// # Errors
 /// With the answer 400, if the request names none and must, several, or what is no host.
 pub(super) fn settle(head: &mut Parts) -> Result<(), Settled> {
+    if head.version == Version::HTTP_2 && head.headers.values().any(is_padded) {
+        // RFC 9113, 8.2.1. A backend that is told of it in HTTP/1 would read it without, and policies have read it with.
+        return Err(malformed("a header begins or ends with a blank"));
+    }
     let mut said = head.headers.get_all(header::HOST).iter();
     let (first, second) = (said.next(), said.next());
     if second.is_some() {
@@ -53,6 +57,11 @@ pub(super) fn settle(head: &mut Parts) -> Result<(), Settled> {
             Ok(())
         }
     }
+}
+
+fn is_padded(value: &HeaderValue) -> bool {
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    blank(value.as_bytes().first()) || blank(value.as_bytes().last())
 }
 
 /// A host with or without a port, and nothing before it: who would be told of a user, and who not?
@@ -119,6 +128,19 @@ mod tests {
         ] {
             assert_eq!(settled(version, target, hosts), Err(400), "{version:?} {target} {hosts:?}");
         }
+    }
+
+    #[test]
+    fn what_backends_would_read_otherwise_than_policies_is_refused() {
+        for value in [" admin", "admin ", "\tadmin", "admin\t"] {
+            let request =
+                Request::builder().version(Version::HTTP_2).uri("http://a/").header("x-role", value);
+            let mut head = request.body(()).unwrap().into_parts().0;
+            assert_eq!(settle(&mut head).unwrap_err().status, StatusCode::BAD_REQUEST, "{value:?}");
+        }
+        let request =
+            Request::builder().version(Version::HTTP_2).uri("http://a/").header("x-role", "an admin");
+        settle(&mut request.body(()).unwrap().into_parts().0).unwrap();
     }
 
     #[test]
