@@ -1,7 +1,7 @@
 //! The world of the bench of layer 7: one client, one web server, and in front of it by turns our waypoint and Envoy,
 //! each with a core to itself while it is measured; everything else shares the others.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use bed::{Pod, PodSpec, Process, World, address, mesh, waypoint::ServiceManifest};
@@ -123,7 +123,7 @@ impl Service {
 
 impl Scene {
     /// Makes the world and starts everything. `envoy` is its program.
-    pub(super) fn build(envoy: &PathBuf, ztunnel_options: &[String]) -> Result<Self> {
+    pub(super) fn build(envoy: &Path, ztunnel_options: &[String]) -> Result<Self> {
         share_cores()?;
         let world = World::new(&["a", "b", "w"])?;
         world.manifests().namespace(PLAIN, false)?;
