@@ -53,6 +53,7 @@ http {{
   open_file_cache max=16;
   keepalive_requests 1000000000;
   keepalive_timeout 3600s;
+  http2_max_concurrent_streams 4096;
   client_header_timeout 3600s;
   client_body_temp_path {folder}/t1;
   proxy_temp_path {folder}/t2;

@@ -97,6 +97,10 @@ static_resources:
     )
 }
 
+/// What Istio asks of it where nobody asks for anything else: a backend may refuse streams before it has said how many it
+/// takes.
+const RETRY: &str = "retry_policy: { retry_on: \"connect-failure,refused-stream\", num_retries: 2 }";
+
 /// The listener that routes what came out of a tunnel.
 fn inner(name: &str, routes: usize) -> String {
     let mut rules = String::new();
@@ -104,7 +108,7 @@ fn inner(name: &str, routes: usize) -> String {
         let path = path(route);
         let _ = writeln!(
             rules,
-            "              - {{ match: {{ prefix: \"{path}\" }}, route: {{ cluster: backend-{name}, timeout: 0s }} }}"
+            "              - {{ match: {{ prefix: \"{path}\" }}, route: {{ cluster: backend-{name}, timeout: 0s, {RETRY} }} }}"
         );
     }
     format!(
