@@ -149,6 +149,10 @@ fn write(rule: &TokenRule, verified: &Verified, head: &mut Parts) {
     let payload = rule.payload_to.iter().map(|name| (name, verified.payload().to_owned()));
     let claims = rule.claims_to.iter().filter_map(|to| Some((&to.header, verified.header_of(&to.claim)?)));
     for (name, value) in payload.chain(claims) {
+        // A backend would read it without blanks at its ends, and policies with them.
+        if value.trim_matches([' ', '\t']).len() < value.len() {
+            continue;
+        }
         let header = HeaderName::try_from(&**name).ok().zip(HeaderValue::try_from(value).ok());
         if let Some((name, value)) = header {
             head.headers.entry(name).or_insert(value);

@@ -76,6 +76,8 @@ enum NoKeys {
     Set(#[from] jwt::keys::BadKeySet),
     #[error("the issuer's configuration is none: it has no jwks_uri")]
     Configuration,
+    #[error("the configuration was read by https, and names keys that are not: {0}")]
+    Unsafe(String),
     #[error("the configuration is that of another issuer")]
     AnotherIssuer,
 }
@@ -238,6 +240,10 @@ async fn fetch(client: &Client, source: &KeySource, patience: Duration) -> Resul
             // Whoever has another's configuration has another's keys (4.3).
             if *found.issuer != **issuer {
                 return Err(NoKeys::AnotherIssuer);
+            }
+            // On the way anybody could put others in their place.
+            if issuer.starts_with("https:") && !found.jwks_uri.starts_with("https:") {
+                return Err(NoKeys::Unsafe(found.jwks_uri));
             }
             found.jwks_uri
         }

@@ -50,6 +50,10 @@ pub async fn keep(api: Api, held: Arc<Held>) {
 async fn look(api: &Api, held: &Held, wanted: &BTreeSet<Name>) -> bool {
     let (mut there, mut failed) = (HashSet::new(), None);
     for name in wanted {
+        // The API server has none of such a name, and it is part of a path.
+        if !is_subdomain(&name.name) {
+            continue;
+        }
         match read(api, held, name).await {
             Ok(()) => drop(there.insert(name.key(Kind::ConfigMap))),
             Err(error) if error.is_absent() => {}
@@ -69,9 +73,30 @@ async fn look(api: &Api, held: &Held, wanted: &BTreeSet<Name>) -> bool {
     failed.is_some()
 }
 
+/// Whether an object may be called so (RFC 1123).
+fn is_subdomain(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    name.len() <= 253 && name.bytes().all(fits) && ends(bytes.first()) && ends(bytes.last())
+}
+
 async fn read(api: &Api, held: &Held, name: &Name) -> Result<(), ApiError> {
     let Some(place) = locate(api, Kind::ConfigMap).await? else { return Ok(()) };
     let object = api.get(&place.object(name)).await?;
     held.put(Kind::ConfigMap, &place, object);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_be_another_path_is_no_name() {
+        assert!(is_subdomain("roots") && is_subdomain("my-roots.v1"));
+        for name in ["", "a b", "../secrets/x", "?limit=1", "A", "-a", "a.", &"a".repeat(254)] {
+            assert!(!is_subdomain(name), "{name:?}");
+        }
+    }
 }
