@@ -34,7 +34,10 @@ fuzz_target!(|input: Vec<(u8, &[u8])>| {
     let mut sent = Vec::new();
     trace.tell(SpanId::random(9), |name, value| sent.extend(value.map(|value| (name, value))));
     for (name, value) in &sent {
-        assert!(value.len() <= 2048 && value.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{name}: {value:?}");
+        assert!(
+            value.len() <= 2048 && value.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+            "{name}: {value:?}"
+        );
     }
     for only in [[TRACEPARENT].as_slice(), &[B3], &[B3_TRACE, B3_SPAN, B3_SAMPLED, B3_FLAGS]] {
         let told: Vec<_> = sent.iter().filter(|(name, _)| only.contains(name)).cloned().collect();
