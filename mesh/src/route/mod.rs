@@ -9,6 +9,7 @@
 
 mod backend_tls;
 mod connection;
+mod index;
 mod kinds;
 mod table;
 

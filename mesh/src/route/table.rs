@@ -12,7 +12,11 @@ use std::{borrow::Cow, cmp::Reverse};
 
 use regex::{Regex, RegexBuilder};
 
-use super::{BadPattern, FieldMatch, Match, PathMatch, Route, RouteKind, Rule, TextMatch, kinds::Followed};
+use super::{
+    BadPattern, FieldMatch, Match, PathMatch, Route, RouteKind, Rule, TextMatch,
+    index::{Index, Key},
+    kinds::Followed,
+};
 
 /// The longest pattern, in bytes.
 const LONGEST_PATTERN: usize = 1024;
@@ -55,6 +59,7 @@ pub struct Matched<'a> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Table {
     entries: Vec<Entry>,
+    index: Index,
 }
 
 #[derive(Debug, Clone)]
@@ -101,7 +106,10 @@ impl Table {
             }
         }
         ranked.sort_by_key(|(rank, _)| *rank);
-        Ok(Self { entries: ranked.into_iter().map(|(_, entry)| entry).collect() })
+        let entries: Vec<Entry> = ranked.into_iter().map(|(_, entry)| entry).collect();
+        let mut index = Index::default();
+        entries.iter().enumerate().for_each(|(at, entry)| index.push(at, entry.followed(), entry.path.key()));
+        Ok(Self { entries, index })
     }
 
     pub(super) fn find<'a>(
@@ -111,27 +119,22 @@ impl Table {
         followed: Option<Followed<'_>>,
         request: &impl Request,
     ) -> Found<'a> {
-        let mut found = Found::NoRoute;
-        let Some(followed) = followed.filter(|of| of.kind.is_of_requests()) else { return found };
-        let is_followed = |route: &Route| {
-            route.port.is_none_or(|of| of == port)
-                && followed == Followed { namespace: route.for_namespace.as_deref(), kind: route.key.kind }
-        };
-        for entry in &self.entries {
-            let of = Followed { namespace: entry.namespace.as_deref(), kind: entry.kind };
-            if entry.port.is_some_and(|of| of != port) || of != followed {
-                continue;
-            }
-            if let Some(prefix) = entry.holds(request) {
-                let Some(route) = routes.get(entry.route) else { continue };
-                let Some(rule) = route.rules.get(entry.rule) else { continue };
-                return Found::Rule(Matched { route, rule, index: entry.rule, prefix });
-            }
-            found = Found::NoMatch;
+        let Some(followed) = followed.filter(|of| of.kind.is_of_requests()) else { return Found::NoRoute };
+        let of_port = |of: Option<u16>| of.is_none_or(|of| of == port);
+        let holds = |entry: &Entry| of_port(entry.port) && entry.holds(request);
+        let first = self.index.first(followed, request.path(), |at| self.entries.get(at).is_some_and(holds));
+        if let Some(entry) = first.and_then(|at| self.entries.get(at))
+            && let Some(route) = routes.get(entry.route)
+            && let Some(rule) = route.rules.get(entry.rule)
+        {
+            return Found::Rule(Matched { route, rule, index: entry.rule, prefix: entry.path.prefix() });
         }
         // A route without rules has nothing that matches, and is one all the same.
-        let bare = |route: &Route| route.rules.is_empty() && is_followed(route);
-        if routes.iter().any(bare) { Found::NoMatch } else { found }
+        let is_followed = |route: &Route| {
+            of_port(route.port)
+                && followed == Followed { namespace: route.for_namespace.as_deref(), kind: route.key.kind }
+        };
+        if routes.iter().any(is_followed) { Found::NoMatch } else { Found::NoRoute }
     }
 }
 
@@ -191,13 +194,17 @@ impl Entry {
         })
     }
 
-    /// Whether it is for the request, and by which prefix.
-    fn holds(&self, request: &impl Request) -> Option<Option<&str>> {
-        let prefix = self.path.holds(request.path())?;
+    fn followed(&self) -> Followed<'_> {
+        Followed { namespace: self.namespace.as_deref(), kind: self.kind }
+    }
+
+    /// Whether it is for the request.
+    fn holds(&self, request: &impl Request) -> bool {
+        let path = self.path.holds(request.path());
         let method = self.method.as_deref().is_none_or(|method| method == request.method());
         let header =
             |(name, value): &(Box<str>, Text)| request.header(name).is_some_and(|found| value.holds(&found));
-        (method && self.headers.iter().all(header) && self.query_holds(request.query())).then_some(prefix)
+        path && method && self.headers.iter().all(header) && self.query_holds(request.query())
     }
 
     fn query_holds(&self, query: Option<&str>) -> bool {
@@ -210,20 +217,39 @@ impl Entry {
 }
 
 impl Path {
-    fn holds(&self, path: &str) -> Option<Option<&str>> {
+    fn holds(&self, path: &str) -> bool {
         match self {
-            Self::Exact(exact) => (path == &**exact).then_some(None),
+            Self::Exact(exact) => path == &**exact,
             Self::Prefix(prefix) => {
-                let rest = path.strip_prefix(&**prefix)?;
-                (rest.is_empty() || rest.starts_with('/')).then_some(Some(prefix))
+                let rest = path.strip_prefix(&**prefix);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
-            Self::Regex(regex) => regex.is_match(path).then_some(None),
+            Self::Regex(regex) => regex.is_match(path),
             Self::Rpc(service, method) => {
-                let (of, called) = path.strip_prefix('/')?.split_once('/')?;
+                let called = path.strip_prefix('/').and_then(|path| path.split_once('/'));
                 let holds =
                     |wanted: &Option<Text>, found| wanted.as_ref().is_none_or(|text| text.holds(found));
-                (holds(service, of) && holds(method, called)).then_some(None)
+                called.is_some_and(|(of, called)| holds(service, of) && holds(method, called))
             }
+        }
+    }
+
+    /// What it is found by; that it is found does not say yet that it holds.
+    fn key(&self) -> Key<'_> {
+        match self {
+            Self::Exact(exact) => Key::Exact(exact.to_string()),
+            Self::Prefix(prefix) => Key::Prefix(prefix),
+            Self::Rpc(Some(Text::Exact(service)), Some(Text::Exact(method))) => {
+                Key::Exact(format!("/{service}/{method}"))
+            }
+            Self::Regex(_) | Self::Rpc(..) => Key::Any,
+        }
+    }
+
+    fn prefix(&self) -> Option<&str> {
+        match self {
+            Self::Prefix(prefix) => Some(prefix),
+            Self::Exact(_) | Self::Regex(_) | Self::Rpc(..) => None,
         }
     }
 }
@@ -255,4 +281,91 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, BadPattern> {
     build(pattern)
         .and_then(|_| build(&format!("^(?:{pattern})$")))
         .map_err(|error| bad(error.to_string().lines().last().unwrap_or_default().trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
+    use super::*;
+    use crate::RouteKey;
+
+    struct Get<'a>(&'a str);
+
+    impl Request for Get<'_> {
+        fn method(&self) -> &str {
+            "GET"
+        }
+        fn path(&self) -> &str {
+            self.0
+        }
+        fn query(&self) -> Option<&str> {
+            None
+        }
+        fn header(&self, _name: &str) -> Option<Cow<'_, str>> {
+            None
+        }
+    }
+
+    /// Few pieces, so that what is drawn often meets what was drawn.
+    fn path() -> impl Strategy<Value = String> {
+        vec(select(vec!["/", "/a", "/b", "a", "//"]), 0..5).prop_map(|pieces| pieces.concat())
+    }
+
+    fn of_path() -> impl Strategy<Value = PathMatch> {
+        let text = || proptest::option::of(select(vec!["a", "b", "a/b", ""]));
+        let exact = |text: Option<&str>| text.map(|text| TextMatch::Exact(text.into()));
+        prop_oneof![
+            path().prop_map(|path| PathMatch::Exact(path.into())),
+            path().prop_map(|path| PathMatch::Prefix(path.into())),
+            select(vec!["/a.*", ".*b", "/"]).prop_map(|pattern| PathMatch::Regex(pattern.into())),
+            (text(), text()).prop_map(move |(service, method)| PathMatch::Rpc {
+                service: exact(service),
+                method: exact(method)
+            }),
+        ]
+    }
+
+    fn route() -> impl Strategy<Value = Route> {
+        let of_rule = (of_path(), proptest::option::of(select(vec!["GET", "PUT"])));
+        let of_rule = of_rule.prop_map(|(path, method)| Match {
+            path,
+            method: method.map(Into::into),
+            ..Match::default()
+        });
+        let rule = vec(of_rule, 0..4).prop_map(|matches| Rule { matches, ..Rule::default() });
+        let port = proptest::option::of(select(vec![80, 81]));
+        let whose = proptest::option::of(select(vec!["x", "y"]));
+        (vec(rule, 0..4), port, whose).prop_map(|(rules, port, whose)| {
+            let key = RouteKey { kind: RouteKind::Http, namespace: "shop".into(), name: "route".into() };
+            let for_namespace = whose.map(Into::into);
+            Route { key, created: "".into(), port, for_namespace, hostnames: Vec::new(), rules }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_by_the_path_is_what_the_whole_table_has_first(
+            routes in vec(route(), 0..5),
+            path in path(),
+            namespace in proptest::option::of(select(vec!["x", "z"])),
+        ) {
+            let table = Table::new(&routes).unwrap();
+            let followed = Followed { namespace, kind: RouteKind::Http };
+            let first = table.entries.iter().find(|entry| {
+                entry.followed() == followed
+                    && entry.port.is_none_or(|of| of == 80)
+                    && entry.holds(&Get(&path))
+            });
+            let expected = first.map(|entry| (entry.route, entry.rule, entry.path.prefix()));
+            let found = match table.find(&routes, 80, Some(followed), &Get(&path)) {
+                Found::Rule(found) => {
+                    let at = routes.iter().position(|route| std::ptr::eq(route, found.route)).unwrap();
+                    Some((at, found.index, found.prefix))
+                }
+                Found::NoMatch | Found::NoRoute => None,
+            };
+            prop_assert_eq!(found, expected);
+        }
+    }
 }
