@@ -18,20 +18,21 @@ thread_local! {
 
 /// How big a buffer to borrow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Class {
+pub enum Class {
     Small = 0,
     Medium = 1,
     Large = 2,
 }
 
 impl Class {
-    pub(crate) fn size(self) -> usize {
+    /// In bytes.
+    pub fn size(self) -> usize {
         SIZES[self as usize]
     }
 
     /// For the next read, after one of `read` bytes into a buffer of this class: grows when it was
     /// filled, shrinks when the next smaller would have done.
-    pub(crate) fn adapted(self, read: usize) -> Self {
+    pub fn adapted(self, read: usize) -> Self {
         match self {
             Self::Small if read >= self.size() => Self::Medium,
             Self::Medium if read >= self.size() => Self::Large,
@@ -43,18 +44,19 @@ impl Class {
 }
 
 /// A borrowed buffer; its contents are whatever was left in it. Dropping it gives it back.
-pub(crate) struct Buffer {
+pub struct Buffer {
     bytes: Box<[u8]>,
     class: Class,
 }
 
 impl Buffer {
-    pub(crate) fn take(class: Class) -> Self {
+    /// One from this thread's list, or a new one.
+    pub fn take(class: Class) -> Self {
         let free = FREE.with_borrow_mut(|free| free[class as usize].pop());
         Self { bytes: free.unwrap_or_else(|| vec![0; class.size()].into_boxed_slice()), class }
     }
 
-    pub(crate) fn class(&self) -> Class {
+    pub fn class(&self) -> Class {
         self.class
     }
 }

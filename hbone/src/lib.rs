@@ -8,7 +8,7 @@
 
 pub mod authority;
 pub mod baggage;
-mod buffer;
+pub mod buffer;
 mod chunk;
 pub mod client;
 pub mod copy;

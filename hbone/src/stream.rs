@@ -5,7 +5,7 @@
 //! slowly.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -74,15 +74,24 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    /// All of the slices travel in one frame: what is spoken in the stream has frames with heads of their own.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.said_all {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if bytes.is_empty() {
+        let wanted = slices.iter().map(|slice| slice.len()).sum::<usize>().min(MOST.size());
+        if wanted == 0 {
             return Poll::Ready(Ok(0));
         }
         let send = &mut this.tunnel.send;
-        let wanted = bytes.len().min(MOST.size());
         send.reserve_capacity(wanted);
         let room = loop {
             match send.capacity() {
@@ -99,11 +108,13 @@ impl AsyncWrite for Stream {
             }
         };
         let chunk = if room <= SMALL {
-            Chunk::owned(bytes[..room].into())
+            let mut bytes = vec![0; room].into_boxed_slice();
+            gather(slices, &mut bytes);
+            Chunk::owned(bytes)
         } else {
             let class = if room <= Class::Small.size() { Class::Small } else { MOST };
             let mut buffer = Buffer::take(class);
-            buffer[..room].copy_from_slice(&bytes[..room]);
+            gather(slices, &mut buffer[..room]);
             Chunk::new(buffer, room)
         };
         send.send_data(chunk, false).map_err(broken)?;
@@ -113,6 +124,10 @@ impl AsyncWrite for Stream {
             seat.moved(room as u64);
         }
         Poll::Ready(Ok(room))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -126,6 +141,16 @@ impl AsyncWrite for Stream {
             this.tunnel.send.send_data(Chunk::empty(), true).map_err(broken)?;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Fills `out` from the slices, which have at least as much.
+fn gather(slices: &[IoSlice<'_>], mut out: &mut [u8]) {
+    for slice in slices {
+        let count = slice.len().min(out.len());
+        let (here, rest) = out.split_at_mut(count);
+        here.copy_from_slice(&slice[..count]);
+        out = rest;
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::trace::Attempt;
+use crate::{trace::Attempt, upstream::Hold};
 
 /// A record that both bodies of a request fill; it is written when the last of them is gone.
 pub(crate) type SharedRecord = Rc<RefCell<Record>>;
@@ -60,8 +60,8 @@ pub(crate) enum BodyError {
 pub(crate) struct Answer {
     pub(crate) inner: Incoming,
     pub(crate) record: SharedRecord,
-    /// What is to be kept as long as the answer lasts.
-    pub(crate) _busy: Busy,
+    /// Goes after what it is read from.
+    pub(crate) _hold: Hold,
     pub(crate) ended: bool,
     /// The span of the try that it answers.
     pub(crate) attempt: Option<Box<Attempt>>,
@@ -240,6 +240,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewind<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Rewind<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -21,6 +21,7 @@ mod door;
 mod head;
 mod http;
 mod limits;
+mod memory;
 mod metrics;
 mod request;
 mod shared;

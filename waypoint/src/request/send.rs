@@ -28,12 +28,12 @@ use crate::{
     arrival::Called,
     authorize,
     body::{
-        Answer, Body, Busy,
+        Answer, Body,
         kept::{Kept, Reader},
     },
     http::Handover,
     trace::Attempt,
-    upstream::{Endpoint, Sent, Unsent},
+    upstream::{Endpoint, Hold, Sent, Unsent},
 };
 
 /// Endpoints tried where none could be reached, the first among them.
@@ -56,7 +56,7 @@ pub(super) struct Sending<'a> {
 
 /// What one try came to.
 enum Tried {
-    Answered(Response<Incoming>, Busy, Changes),
+    Answered(Response<Incoming>, Hold, Changes),
     /// It may be sent again, with this body; no backend has looked at it.
     Unreached(Body, Settled),
     /// A backend may have looked at it.
@@ -133,10 +133,10 @@ impl Sending<'_> {
             let mut attempt = None;
             let tried = self.try_once(&head, &mut source, changes.clone(), is_first, &mut attempt);
             match within(end_of_try, tried).await {
-                Some(Ok(Tried::Answered(response, busy, changes))) => {
+                Some(Ok(Tried::Answered(response, hold, changes))) => {
                     let status = response.status().as_u16();
                     if !retry.is_some_and(|retry| retry.codes.contains(&status)) || !may(&source) {
-                        return self.answered(response, busy, &changes, end_of_try, attempt);
+                        return self.answered(response, hold, &changes, end_of_try, attempt);
                     }
                 }
                 Some(Ok(Tried::Unreached(unsent, settled))) => {
@@ -269,10 +269,10 @@ impl Sending<'_> {
             attempt.failed(kind, reason);
         }
         Ok(match sent {
-            Ok(Sent { response, busy }) => {
+            Ok(Sent { response, hold }) => {
                 context.record.borrow_mut().upstream_time(began.elapsed());
                 attempt.iter_mut().for_each(|attempt| attempt.answered(response.status().as_u16()));
-                Tried::Answered(response, busy, changes)
+                Tried::Answered(response, hold, changes)
             }
             Err(Unsent { body: Some(body), reason }) => {
                 let refused = reason.is_refusal();
@@ -299,7 +299,7 @@ impl Sending<'_> {
     fn answered(
         &self,
         response: Response<Incoming>,
-        busy: Busy,
+        hold: Hold,
         changes: &Changes,
         end: Option<Instant>,
         mut attempt: Option<Box<Attempt>>,
@@ -329,7 +329,7 @@ impl Sending<'_> {
         }
         let end = end.map(|end| Box::pin(sleep_until(end)));
         let record = context.record.clone();
-        let answer = Answer { inner: body, record, _busy: busy, ended: false, attempt, end };
+        let answer = Answer { inner: body, record, _hold: hold, ended: false, attempt, end };
         Ok(Response::from_parts(head, Body::Answer(Box::new(answer))))
     }
 }

@@ -80,7 +80,8 @@ pub(crate) async fn choose(
             Chosen::Target(target) => Ok(target),
             Chosen::Named { workload, port } => {
                 let unknown = |reason| Failure::NoName { name: workload.hostname.clone(), reason };
-                let found = worker.upstream.names.resolve(&workload.hostname).await.map_err(unknown)?;
+                let found = Box::pin(worker.upstream.names.resolve(&workload.hostname)).await;
+                let found = found.map_err(unknown)?;
                 let address = one_of(&found, call.claims.address, rand::random());
                 let address = address.ok_or_else(|| unknown("DNS has no address of it".into()))?;
                 may_be(snapshot, network, service, address)?;

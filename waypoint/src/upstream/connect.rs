@@ -20,21 +20,27 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::Upstream;
+use super::{Upstream, ahead::Plain};
 use crate::{
     arrival::{Call, Failure},
+    request::Version,
     vault::Asserted,
 };
 
 /// What the bytes flow through.
 pub(crate) enum Io {
     Tunnel(Stream),
-    Plain(TcpStream),
+    Plain(Plain),
     /// Within one of the others.
     Tls(Box<TlsStream<Io>>),
 }
 
-pub(super) async fn open(upstream: &Upstream, call: &Call, target: &Target) -> Result<Io, Failure> {
+pub(super) async fn open(
+    upstream: &Upstream,
+    call: &Call,
+    target: &Target,
+    version: Option<Version>,
+) -> Result<Io, Failure> {
     let shared = &upstream.shared;
     shared.metrics.backends_dialled.inc();
     let ip = target.address.ip().to_canonical();
@@ -48,7 +54,11 @@ pub(super) async fn open(upstream: &Upstream, call: &Call, target: &Target) -> R
             let dialled = timeout(shared.settings.dial_timeout, TcpStream::connect(to)).await;
             let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             let stream = dialled.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
-            stream.map(Io::Plain).map_err(|source| Failure::Dial { to, source })
+            // Of HTTP/1 the reads are as long as they can be.
+            let ahead = version == Some(Version::Two);
+            stream
+                .map(|stream| Io::Plain(Plain::new(stream, ahead)))
+                .map_err(|source| Failure::Dial { to, source })
         }
         Tunnel::Hbone => {
             let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
@@ -93,6 +103,26 @@ impl AsyncWrite for Io {
             Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tunnel(stream) => stream.is_write_vectored(),
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 

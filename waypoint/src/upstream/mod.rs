@@ -7,6 +7,7 @@
 //! waypoint only: it is judged here, by the same function, so that nobody gets rid of what is said of him by saying
 //! less.
 
+mod ahead;
 mod balance;
 mod connect;
 mod names;
@@ -28,7 +29,12 @@ use mesh::{Attempt, Identity, Passage, Refusal, Snapshot, Target, Tunnel, Verdic
 pub(crate) use balance::{choose, endpoint_in};
 pub(crate) use connect::Io;
 
-use self::{balance::Loads, names::Names, pool::Pools, tls::Configs};
+use self::{
+    balance::Loads,
+    names::Names,
+    pool::{Lease, Pools},
+    tls::Configs,
+};
 use crate::{
     arrival::{Call, Failure},
     body::{Body, Busy},
@@ -83,7 +89,13 @@ impl Hash for Same {
 /// A backend has answered.
 pub(crate) struct Sent {
     pub(crate) response: Response<Incoming>,
-    pub(crate) busy: Busy,
+    pub(crate) hold: Hold,
+}
+
+/// What is to be kept as long as an answer lasts; the connection goes back when nothing more is read from it.
+pub(crate) struct Hold {
+    _busy: Busy,
+    _lease: Option<Lease>,
 }
 
 /// A backend has not answered.
@@ -136,7 +148,7 @@ impl Upstream {
         version: Option<Version>,
     ) -> Result<Io, Failure> {
         self.judge(call, endpoint)?;
-        let io = connect::open(self, call, endpoint).await?;
+        let io = connect::open(self, call, endpoint, version).await?;
         match &endpoint.tls {
             None => Ok(io),
             Some(with) => {
@@ -165,8 +177,8 @@ impl Upstream {
             return Err(Unsent { body: Some(request.into_body()), reason });
         }
         let busy = Busy::with(&self.loads.of(target.address));
-        let response = pool::send(self, call, target, version, request, handover).await?;
-        Ok(Sent { response, busy })
+        let (response, lease) = pool::send(self, call, target, version, request, handover).await?;
+        Ok(Sent { response, hold: Hold { _busy: busy, _lease: lease } })
     }
 
     /// Lets go of what was idle for too long.

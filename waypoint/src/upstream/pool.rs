@@ -1,7 +1,13 @@
 //! Connections to endpoints that are kept for the next request of the same caller: of HTTP/1 the idle ones, of HTTP/2
 //! one for all.
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
 
 use ::http::{Request, Response, StatusCode};
 use hyper::{
@@ -24,8 +30,11 @@ use crate::{
     request::Version,
 };
 
-/// Idle connections of HTTP/1 kept of one caller to one endpoint.
-const IDLE_EACH: usize = 64;
+/// Connections of HTTP/1 kept of one caller to one endpoint: as many as callers that ask at the same time are likely to
+/// be, since each that is not kept is dialled anew.
+const IDLE_EACH: usize = 1024;
+/// Connections of HTTP/1 kept in all; beyond it nothing more is.
+const MOST_IDLE: usize = 16 << 10;
 /// Callers and endpoints with something kept; beyond it nothing more is.
 const MOST_KEYS: usize = 8192;
 /// Windows of HTTP/2 towards a backend: of a stream, of a connection.
@@ -53,6 +62,8 @@ struct Key {
 /// All that is kept by one worker.
 pub(super) struct Pools {
     kept: RefCell<HashMap<Key, Kept>>,
+    /// Connections of HTTP/1 in all of them.
+    ones: Cell<usize>,
     idle: Duration,
 }
 
@@ -78,29 +89,29 @@ struct Two {
 
 impl Pools {
     pub(super) fn new(idle: Duration) -> Self {
-        Self { kept: RefCell::default(), idle }
+        Self { kept: RefCell::default(), ones: Cell::new(0), idle }
     }
 
     fn take_one(&self, key: &Key) -> Option<One> {
         let mut kept = self.kept.borrow_mut();
         let ones = &mut kept.get_mut(key)?.ones;
-        // The newest first: the others may grow old and go.
-        while let Some(one) = ones.pop() {
-            if one.sender.is_ready() && one.since.elapsed() < self.idle {
-                return Some(one);
-            }
-        }
-        None
+        // The newest first: the others may grow old and go. What is not ready may have a request's body to send still.
+        let usable = |one: &One| one.sender.is_ready() && one.since.elapsed() < self.idle;
+        let one = ones.remove(ones.iter().rposition(usable)?);
+        self.ones.set(self.ones.get() - 1);
+        Some(one)
     }
 
     fn put_one(&self, key: Key, one: One) {
         let mut kept = self.kept.borrow_mut();
-        if kept.len() >= MOST_KEYS && !kept.contains_key(&key) {
+        let is_new = !kept.contains_key(&key);
+        if one.sender.is_closed() || self.ones.get() >= MOST_IDLE || (is_new && kept.len() >= MOST_KEYS) {
             return;
         }
         let ones = &mut kept.entry(key).or_default().ones;
         if ones.len() < IDLE_EACH {
             ones.push(one);
+            self.ones.set(self.ones.get() + 1);
         }
     }
 
@@ -121,11 +132,29 @@ impl Pools {
     /// Lets go of what was idle for too long. A connection of HTTP/2 serves what runs on it to the end.
     pub(super) fn sweep(&self) {
         let fresh = |since: Instant| since.elapsed() < self.idle;
+        let mut ones = 0;
         self.kept.borrow_mut().retain(|_, kept| {
             kept.ones.retain(|one| fresh(one.since) && !one.sender.is_closed());
             kept.two.take_if(|two| two.sender.is_closed() || !fresh(two.used));
+            ones += kept.ones.len();
             !kept.ones.is_empty() || kept.two.is_some()
         });
+        self.ones.set(ones);
+    }
+}
+
+/// A connection of HTTP/1 whose answer is being read: once that is gone it is kept for the next request.
+pub(crate) struct Lease {
+    pools: Rc<Pools>,
+    held: Option<(Key, One)>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some((key, mut one)) = self.held.take() {
+            one.since = Instant::now();
+            self.pools.put_one(key, one);
+        }
     }
 }
 
@@ -137,12 +166,12 @@ pub(super) async fn send(
     version: Version,
     request: Request<Body>,
     handover: Option<&Handover>,
-) -> Result<Response<Incoming>, Unsent> {
+) -> Result<(Response<Incoming>, Option<Lease>), Unsent> {
     let (claims, asserted) = (call.claims.clone(), call.assertion.is_some());
     let key = Key { claims, asserted, endpoint: target.address, tls: target.tls.clone() };
     match version {
         Version::One => one(upstream, key, call, target, request, handover).await,
-        Version::Two => two(upstream, key, call, target, request).await,
+        Version::Two => two(upstream, key, call, target, request).await.map(|response| (response, None)),
     }
 }
 
@@ -153,13 +182,14 @@ async fn one(
     target: &Endpoint,
     mut request: Request<Body>,
     handover: Option<&Handover>,
-) -> Result<Response<Incoming>, Unsent> {
+) -> Result<(Response<Incoming>, Option<Lease>), Unsent> {
     loop {
         let held = upstream.pools.take_one(&key);
         let reused = held.is_some();
         let mut connection = match held {
             Some(held) => held,
-            None => match dial_one(upstream, call, target).await {
+            // On the heap: few requests dial, and all would have the room for it.
+            None => match Box::pin(dial_one(upstream, call, target)).await {
                 Ok(dialled) => dialled,
                 Err(reason) => return Err(Unsent { body: Some(request.into_body()), reason }),
             },
@@ -168,10 +198,10 @@ async fn one(
             Ok(response) => {
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     take_over(connection, handover).await;
-                } else {
-                    keep(upstream, key, connection);
+                    return Ok((response, None));
                 }
-                return Ok(response);
+                let lease = Lease { pools: upstream.pools.clone(), held: Some((key, connection)) };
+                return Ok((response, Some(lease)));
             }
             Err(mut failed) => match failed.take_message() {
                 // The connection had ended before it was used.
@@ -197,17 +227,6 @@ fn causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     line
-}
-
-/// Keeps a connection once its answer has been read.
-fn keep(upstream: &Upstream, key: Key, mut connection: One) {
-    let pools = upstream.pools.clone();
-    tokio::task::spawn_local(async move {
-        if connection.sender.ready().await.is_ok() {
-            connection.since = Instant::now();
-            pools.put_one(key, connection);
-        }
-    });
 }
 
 /// Leaves the connection to whoever has asked for another protocol.
@@ -261,7 +280,7 @@ async fn two(
         let reused = held.is_some();
         let mut sender = match held {
             Some(held) => held,
-            None => match dial_two(upstream, call, target).await {
+            None => match Box::pin(dial_two(upstream, call, target)).await {
                 Ok(sender) => {
                     upstream.pools.put_two(key.clone(), sender.clone());
                     sender

@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::upstream::ahead::Plain;
 
 type Issuer = CertifiedIssuer<'static, KeyPair>;
 
@@ -50,7 +51,7 @@ async fn speak(with: &TlsAcceptor, tls: &Same, version: Version) -> Result<(), S
         stream.write_all(b"hello").await?;
         stream.shutdown().await
     });
-    let io = Io::Plain(tokio::net::TcpStream::connect(to).await.unwrap());
+    let io = Io::Plain(Plain::new(tokio::net::TcpStream::connect(to).await.unwrap(), false));
     let begun = begin(&Configs::default(), tls, Some(version), (io, to), Duration::from_secs(10)).await;
     let mut io = begun.map_err(|failure| failure.to_string())?;
     let mut heard = Vec::new();
