@@ -14,8 +14,8 @@ use crate::{
     compile::automatic::Given,
     keys::{Fetched, FetchedKeys},
     manifest::{
-        Authorization, EndpointSlice, Gateway, KeySource, Kind, Object, ObjectKey, Parsed, Problem,
-        RequestAuthentication, Severity, Shared,
+        Authorization, BackendTlsPolicy, EndpointSlice, Gateway, KeySource, Kind, Object, ObjectKey, Parsed,
+        Problem, RequestAuthentication, Route, Severity, Shared,
     },
 };
 
@@ -123,7 +123,7 @@ impl Objects {
             changed |= self.insert(&key, Some(&path), object);
             keys.insert(key);
         }
-        for (key, refused) in parsed.refused_routes {
+        for (key, refused) in parsed.stand_ins {
             if seen.contains(&key) {
                 continue;
             }
@@ -154,7 +154,7 @@ impl Objects {
             let key = self.own(key);
             changed |= self.insert(&key, None, object);
         }
-        for (key, refused) in parsed.refused_routes {
+        for (key, refused) in parsed.stand_ins {
             let key = self.own(key);
             changed |= self.refuse(&key, None, refused);
         }
@@ -192,8 +192,7 @@ impl Objects {
 
     /// Whether some version of an object was good, and holds.
     pub fn holds(&self, key: &ObjectKey) -> bool {
-        let nothing = |route: &crate::manifest::Route| route.refused.is_some() && route.parents.is_empty();
-        self.get(key).is_some_and(|object| !object.route().is_some_and(nothing))
+        self.get(key).is_some_and(|object| !object.is_stand_in())
     }
 
     /// Keeps what a file held and says why it can't be read now.
@@ -425,14 +424,23 @@ impl Objects {
         }
     }
 
-    /// Puts in that a file's version of a route is refused: the last good one holds, and knows of it. Whether that was
-    /// known.
+    /// Puts in that a file's version of an object is refused: the last good one holds, and knows of it; else what holds
+    /// in its place. Whether that was known.
     fn refuse(&mut self, key: &ObjectKey, file: Option<&FileName>, mut refused: Object) -> bool {
         let held = self.spaces.get(&key.namespace).and_then(|space| space.get(&(key.kind, key.name.clone())));
-        let good = held.and_then(|held| held.version(file)).and_then(Object::route);
-        if let (Some(good), Some(refused)) = (good, refused.route_mut()) {
-            let why = refused.refused.take();
-            *refused = crate::manifest::Route { refused: why, ..good.clone() };
+        let good = held.and_then(|held| held.version(file)).filter(|good| !good.is_stand_in());
+        match (good, &mut refused) {
+            (Some(Object::BackendTLSPolicy(good)), Object::BackendTLSPolicy(refused)) => {
+                let why = refused.refused.take();
+                **refused = BackendTlsPolicy { refused: why, ..BackendTlsPolicy::clone(good) };
+            }
+            (Some(good), refused) => {
+                if let (Some(good), Some(refused)) = (good.route(), refused.route_mut()) {
+                    let why = refused.refused.take();
+                    *refused = Route { refused: why, ..good.clone() };
+                }
+            }
+            (None, _) => {}
         }
         self.insert(key, file, refused)
     }

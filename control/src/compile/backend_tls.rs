@@ -16,7 +16,7 @@ use super::{
     standing::{Condition, ParentStatus, Unresolved},
     waypoints::{is_service, is_service_entry},
 };
-use crate::manifest::{BackendTlsPolicy, Kind, Object, ObjectKey, Reference, TrustManifest};
+use crate::manifest::{BackendTlsPolicy, Kind, Object, ObjectKey, Reference, RefusedPolicy, TrustManifest};
 
 /// The most bytes of certificates of a policy.
 const MOST_BYTES: usize = 256 << 10;
@@ -38,6 +38,9 @@ impl Compiler<'_, '_> {
         all.sort_by_cached_key(|(key, policy)| (age(policy), key.clone()));
         let mut found = OfBackends::new();
         for (key, policy) in all {
+            for (field, reason) in &policy.remarks {
+                self.warn(&key, field, reason.clone());
+            }
             let (trust, unresolved, rejected) = self.trust(&key, policy);
             for (at, target) in policy.targets.iter().enumerate() {
                 let field = format!("spec.targetRefs[{at}]");
@@ -84,8 +87,25 @@ impl Compiler<'_, '_> {
                     found.entry(service).or_default().push(Arc::new(tls));
                 }
             }
+            if let Some(refused) = &policy.refused {
+                self.refused_tls(&key, policy, refused);
+            }
         }
         found
+    }
+
+    /// Says to each target of what is written now that it is refused, and what holds instead.
+    fn refused_tls(&mut self, key: &ObjectKey, policy: &BackendTlsPolicy, refused: &RefusedPolicy) {
+        let instead = match policy.is_stand_in() {
+            true => "until it is mended nothing is sent to its targets",
+            false => "the last version that was accepted holds while this control runs",
+        };
+        let message = format!("{}; {instead}", refused.reason);
+        self.out.routes_status.remove(key);
+        for target in &refused.targets {
+            let conditions = vec![Condition::not_accepted("Invalid", message.clone())];
+            self.tls_standing(key, target, conditions);
+        }
     }
 
     fn tls_standing(&mut self, key: &ObjectKey, target: &Reference, conditions: Vec<Condition>) {
@@ -129,6 +149,10 @@ impl Compiler<'_, '_> {
                 let message = format!("{named:?} are no certificates that are known here: System are");
                 self.warn(key, "spec.validation.wellKnownCACertificates", message.clone());
                 return (Trust::Nobody(message.as_str().into()), Vec::new(), Some(("Invalid", message)));
+            }
+            TrustManifest::Refused => {
+                let reason = policy.refused.as_ref().map_or("", |refused| &refused.reason);
+                return (Trust::Nobody(format!("the policy is refused: {reason}").into()), Vec::new(), None);
             }
             TrustManifest::Certificates(references) => references,
         };

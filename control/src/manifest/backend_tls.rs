@@ -1,7 +1,7 @@
 //! BackendTLSPolicy of the Gateway API: how a waypoint begins TLS with a service. What it refers to is looked for when it
 //! is compiled; all else is settled here.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use mesh::route::SubjectName;
 use serde::{Deserialize, de::IgnoredAny};
@@ -28,6 +28,19 @@ pub struct BackendTlsPolicy {
     pub hostname: Arc<str>,
     pub names: Vec<SubjectName>,
     pub trust: TrustManifest,
+    /// Fields that have no effect, with what that means.
+    pub remarks: Vec<(String, String)>,
+    /// What is written now cannot be used: this is the last version that could, or what holds in its place.
+    pub refused: Option<Box<RefusedPolicy>>,
+}
+
+/// What is known of a version that was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedPolicy {
+    /// The targets that could be read.
+    pub targets: Vec<Reference>,
+    /// The field's path and what is wrong with it.
+    pub reason: String,
 }
 
 /// Whose signatures it believes, as it is written.
@@ -38,6 +51,8 @@ pub enum TrustManifest {
     /// Of a kind of well-known certificates that is not known here.
     Unknown(String),
     Certificates(Vec<CertificateReference>),
+    /// No version of the policy could ever be used: nobody's.
+    Refused,
 }
 
 /// Where certificates are: a ConfigMap of the policy's namespace, with the key `ca.crt`.
@@ -65,7 +80,7 @@ pub(super) struct Spec {
     target_refs: Vec<Reference>,
     validation: Validation,
     /// Each is somebody's own; none is known here.
-    options: Option<IgnoredAny>,
+    options: Option<BTreeMap<String, IgnoredAny>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -95,10 +110,10 @@ impl BackendTlsPolicy {
     pub(super) fn from_manifest(manifest: Manifest) -> Result<Self, Wrong> {
         let Strict { metadata, spec, .. } = manifest;
         let Spec { target_refs: targets, validation, options } = spec;
-        if options.is_some() {
-            let reason = "no option is known here: it might be what keeps somebody out";
-            return Err(("spec.options".to_owned(), reason.to_owned()));
-        }
+        let remarks = options.unwrap_or_default().into_keys().map(|option| {
+            (format!("spec.options[{option}]"), "no option is known here: it changes nothing".to_owned())
+        });
+        let remarks = remarks.collect();
         check_targets(&targets)?;
         let at = |field: &str| format!("spec.validation.{field}");
         if validation.hostname.starts_with('*') || !is_server(&validation.hostname) {
@@ -123,8 +138,59 @@ impl BackendTlsPolicy {
             }
         };
         let hostname = validation.hostname.as_str().into();
-        Ok(Self { metadata, targets, hostname, names: names.collect::<Result<_, _>>()?, trust })
+        let names = names.collect::<Result<_, _>>()?;
+        Ok(Self { metadata, targets, hostname, names, trust, remarks, refused: None })
     }
+
+    /// Whether it holds in the place of one that never was good, and closes the way to its targets.
+    pub fn is_stand_in(&self) -> bool {
+        self.trust == TrustManifest::Refused
+    }
+}
+
+/// A manifest of a policy of which nothing but its targets is read, and the server that they are.
+#[derive(Deserialize)]
+pub(super) struct TargetsOnly {
+    #[serde(default)]
+    metadata: Metadata,
+    #[serde(default)]
+    spec: serde_yaml_ng::Value,
+}
+
+impl TargetsOnly {
+    /// What holds in the place of a policy that was refused and never was good: nobody is believed, so that its targets
+    /// are not spoken to in plaintext.
+    pub(super) fn refused(self, reason: String) -> BackendTlsPolicy {
+        let written = self.spec.get("targetRefs").and_then(serde_yaml_ng::Value::as_sequence);
+        let mut targets: Vec<Reference> = Vec::new();
+        for target in written.into_iter().flatten().take(MOST_TARGETS) {
+            let Some(target) = target_of(target) else { continue };
+            if !targets.contains(&target) {
+                targets.push(target);
+            }
+        }
+        let hostname = self.spec.get("validation").and_then(|validation| validation.get("hostname")?.as_str());
+        let hostname = hostname.filter(|name| is_server(name)).unwrap_or("unreadable").into();
+        let refused = Some(Box::new(RefusedPolicy { targets: targets.clone(), reason }));
+        let (metadata, trust) = (self.metadata, TrustManifest::Refused);
+        BackendTlsPolicy { metadata, targets, hostname, trust, refused, ..BackendTlsPolicy::default() }
+    }
+}
+
+/// A target, as far as it can be read. What says that it is in another namespace is none.
+fn target_of(written: &serde_yaml_ng::Value) -> Option<Reference> {
+    let text = |field: &str| written.get(field).and_then(serde_yaml_ng::Value::as_str).map(Arc::from);
+    if written.get("namespace").is_some() {
+        return None;
+    }
+    Some(Reference {
+        group: text("group"),
+        kind: text("kind"),
+        namespace: None,
+        name: text("name")?,
+        port: None,
+        section_name: text("sectionName"),
+    })
 }
 
 fn check_targets(targets: &[Reference]) -> Result<(), Wrong> {

@@ -31,7 +31,7 @@ pub use addresses::Addresses;
 pub(crate) use authentication::configuration;
 pub use authentication::{JwtRule, KeySource, KeysOf, RequestAuthentication};
 pub use authorization::{Authorization, Judges};
-pub use backend_tls::{BackendTlsPolicy, CertificateReference, ConfigMap, TrustManifest};
+pub use backend_tls::{BackendTlsPolicy, CertificateReference, ConfigMap, RefusedPolicy, TrustManifest};
 pub use gateway::{Gateway, WaypointFor};
 pub use grant::{GrantFrom, GrantSpec, GrantTo, ReferenceGrant};
 pub use istio::{
@@ -208,6 +208,14 @@ impl Object {
         }
     }
 
+    /// Whether no version of it was ever good, and this holds in its place.
+    pub(crate) fn is_stand_in(&self) -> bool {
+        match self {
+            Self::BackendTLSPolicy(policy) => policy.is_stand_in(),
+            _ => self.route().is_some_and(|route| route.refused.is_some() && route.parents.is_empty()),
+        }
+    }
+
     /// It, if it is a grant.
     pub fn grant(&self) -> Option<&ReferenceGrant> {
         match self {
@@ -259,8 +267,8 @@ pub struct Parsed {
     pub problems: Vec<Problem>,
     /// Objects that are there but could not be used: their last good version holds.
     pub refused: Vec<ObjectKey>,
-    /// Of these the routes, with what could be read of them.
-    pub refused_routes: Vec<(ObjectKey, Object)>,
+    /// Of these the routes and the BackendTLSPolicies, with what could be read of them.
+    pub stand_ins: Vec<(ObjectKey, Object)>,
     /// A document could not even be told by name: nothing that this file held before may be forgotten.
     pub unreadable: bool,
     /// Kinds that are not the mesh's, with how many of each.
@@ -442,25 +450,39 @@ impl Reader<'_, '_> {
             (false, namespace) => namespace,
         };
         let key = ObjectKey { kind, namespace: namespace.into(), name: head.metadata.name.as_str().into() };
-        let written = if kind.is_route() { item.clone() } else { None };
+        let written = if kind.has_standings() { item.clone() } else { None };
         match self.typed_object(&key, item) {
             Ok(object) => Ok(Some((key, object))),
             Err(problem) => {
-                if kind.is_route()
-                    && let Ok(route) = self.typed_or::<route::ParentsOnly>(written)
-                {
-                    let route = Box::new(route.refused(problem.field.clone(), problem.reason.clone()));
-                    let route = match kind {
-                        Kind::GRPCRoute => Object::GRPCRoute(route),
-                        Kind::TLSRoute => Object::TLSRoute(route),
-                        Kind::TCPRoute => Object::TCPRoute(route),
-                        _ => Object::HTTPRoute(route),
-                    };
-                    self.parsed.refused_routes.push((key.clone(), route));
-                }
+                let stand_in = self.stand_in(kind, written, &problem);
+                self.parsed.stand_ins.extend(stand_in.map(|object| (key.clone(), object)));
                 Err(Box::new(problem.of(key)))
             }
         }
+    }
+
+    /// What is known of an object that was refused, of the kinds that say how they stand.
+    fn stand_in(
+        &self,
+        kind: Kind,
+        written: Option<(usize, serde_yaml_ng::Value)>,
+        problem: &Problem,
+    ) -> Option<Object> {
+        let (field, reason) = (&problem.field, &problem.reason);
+        if kind == Kind::BackendTLSPolicy {
+            let policy: backend_tls::TargetsOnly = self.typed_or(written).ok()?;
+            let colon = if field.is_empty() { "" } else { ": " };
+            return Some(Object::BackendTLSPolicy(Box::new(policy.refused(format!("{field}{colon}{reason}")))));
+        }
+        let of: fn(Box<Route>) -> Object = match kind {
+            Kind::HTTPRoute => Object::HTTPRoute,
+            Kind::GRPCRoute => Object::GRPCRoute,
+            Kind::TLSRoute => Object::TLSRoute,
+            Kind::TCPRoute => Object::TCPRoute,
+            _ => return None,
+        };
+        let route: route::ParentsOnly = self.typed_or(written).ok()?;
+        Some(of(Box::new(route.refused(field.clone(), reason.clone()))))
     }
 
     fn typed_object(

@@ -62,6 +62,38 @@ fn a_route_that_is_refused_keeps_what_was_good_and_tells_its_parents() {
 }
 
 #[test]
+fn a_policy_for_tls_that_is_refused_keeps_what_was_good_and_else_believes_nobody() {
+    let policy = |target: &str, rest: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{targetRefs: [{{group: '', kind: Service, name: {target}}}], validation: {{hostname: web.test, {rest}}}}}\n"
+        )
+    };
+    let (good, wrong) = ("wellKnownCACertificates: System", "wellKnown: System");
+    let mut objects = Objects::default();
+    let shown = |objects: &Objects| {
+        let view = objects.view();
+        let Some(Object::BackendTLSPolicy(policy)) = view.objects.values().next() else { panic!("{view:?}") };
+        let names = |of: &[crate::manifest::Reference]| of.iter().map(|target| target.name.to_string()).collect();
+        let refused: Option<Vec<String>> = policy.refused.as_ref().map(|refused| names(&refused.targets));
+        (policy.is_stand_in(), names(&policy.targets), refused)
+    };
+    let names = |of: &[&str]| -> Vec<String> { of.iter().map(ToString::to_string).collect() };
+    apply(&mut objects, "a.yaml", &policy("web", wrong));
+    assert_eq!(shown(&objects), (true, names(&["web"]), Some(names(&["web"]))), "nothing was ever good");
+    apply(&mut objects, "a.yaml", &policy("other", wrong));
+    assert_eq!(shown(&objects), (true, names(&["other"]), Some(names(&["other"]))), "what is written now");
+    apply(&mut objects, "a.yaml", &policy("web", good));
+    assert_eq!(shown(&objects), (false, names(&["web"]), None));
+    objects.take_changes();
+    apply(&mut objects, "a.yaml", &policy("other", wrong));
+    assert!(objects.take_changes().namespaces.contains_key("shop"), "its status is another");
+    assert_eq!(shown(&objects), (false, names(&["web"]), Some(names(&["other"]))), "what was good holds");
+    apply(&mut objects, "a.yaml", "");
+    assert!(objects.view().objects.is_empty(), "taken out, refused or not");
+}
+
+#[test]
 fn a_half_written_file_forgets_nothing() {
     let mut objects = Objects::default();
     apply(&mut objects, "a.yaml", &format!("{NAMESPACE}---\n{POLICY}"));

@@ -4,9 +4,9 @@ use mesh::route::{BackendTls, SubjectName, Trust};
 use rcgen::{CertificateParams, IsCa, KeyPair};
 
 use crate::compile::{
-    Compiled, Condition,
+    Compiled, Condition, Word,
     routes::tests::{GATEWAY, SHOP, problems},
-    tests::compiled,
+    tests::{compiled, compiled_as_is},
 };
 
 const ACCEPTED: &str = "Accepted=true/Accepted";
@@ -122,4 +122,45 @@ fn of_several_for_the_same_the_oldest_holds_and_a_target_must_be_there() {
     let told: Vec<(String, Option<u16>)> =
         told(&compiled).iter().map(|tls| (tls.policy.to_string(), tls.port)).collect();
     assert_eq!(told, [("shop/c".to_owned(), Some(81)), ("shop/b".to_owned(), None)]);
+}
+
+#[test]
+fn what_was_refused_and_never_good_closes_the_way_to_what_it_is_for() {
+    let word: &dyn Fn(&str, &str) -> Word = &|_, _| Word::Fresh { measured: true };
+    for (case, refused, port, hostname) in [
+        ("a field that nobody knows", policy("p", ", sectionName: x", "wellKnown: System"), Some(Some(81)), "web.test"),
+        ("no server", policy("p", "", SYSTEM).replace("web.test", "'*.test'"), Some(None), "unreadable"),
+        ("a name that is none", policy("p", "", &format!("{SYSTEM}, subjectAltNames: [{{}}]")), Some(None), "web.test"),
+        ("a validation that is none", policy("p", "", "x: [y]").replace("hostname: web.test,", ""), Some(None), "unreadable"),
+        ("a target that is odd", policy("p", "", SYSTEM).replace("name: web}", "name: web, port: 80}"), Some(None), "web.test"),
+        ("a target beside one that is odd", policy("p", "", SYSTEM).replace("[{group", "[7, {group"), Some(None), "web.test"),
+        ("another namespace", policy("p", "", SYSTEM).replace("name: web}", "name: web, namespace: x}"), None, ""),
+        ("no targets", policy("p", "", SYSTEM).replace("targetRefs:", "targets:"), None, ""),
+    ] {
+        let compiled = compiled_as_is(&[SHOP, GATEWAY, &refused], word);
+        assert_eq!(problems(&compiled).len(), 1, "{case}: {:?}", problems(&compiled));
+        let told = told(&compiled);
+        let Some(port) = port else {
+            assert_eq!((told, standing(&compiled)), (Vec::new(), Vec::new()), "{case}: nobody is named");
+            continue;
+        };
+        let [BackendTls { trust: Trust::Nobody(reason), port: of, hostname: asked, .. }] = &told[..] else {
+            panic!("{case}: {told:?}")
+        };
+        assert!(reason.starts_with("the policy is refused: spec"), "{case}: {reason}");
+        assert_eq!((*of, &**asked), (port, hostname), "{case}");
+        assert_eq!(standing(&compiled), ["p Accepted=false/Invalid"], "{case}");
+        let said = compiled.routes_status.values().flatten().flat_map(|status| &status.conditions);
+        let said: Vec<&str> = said.map(|condition| condition.message.as_str()).collect();
+        assert!(said[0].ends_with("until it is mended nothing is sent to its targets"), "{case}: {said:?}");
+    }
+}
+
+#[test]
+fn an_option_that_nobody_knows_changes_nothing_and_is_told() {
+    let compiled = compiled(&[SHOP, GATEWAY, &policy("p", "", SYSTEM).replace("spec: {", "spec: {options: {a.test/b: c}, ")]);
+    let [problem] = &problems(&compiled)[..] else { panic!("{:?}", problems(&compiled)) };
+    assert!(problem.contains("spec.options[a.test/b]: no option is known here"), "{problem}");
+    assert_eq!(standing(&compiled), [format!("p {ACCEPTED} {RESOLVED}")]);
+    assert_eq!(told(&compiled)[0].trust, Trust::System);
 }
