@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use mesh::{
-    RouteKey, ServiceKey, ServiceRoutes,
+    PolicyKey, RouteKey, ServiceKey, ServiceRoutes,
     route::{BackendTls, Found, Protocol, Route, RouteKind, Rule, Trust},
+    token::{Authentication, Keys, TokenRule},
 };
 
 fn route(kind: RouteKind, name: &str, hostnames: &[&str]) -> Route {
@@ -119,6 +120,44 @@ fn a_route_is_for_its_port_and_a_consumers_for_his_callers() {
     assert!(!all.is_named_by_routes(5432, None), "no word of HTTP");
     let bare = routes(vec![Route { rules: Vec::new(), ..route(RouteKind::Tcp, "bare", &[]) }]);
     assert_eq!(told(&bare, 5432, None, None), "no match");
+}
+
+#[test]
+fn a_consumers_route_of_connections_does_not_take_requests_past_what_is_said_of_them() {
+    let of_port = |of: Route, port| Route { port: Some(port), ..of };
+    let consumers = |kind| Route { for_namespace: Some("till".into()), ..route(kind, "own", &[]) };
+    let rule = || TokenRule {
+        policy: PolicyKey { namespace: "shop".into(), name: "p".into() },
+        issuer: "i".into(),
+        audiences: Vec::new(),
+        keys: Keys::default(),
+        from: Vec::new(),
+        forward: false,
+        payload_to: None,
+        claims_to: Vec::new(),
+        spaced: Vec::new(),
+    };
+    for kind in [RouteKind::Tcp, RouteKind::Tls] {
+        let alone = routes(vec![consumers(kind)]);
+        let beside = routes(vec![consumers(kind), of_port(route(RouteKind::Http, "web", &[]), 81)]);
+        let tokens = alone.clone().with_authentication(Authentication::new(vec![rule()]));
+        let http = Some(RouteKind::Http);
+        for (case, routes, port, followed) in [
+            ("declared", &alone, 80, None),
+            ("declared as none", &alone, 5432, Some(kind)),
+            ("nothing is said", &alone, 81, Some(kind)),
+            ("the producer's route says it", &beside, 81, http),
+            ("of another port", &beside, 82, Some(kind)),
+            ("tokens are read", &tokens, 81, None),
+            ("tokens are read elsewhere", &tokens, 5432, Some(kind)),
+        ] {
+            assert_eq!(routes.kind(port, Some("till")), followed, "{kind:?}: {case}");
+            let carried = told(routes, port, Some("till"), Some("x")) == "own";
+            assert_eq!(carried, followed == Some(kind), "{kind:?}: {case}");
+        }
+    }
+    let own = routes(vec![route(RouteKind::Tcp, "db", &[])]);
+    assert_eq!(own.kind(80, Some("till")), Some(RouteKind::Tcp), "the owner may say so");
 }
 
 #[test]

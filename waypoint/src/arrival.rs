@@ -233,14 +233,6 @@ fn way(snapshot: &Snapshot, call: &Call, settings: &Settings) -> Way {
     };
     let Some(routes) = routes else { return Way::Unknown { is_routed: false } };
     let namespace = call.namespace(settings);
-    // Where tokens are read, a consumer's route does not say that nobody is to read what is called, nor does a caller
-    // who speaks slowly.
-    let reads_tokens = !routes.authentication.is_empty() && routes.protocol(call.port) != Protocol::Tcp;
-    let is_bytes = |kind| matches!(kind, Some(RouteKind::Tls | RouteKind::Tcp));
-    if reads_tokens && is_bytes(routes.kind(call.port, namespace)) && !is_bytes(routes.kind(call.port, None))
-    {
-        return Way::Http;
-    }
     match (routes.kind(call.port, namespace), routes.protocol(call.port)) {
         (Some(RouteKind::Tls), _) => Way::Tls,
         (Some(RouteKind::Tcp), _) | (_, Protocol::Tcp) => Way::Bytes,

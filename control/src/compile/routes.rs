@@ -54,17 +54,25 @@ enum Instead {
     Kind(RouteKind),
     /// Of the same kind.
     Older,
+    /// Whatever is for requests: a consumer's route of connections is not for a port that speaks HTTP.
+    Requests,
 }
 
 impl Instead {
-    fn words(self) -> &'static str {
-        match self {
+    fn words(self) -> String {
+        let what = match self {
             Self::Kind(RouteKind::Grpc) => "a GRPCRoute",
             Self::Kind(RouteKind::Http) => "an HTTPRoute",
             Self::Kind(RouteKind::Tls) => "a TLSRoute",
             Self::Kind(RouteKind::Tcp) => "a TCPRoute",
             Self::Older => "an older TCPRoute",
-        }
+            Self::Requests => {
+                return "the port speaks HTTP, and a route of connections of another namespace than the service's would \
+                        take requests past its routes and policies: it is not followed there"
+                    .to_owned();
+            }
+        };
+        format!("{what} is for the same service and port, and goes before")
     }
 }
 
@@ -176,8 +184,7 @@ impl<'v> Compiler<'v, '_> {
             }
             Ok(attached) if attached.iter().all(|to| self.instead_of(&key, to).is_some()) => {
                 let instead = attached.first().and_then(|to| self.instead_of(&key, to));
-                let what = instead.map_or("another route", Instead::words);
-                let message = format!("{what} is for the same service and port, and goes before");
+                let message = instead.map_or_else(|| "no service is left for it".to_owned(), Instead::words);
                 self.warn(&key, &field, message.clone());
                 conditions.push(Condition::not_accepted("Conflicted", message));
             }
@@ -199,17 +206,20 @@ impl<'v> Compiler<'v, '_> {
     }
 
     /// What is followed in the place of a route, on every port that it is for: of several kinds one alone is, and of
-    /// TCPRoutes the oldest.
+    /// TCPRoutes the oldest; of those of other namespaces none, where they would carry requests as bytes.
     fn instead_of(&self, key: &ObjectKey, (service, port): &Attachment) -> Option<Instead> {
         let own = route_key(key);
         let whose = consumer(key, service);
         let routes = self.out.routes.get(service)?;
-        let on = |port: u16| match routes.kind(port, whose.as_deref())? {
-            RouteKind::Tcp if own.kind == RouteKind::Tcp => {
+        let past_requests = |port| whose.is_some() && !own.kind.is_of_requests() && routes.speaks_http(port);
+        let on = |port: u16| match routes.kind(port, whose.as_deref()) {
+            _ if past_requests(port) => Some(Instead::Requests),
+            None => None,
+            Some(RouteKind::Tcp) if own.kind == RouteKind::Tcp => {
                 let found = routes.find_connection(port, whose.as_deref(), None);
                 matches!(found, Found::Rule(of) if of.route.key != own).then_some(Instead::Older)
             }
-            kind => (kind != own.kind).then_some(Instead::Kind(kind)),
+            Some(kind) => (kind != own.kind).then_some(Instead::Kind(kind)),
         };
         match port {
             Some(port) => on(*port),

@@ -392,7 +392,18 @@ impl ServiceRoutes {
     }
 
     fn followed<'c>(&self, port: u16, caller: Option<&'c str>) -> Option<kinds::Followed<'c>> {
-        self.kinds.followed(port, caller, self.protocol(port) == Protocol::Tcp)
+        let no_http = self.protocol(port) == Protocol::Tcp;
+        self.kinds.followed(port, caller, no_http, || self.speaks_http(port))
+    }
+
+    /// Whether it is known that HTTP is spoken on a port: by what its owner declares, by a route of requests that names
+    /// it, or since tokens are read there. No consumer's route carries connections to it as they are.
+    pub fn speaks_http(&self, port: u16) -> bool {
+        match self.protocol(port) {
+            Protocol::Http1 | Protocol::Http2 => true,
+            Protocol::Tcp => false,
+            Protocol::Unknown => !self.authentication.is_empty() || self.kinds.has_requests_of(port),
+        }
     }
 
     /// Whether a route of requests is for that port by name, and not for all ports of the service.
@@ -408,7 +419,7 @@ impl ServiceRoutes {
 
     /// The rule for a request to `port` of the service, by a caller of that namespace; `None` if his is not known.
     pub fn find(&self, port: u16, caller: Option<&str>, request: &impl Request) -> Found<'_> {
-        let followed = self.kinds.followed(port, caller, false);
+        let followed = self.kinds.followed(port, caller, false, || self.speaks_http(port));
         self.table.find(&self.routes, port, followed, request)
     }
 

@@ -212,3 +212,32 @@ fn a_service_has_so_many_routes_of_other_namespaces_and_no_more() {
     assert_eq!(refused, ["r128", "r129"], "the newest");
     assert_eq!(db(&compiled).routes().len(), 128);
 }
+
+#[test]
+fn a_consumers_route_of_connections_is_told_that_a_port_speaks_http() {
+    let of = |kind: &str, port: &str| {
+        let names = if kind == "TLSRoute" { "hostnames: [a.b], " } else { "" };
+        let rest = format!("{names}{}", backends("{name: db, namespace: shop, port: 5432}"));
+        let own = route(kind, "r", port, &rest).replacen("namespace: shop", "namespace: till", 1);
+        own.replace("kind: Service, name: db", "kind: Service, namespace: shop, name: db")
+    };
+    let unsaid = DB.replace("{name: tls, port: 443}", "{name: x, port: 443}");
+    let named = route("HTTPRoute", "http", ", port: 443", &backends("{name: db, port: 80}"));
+    for kind in ["TCPRoute", "TLSRoute"] {
+        for (port, beside, said) in [
+            (", port: 80", "", "Conflicted: the port speaks HTTP"),
+            (", port: 443", "", "Accepted"),
+            (", port: 443", &*named, "Conflicted: the port speaks HTTP"),
+            (", port: 5432", "", "Accepted"),
+            ("", "", "Accepted"),
+        ] {
+            let compiled = compiled(&[SHOP, GATEWAY, &unsaid, TILL, &of(kind, port), beside]);
+            let (_, parents) =
+                compiled.routes_status.iter().find(|(key, _)| &*key.name == "r").expect("it is told");
+            let condition = &parents[0].conditions[0];
+            let told = format!("{}: {}", condition.reason, condition.message);
+            assert!(told.starts_with(said), "{kind}{port}: {told}");
+            assert_eq!(condition.status, said == "Accepted", "{kind}{port}");
+        }
+    }
+}
