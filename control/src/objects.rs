@@ -7,12 +7,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use crate::{
     compile::automatic::Given,
-    keys::{Fetched, FetchedKeys},
+    keys::{Fetched, FetchedKeys, Want},
     manifest::{
         Authorization, BackendTlsPolicy, EndpointSlice, Gateway, KeySource, Kind, Object, ObjectKey, Parsed,
         Problem, RequestAuthentication, Route, Severity, Shared,
@@ -260,13 +259,21 @@ impl Objects {
         std::mem::take(&mut self.changes)
     }
 
-    /// Where keys of tokens are fetched from, and how long that may take.
-    pub fn key_sources(&self) -> BTreeMap<KeySource, Duration> {
-        let mut sources = BTreeMap::new();
-        for (_, authentication) in self.all_authentications() {
+    /// Where keys of tokens are fetched from. Of what is for nobody none are, and a namespace has so many places and no
+    /// more.
+    pub fn key_sources(&self) -> BTreeMap<KeySource, Want> {
+        let mut sources: BTreeMap<KeySource, Want> = BTreeMap::new();
+        let mut of_namespaces: BTreeMap<&Arc<str>, BTreeSet<&KeySource>> = BTreeMap::new();
+        let for_somebody = self.all_authentications().filter(|(_, of)| !of.targets.is_empty());
+        for (key, authentication) in for_somebody {
+            let own = of_namespaces.entry(&key.namespace).or_default();
             for (source, timeout) in authentication.sources() {
-                let longest: &mut Duration = sources.entry(source.clone()).or_default();
-                *longest = timeout.max(*longest);
+                let want = sources.entry(source.clone()).or_default();
+                if own.len() < Want::MOST_OF_NAMESPACE || own.contains(source) {
+                    own.insert(source);
+                    want.namespaces.insert(key.namespace.clone());
+                    want.patience = timeout.max(want.patience);
+                }
             }
         }
         sources

@@ -1,7 +1,7 @@
 //! Keeps the keys of tokens fresh: each place is asked again and again, a failure leaves what was fetched last.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -26,13 +26,29 @@ use crate::{
 
 /// The pause after a first failure, if keys do not become that old; each further one doubles it.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Places that are asked at a time.
-const MOST_AT_A_TIME: usize = 16;
+/// Places that are asked at a time …
+const MOST_AT_A_TIME: usize = 32;
+/// … and for one namespace: nobody waits for others whose places are silent.
+const MOST_FOR_NAMESPACE: usize = 4;
 /// Places that are asked at all.
 const MOST: usize = 1024;
 
-/// Where keys are to be fetched from, and how long that may take.
-pub type Wanted = BTreeMap<KeySource, Duration>;
+/// Where keys are to be fetched from.
+pub type Wanted = BTreeMap<KeySource, Want>;
+
+/// Who wants the keys of a place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Want {
+    /// How long that may take.
+    pub patience: Duration,
+    /// Those that may have it asked; none: each that names it names too many.
+    pub namespaces: BTreeSet<Arc<str>>,
+}
+
+impl Want {
+    /// The most places of one namespace.
+    pub const MOST_OF_NAMESPACE: usize = 32;
+}
 
 /// Fetches, as long as it runs.
 pub struct Keeper {
@@ -47,7 +63,11 @@ pub struct Keeper {
     /// Whether every place that is wanted was asked once.
     settled: watch::Sender<bool>,
     held: BTreeMap<KeySource, Held>,
+    /// Those that are not asked, since there are too many.
+    beyond: BTreeSet<KeySource>,
     asking: JoinSet<(KeySource, Result<jwt::keys::KeySet, NoKeys>)>,
+    /// For whom each of them is asked.
+    asking_for: BTreeMap<KeySource, Arc<str>>,
 }
 
 /// The keeper as the rest of control knows it.
@@ -60,7 +80,7 @@ pub struct Handle {
 /// What is known of a place.
 struct Held {
     fetched: FetchedKeys,
-    patience: Duration,
+    want: Want,
     failures: u32,
     /// When it is asked; `None` while it is.
     due: Option<Instant>,
@@ -100,8 +120,19 @@ impl Keeper {
         let (wants, wanted) = watch::channel(first);
         let (changes, changed) = watch::channel(0);
         let (settled, is_settled) = watch::channel(false);
-        let (held, asking) = (BTreeMap::new(), JoinSet::new());
-        let keeper = Self { client, refresh, objects, metrics, wanted, changes, settled, held, asking };
+        let keeper = Self {
+            client,
+            refresh,
+            objects,
+            metrics,
+            wanted,
+            changes,
+            settled,
+            held: BTreeMap::new(),
+            beyond: BTreeSet::new(),
+            asking: JoinSet::new(),
+            asking_for: BTreeMap::new(),
+        };
         (keeper, Handle { wanted: wants, changes: changed, settled: is_settled })
     }
 
@@ -109,10 +140,8 @@ impl Keeper {
     pub async fn run(mut self) {
         loop {
             self.take_wanted();
-            self.ask_due();
+            let due = self.ask_due();
             self.count();
-            let due = self.held.values().filter_map(|held| held.due).min();
-            let due = due.filter(|_| self.asking.len() < MOST_AT_A_TIME);
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
                 Some(asked) = self.asking.join_next() => {
@@ -128,49 +157,82 @@ impl Keeper {
 
     fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
+        let is_gone = |source: &&KeySource| !wanted.contains_key(*source);
         let gone: Vec<KeySource> =
-            self.held.keys().filter(|source| !wanted.contains_key(*source)).cloned().collect();
+            self.held.keys().chain(&self.beyond).filter(is_gone).cloned().collect();
         for source in gone {
             self.held.remove(&source);
+            self.beyond.remove(&source);
             self.tell(&source, None);
         }
-        for (source, patience) in wanted {
-            if let Some(held) = self.held.get_mut(&source) {
-                held.patience = patience;
-                continue;
-            }
-            let is_one_too_many = self.held.len() >= MOST;
-            let problem = is_one_too_many.then(|| format!("there are more than {MOST} such places").into());
-            let fetched = FetchedKeys { keys: None, problem };
-            if is_one_too_many {
-                self.tell(&source, Some(fetched));
-                continue;
-            }
-            let due = Some(Instant::now());
-            self.held.insert(source, Held { fetched, patience, failures: 0, due, asked: false });
+        for (source, want) in wanted {
+            let held = self.held.len();
+            let problem = match self.held.get_mut(&source) {
+                _ if want.namespaces.is_empty() => {
+                    format!("its namespace has more than {} such places", Want::MOST_OF_NAMESPACE)
+                }
+                Some(held) => {
+                    held.want = want;
+                    continue;
+                }
+                None if held >= MOST => format!("there are more than {MOST} such places"),
+                None => {
+                    self.beyond.remove(&source);
+                    let (fetched, due) = (FetchedKeys::default(), Some(Instant::now()));
+                    self.held.insert(source, Held { fetched, want, failures: 0, due, asked: false });
+                    continue;
+                }
+            };
+            self.held.remove(&source);
+            self.tell(&source, Some(FetchedKeys { keys: None, problem: Some(problem.into()) }));
+            self.beyond.insert(source);
         }
         self.settle();
     }
 
-    fn ask_due(&mut self) {
+    /// Asks those that are due, whoever has waited longest first. When the next one is.
+    fn ask_due(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        for (source, held) in &mut self.held {
-            if self.asking.len() >= MOST_AT_A_TIME {
+        let mut due: Vec<(Instant, &KeySource)> =
+            self.held.iter().filter_map(|(source, held)| Some((held.due?, source))).collect();
+        due.sort();
+        let mut busy: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+        for namespace in self.asking_for.values() {
+            *busy.entry(namespace.clone()).or_default() += 1;
+        }
+        let mut asked = Vec::new();
+        let mut next = None;
+        for (at, source) in due {
+            if self.asking.len() + asked.len() >= MOST_AT_A_TIME {
                 break;
             }
-            if held.due.is_some_and(|due| due <= now) {
-                held.due = None;
-                let (client, source, patience) = (self.client.clone(), source.clone(), held.patience);
-                self.asking.spawn(async move {
-                    let outcome = fetch(&client, &source, patience).await;
-                    (source, outcome)
-                });
+            let namespaces = self.held.get(source).map(|held| &held.want.namespaces);
+            let has_room = |of: &&Arc<str>| busy.get(*of).is_none_or(|busy| *busy < MOST_FOR_NAMESPACE);
+            // Whoever has none is asked for when an answer has come.
+            let Some(namespace) = namespaces.into_iter().flatten().find(has_room) else { continue };
+            if at > now {
+                next = Some(at);
+                break;
             }
+            *busy.entry(namespace.clone()).or_default() += 1;
+            asked.push((source.clone(), namespace.clone()));
         }
+        for (source, namespace) in asked {
+            let Some(held) = self.held.get_mut(&source) else { continue };
+            held.due = None;
+            self.asking_for.insert(source.clone(), namespace);
+            let (client, patience) = (self.client.clone(), held.want.patience);
+            self.asking.spawn(async move {
+                let outcome = fetch(&client, &source, patience).await;
+                (source, outcome)
+            });
+        }
+        next
     }
 
     /// Takes an answer.
     fn take(&mut self, source: KeySource, outcome: Result<jwt::keys::KeySet, NoKeys>) {
+        self.asking_for.remove(&source);
         let Some(held) = self.held.get_mut(&source) else { return };
         held.asked = true;
         self.metrics.keys_fetched(outcome.is_ok());

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use mesh::token::Key;
 
 pub use client::{BadRoots, Client, Settings};
-pub use keep::{Handle, Keeper, Wanted};
+pub use keep::{Handle, Keeper, Want, Wanted};
 
 use crate::manifest::KeySource;
 

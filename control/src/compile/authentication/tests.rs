@@ -6,7 +6,7 @@ use mesh::token::Key;
 
 use crate::{
     compile::{Compiled, Options, Word, compile, tests::compiled},
-    keys::FetchedKeys,
+    keys::{FetchedKeys, Want},
     manifest::{KeySource, parse},
     objects::Objects,
 };
@@ -122,8 +122,8 @@ fn keys_are_those_that_were_fetched_and_a_failure_is_told() {
     apply("shop", SHOP);
     apply("one", &authentication("shop", "one", "{kind: Service, name: web}"));
     let source = KeySource::Set(URI.into());
-    let sources: Vec<_> = objects.key_sources().into_iter().collect();
-    assert_eq!(sources, [(source.clone(), Duration::from_secs(5))]);
+    let want = Want { patience: Duration::from_secs(5), namespaces: ["shop".into()].into() };
+    assert_eq!(objects.key_sources().into_iter().collect::<Vec<_>>(), [(source.clone(), want)]);
     objects.take_changes();
     let look = |objects: &Objects| {
         let compiled = compile(&objects.view(), &|_, _| Word::None, &Options::default());
@@ -150,4 +150,33 @@ fn keys_are_those_that_were_fetched_and_a_failure_is_told() {
     assert!(known == Some(0) && problems[0].contains("those that were fetched last hold"), "{problems:?}");
     objects.remove(Path::new("one"));
     assert!(objects.key_sources().is_empty());
+}
+
+#[test]
+fn a_namespace_has_so_many_places_of_keys_and_none_for_what_is_for_nobody() {
+    let mut objects = Objects::default();
+    let mut apply = |namespace: &str, name: &str, targets: &str, uris: &[String]| {
+        let rules = uris.iter().map(|uri| format!("{{issuer: i, jwksUri: '{uri}'}}"));
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec: {{targetRefs: [{targets}], jwtRules: [{}]}}\n",
+            rules.collect::<Vec<_>>().join(", ")
+        );
+        let parsed = parse(Path::new(name), &text);
+        assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
+        objects.apply(&Path::new(namespace).join(name), parsed);
+    };
+    let uri = |number: usize| format!("https://keys.example/{number:02}");
+    let web = "{kind: Service, name: web}";
+    apply("shop", "a", web, &(0..32).map(uri).collect::<Vec<_>>());
+    apply("shop", "b", web, &(30..36).map(uri).collect::<Vec<_>>());
+    apply("shop", "nobodys", "", &[uri(50)]);
+    apply("till", "a", web, &[uri(34)]);
+    let asked: Vec<(String, usize)> = objects
+        .key_sources()
+        .into_iter()
+        .map(|(source, want)| (source.to_string(), want.namespaces.len()))
+        .collect();
+    let wanted = (0..36).map(|number| (uri(number), usize::from(number < 32 || number == 34)));
+    assert_eq!(asked, wanted.collect::<Vec<_>>());
 }
