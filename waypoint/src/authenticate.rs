@@ -69,8 +69,8 @@ fn authenticate(
     if by.is_empty() {
         return Ok(Authenticated::default());
     }
-    let mut presented = place::presented(by.places(), head);
-    if let Some(shown) = place::without_parameters(&presented, head) {
+    let mut presented = place::presented(by.places(), head, MOST + 1);
+    if let Some(shown) = place::without_parameters(by.places(), head) {
         // Not even one that is refused is written down.
         context.record.borrow_mut().path(&shown);
     }

@@ -1,5 +1,7 @@
 //! Where a request has its tokens: found there, and taken out.
 
+use std::{borrow::Cow, collections::HashSet};
+
 use ::http::{HeaderName, HeaderValue, Uri, header::COOKIE, request::Parts};
 use mesh::token::Place;
 
@@ -10,12 +12,15 @@ pub(super) struct Presented {
     pub(super) text: Box<str>,
 }
 
-/// The tokens at these places, in their order.
-pub(super) fn presented(places: &[Place], head: &Parts) -> Vec<Presented> {
+/// The tokens at these places, in their order; `most` of them, whatever follows.
+pub(super) fn presented(places: &[Place], head: &Parts, most: usize) -> Vec<Presented> {
     let mut found: Vec<Presented> = Vec::new();
     for place in places {
         for text in at(place, head) {
-            let one = Presented { place: place.clone(), text: text.into() };
+            if found.len() >= most {
+                return found;
+            }
+            let one = Presented { place: place.clone(), text: text.into_owned().into() };
             if !found.contains(&one) {
                 found.push(one);
             }
@@ -24,63 +29,67 @@ pub(super) fn presented(places: &[Place], head: &Parts) -> Vec<Presented> {
     found
 }
 
-fn at(place: &Place, head: &Parts) -> Vec<String> {
-    let found: Vec<String> = match place {
+/// What stands at a place, one after the other.
+fn at<'a>(place: &'a Place, head: &'a Parts) -> Box<dyn Iterator<Item = Cow<'a, str>> + 'a> {
+    let found: Box<dyn Iterator<Item = Cow<'a, str>> + 'a> = match place {
         Place::Header { name, prefix } => {
             let values = head.headers.get_all(&**name).iter();
-            values.filter_map(|value| behind(value, prefix)).collect()
+            Box::new(values.filter_map(|value| behind(value, prefix)))
         }
         Place::Parameter(name) => {
             let query = head.uri.query().unwrap_or_default();
             let pairs = form_urlencoded::parse(query.as_bytes());
-            pairs.filter(|(key, _)| **key == **name).map(|(_, value)| value.into_owned()).collect()
+            Box::new(pairs.filter(|(key, _)| **key == **name).map(|(_, value)| value))
         }
         Place::Cookie(name) => {
             let values = head.headers.get_all(COOKIE).iter();
-            let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-            let all: Vec<String> = values.map(text).collect();
-            let pairs = all.iter().flat_map(|text| text.split(';')).filter_map(pair);
-            let own = pairs.filter(|(key, _)| *key == &**name).map(|(_, value)| value);
-            own.map(|value| value.trim_matches('"').to_owned()).collect()
+            let pieces = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+            Box::new(pieces.filter_map(|piece| cookie(piece, name)))
         }
     };
-    found.into_iter().filter(|text| !text.is_empty()).collect()
+    Box::new(found.filter(|text| !text.is_empty()))
 }
 
 /// What stands behind a prefix, of which the case does not matter (as of RFC 9110's schemes).
-fn behind(value: &HeaderValue, prefix: &str) -> Option<String> {
+fn behind<'a>(value: &'a HeaderValue, prefix: &str) -> Option<Cow<'a, str>> {
     let (front, rest) = value.as_bytes().split_at_checked(prefix.len())?;
-    let text = || String::from_utf8_lossy(rest).trim().to_owned();
-    front.eq_ignore_ascii_case(prefix.as_bytes()).then(text)
+    front.eq_ignore_ascii_case(prefix.as_bytes()).then(|| String::from_utf8_lossy(rest.trim_ascii()))
 }
 
-fn pair(cookie: &str) -> Option<(&str, &str)> {
-    let (name, value) = cookie.split_once('=')?;
-    Some((name.trim(), value.trim()))
+/// The value of a cookie of that name.
+fn cookie<'a>(piece: &[u8], wanted: &str) -> Option<Cow<'a, str>> {
+    let at = piece.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = (piece[..at].trim_ascii(), piece[at + 1..].trim_ascii());
+    (name == wanted.as_bytes())
+        .then(|| String::from_utf8_lossy(value).trim_matches('"').to_owned().into())
 }
 
-/// Path and query without the parameters that tokens were found in; `None` if there are none.
-pub(super) fn without_parameters(presented: &[Presented], head: &Parts) -> Option<String> {
-    let names: Vec<&str> = presented
-        .iter()
-        .filter_map(|one| match &one.place {
-            Place::Parameter(name) => Some(&**name),
-            Place::Header { .. } | Place::Cookie(_) => None,
-        })
-        .collect();
-    let query = head.uri.query().filter(|_| !names.is_empty())?;
+/// Path and query without the parameters that are places of tokens; `None` if it has none of them.
+pub(super) fn without_parameters<'p>(
+    places: impl IntoIterator<Item = &'p Place>,
+    head: &Parts,
+) -> Option<String> {
+    let query = head.uri.query()?;
+    let names = places.into_iter().filter_map(|place| match place {
+        Place::Parameter(name) => Some(&**name),
+        Place::Header { .. } | Place::Cookie(_) => None,
+    });
+    let names: HashSet<&str> = names.collect();
     let is_kept = |pair: &&str| {
-        let name = form_urlencoded::parse(pair.as_bytes()).next().map(|(name, _)| name.into_owned());
-        !name.is_some_and(|name| names.contains(&name.as_str()))
+        let name = form_urlencoded::parse(pair.as_bytes()).next().map(|(name, _)| name);
+        !name.is_some_and(|name| names.contains(&*name))
     };
-    let kept: Vec<&str> = query.split('&').filter(is_kept).collect();
+    let (kept, gone): (Vec<&str>, Vec<&str>) = query.split('&').partition(is_kept);
     let path = head.uri.path();
-    Some(if kept.is_empty() { path.to_owned() } else { format!("{path}?{}", kept.join("&")) })
+    (!gone.is_empty()).then(|| match kept.is_empty() {
+        true => path.to_owned(),
+        false => format!("{path}?{}", kept.join("&")),
+    })
 }
 
 /// Takes tokens out of the request.
 pub(super) fn take_out(tokens: &[Presented], head: &mut Parts) {
-    if let Some(target) = without_parameters(tokens, head) {
+    if let Some(target) = without_parameters(tokens.iter().map(|one| &one.place), head) {
         let mut parts = std::mem::take(&mut head.uri).into_parts();
         parts.path_and_query = target.try_into().ok();
         // Of a valid path and query one is made again.
@@ -136,7 +145,7 @@ mod tests {
     }
 
     fn texts(place: &Place, head: &Parts) -> Vec<String> {
-        presented(std::slice::from_ref(place), head).into_iter().map(|one| one.text.into()).collect()
+        presented(std::slice::from_ref(place), head, 9).into_iter().map(|one| one.text.into()).collect()
     }
 
     #[test]
@@ -176,9 +185,9 @@ mod tests {
                 ("cookie", "session=u"),
             ],
         );
-        let found = presented(&places, &head);
+        let found = presented(&places, &head, 9);
         assert_eq!(found.len(), 4);
-        assert_eq!(without_parameters(&found, &head).as_deref(), Some("/a%2fb?x=1&y"));
+        assert_eq!(without_parameters(&places, &head).as_deref(), Some("/a%2fb?x=1&y"));
         take_out(&found, &mut head);
         assert_eq!(head.uri.to_string(), "/a%2fb?x=1&y");
         let values = |name: &str| -> Vec<&str> {
@@ -186,14 +195,25 @@ mod tests {
         };
         assert_eq!(values("authorization"), ["Basic YTpi"]);
         assert_eq!(values("cookie"), ["a=b; c=d"]);
-        assert_eq!(presented(&places, &head), []);
+        assert_eq!(presented(&places, &head, 9), []);
+    }
+
+    #[test]
+    fn no_more_tokens_are_looked_for_than_would_be_too_many_and_none_of_them_is_shown() {
+        let places = [Place::Parameter("a".into()), Place::Parameter("b".into())];
+        let many: String = (0..5_000).map(|number| format!("a={number}&")).collect();
+        let head = head(&format!("/x?{many}b=secret&c=1"), &[]);
+        let found: Vec<Box<str>> = presented(&places, &head, 9).into_iter().map(|one| one.text).collect();
+        assert_eq!(found, ["0", "1", "2", "3", "4", "5", "6", "7", "8"].map(Box::from));
+        assert_eq!(without_parameters(&places, &head).as_deref(), Some("/x?c=1"));
+        assert_eq!(without_parameters(&[bearer()], &head), None);
     }
 
     #[test]
     fn a_query_that_was_nothing_but_a_token_is_gone() {
         let place = [Place::Parameter("t".into())];
         let mut head = head("/a?t=1&t=2", &[]);
-        let found = presented(&place, &head);
+        let found = presented(&place, &head, 9);
         take_out(&found, &mut head);
         assert_eq!(head.uri.to_string(), "/a");
     }
