@@ -202,7 +202,7 @@ impl Key {
 }
 
 impl Authentication {
-    /// The most rules that one service has.
+    /// The most rules that one service has whose tokens are accepted.
     pub const MOST: usize = 64;
 
     pub fn new(rules: Vec<TokenRule>) -> Self {

@@ -1,12 +1,12 @@
 //! What a RequestAuthentication applies to: requests at the waypoints of its `targetRefs`; with the keys that were
 //! fetched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use mesh::{
     PolicyKey, ServiceKey,
     request::{RequestPolicy, Subject},
-    token::{Authentication, Keys, TokenRule},
+    token::{Authentication, ClaimHeader, Keys, TokenRule},
 };
 
 use super::Compiler;
@@ -33,10 +33,8 @@ impl<'v> Compiler<'v, '_> {
                 let all = found.entry(service.clone()).or_default();
                 all.extend(rules.iter().cloned());
                 if all.len() > Authentication::MOST {
-                    all.truncate(Authentication::MOST);
                     let reason = format!(
-                        "service {service} has more than {} rules; those beyond count for nothing, and the tokens of \
-                         their issuers are refused there",
+                        "service {service} has more than {} rules; of those beyond no token is accepted there",
                         Authentication::MOST
                     );
                     self.warn(&key, "spec.jwtRules", reason);
@@ -44,7 +42,7 @@ impl<'v> Compiler<'v, '_> {
             }
         }
         let found = found.into_iter().filter(|(_, rules)| !rules.is_empty());
-        found.map(|(service, rules)| (service, Authentication::new(rules))).collect()
+        found.map(|(service, rules)| (service, Authentication::new(bounded(rules)))).collect()
     }
 
     fn all_authentications(&self) -> Vec<(ObjectKey, &'v RequestAuthentication)> {
@@ -103,6 +101,35 @@ impl<'v> Compiler<'v, '_> {
             }
         }
     }
+}
+
+/// So many rules as a service may have. Those beyond are one that accepts no token, and looks for them where they did:
+/// what is found there is refused, and the headers that they make are nobody else's to write.
+fn bounded(mut rules: Vec<TokenRule>) -> Vec<TokenRule> {
+    let beyond = rules.split_off(rules.len().min(Authentication::MOST));
+    let Some(first) = beyond.first() else { return rules };
+    let mut closed = TokenRule {
+        policy: first.policy.clone(),
+        // Of no issuer: an empty one is not accepted in a rule.
+        issuer: "(more rules than a service may have)".into(),
+        audiences: Vec::new(),
+        keys: Keys { source: "".into(), known: Some([].into()) },
+        from: Vec::new(),
+        forward: false,
+        payload_to: None,
+        claims_to: Vec::new(),
+        spaced: Vec::new(),
+    };
+    let (mut places, mut headers) = (HashSet::new(), HashSet::new());
+    for rule in &beyond {
+        closed.from.extend(rule.from.iter().filter(|place| places.insert(*place)).cloned());
+        let made = rule.claims_to.iter().map(|to| &to.header).chain(&rule.payload_to);
+        for header in made.filter(|header| headers.insert(*header)) {
+            closed.claims_to.push(ClaimHeader { header: header.clone(), claim: "none".into() });
+        }
+    }
+    rules.push(closed);
+    rules
 }
 
 fn asks_for_token(policy: &RequestPolicy) -> bool {

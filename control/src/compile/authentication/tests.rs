@@ -180,3 +180,34 @@ fn a_namespace_has_so_many_places_of_keys_and_none_for_what_is_for_nobody() {
     let wanted = (0..36).map(|number| (uri(number), usize::from(number < 32 || number == 34)));
     assert_eq!(asked, wanted.collect::<Vec<_>>());
 }
+
+#[test]
+fn of_more_rules_than_a_service_may_have_no_token_is_accepted_and_no_header_is_believed() {
+    let of = |name: &str, rules: std::ops::Range<usize>| {
+        let rule = |at: usize| {
+            format!(
+                "{{issuer: i{at}, jwks: '{{\"keys\": []}}', fromHeaders: [{{name: x-token-{at}}}], \
+                 outputPayloadToHeader: x-payload-{at}, outputClaimToHeaders: [{{header: x-user-{at}, claim: sub}}]}}"
+            )
+        };
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{targetRefs: [{{kind: Service, name: web}}], jwtRules: [{}]}}\n",
+            rules.map(rule).collect::<Vec<_>>().join(", ")
+        )
+    };
+    let compiled = compiled(&[SHOP, &of("a", 0..32), &of("b", 32..64), &of("c", 64..70)]);
+    let web = compiled.routes.values().find(|routes| *routes.service.hostname == *WEB).unwrap();
+    let found = &web.authentication;
+    assert_eq!(found.rules().len(), 65);
+    let beyond = &found.rules()[64];
+    assert_eq!((&*beyond.policy.name, beyond.keys.known.as_ref().map(|keys| keys.len())), ("c", Some(0)));
+    assert!(found.rules().iter().all(|rule| !["i64", "i69"].contains(&&*rule.issuer)));
+    for at in 0..70 {
+        let place = mesh::token::Place::Header { name: format!("x-token-{at}").into(), prefix: "".into() };
+        assert!(found.places().contains(&place), "{at}: it is looked for, and refused");
+        assert!(found.makes(&format!("x-user-{at}")) && found.makes(&format!("x-payload-{at}")), "{at}");
+    }
+    let problems = told(&compiled);
+    assert!(problems.iter().any(|problem| problem.contains("of those beyond no token is accepted")), "{problems:?}");
+}
