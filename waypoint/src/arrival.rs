@@ -18,6 +18,7 @@ use mesh::{
 };
 
 use crate::{
+    authorize,
     detect::{self, NoHello, Spoken},
     http,
     limits::{Beyond, Counted},
@@ -224,12 +225,17 @@ fn refresh(worker: &Worker, arrival: Arrival) {
 
 /// How a connection is carried, as far as that was said. A route of requests that names the port says that it speaks
 /// HTTP: then nobody gets round the route by speaking something that is only almost HTTP. A route of connections says
-/// that nobody is to read what they carry.
+/// that nobody is to read what they carry. Where tokens are read and nobody has said what a port speaks, it is to be
+/// HTTP: backends may read as a request what is none here, with headers that are only made of tokens.
 fn way(snapshot: &Snapshot, call: &Call, settings: &Settings) -> Way {
     let routes = match &call.called {
         Called::Service(service) if service.passthrough => return Way::Bytes,
         Called::Service(service) => snapshot.routes(&service.key),
-        Called::Workload(_) => None,
+        // Of its ports nobody can say what they speak.
+        Called::Workload(_) => {
+            let front = authorize::routes(snapshot, call, settings);
+            return Way::Unknown { is_routed: front.is_some_and(|routes| !routes.authentication.is_empty()) };
+        }
     };
     let Some(routes) = routes else { return Way::Unknown { is_routed: false } };
     let namespace = call.namespace(settings);
@@ -238,7 +244,8 @@ fn way(snapshot: &Snapshot, call: &Call, settings: &Settings) -> Way {
         (Some(RouteKind::Tcp), _) | (_, Protocol::Tcp) => Way::Bytes,
         (_, Protocol::Http1 | Protocol::Http2) => Way::Http,
         (Some(_), _) if routes.is_named_by_routes(call.port, namespace) => Way::Http,
-        (kind, Protocol::Unknown) => Way::Unknown { is_routed: kind.is_some() || reads_tokens },
+        (_, Protocol::Unknown) if !routes.authentication.is_empty() => Way::Http,
+        (kind, Protocol::Unknown) => Way::Unknown { is_routed: kind.is_some() },
     }
 }
 
@@ -331,9 +338,114 @@ impl Called {
 
 #[cfg(test)]
 mod tests {
-    use mesh::Identity;
+    use std::time::Duration;
+
+    use mesh::{
+        Families, Identity, PolicyKey, ServiceKey, ServiceRoutes,
+        route::{Route, Rule},
+        token::{Authentication, Keys, TokenRule},
+    };
 
     use super::*;
+    use crate::limits::Limits;
+
+    fn settings() -> Settings {
+        Settings {
+            identity: Identity::new("cluster.local", "shop", "wp"),
+            network: "".into(),
+            hbone: hbone::Settings::default(),
+            max_tunnels: 1,
+            max_connections: 1,
+            max_connections_per_source: 1,
+            patience: Duration::ZERO,
+            dial_timeout: Duration::ZERO,
+            backend_idle: Duration::ZERO,
+            http_idle: Duration::ZERO,
+            head_timeout: Duration::ZERO,
+        }
+    }
+
+    /// A call of somebody's of the namespace `till` to a port of `web`, and the mesh that it is in.
+    fn arrives(port: u16, routes: ServiceRoutes) -> (Snapshot, Call) {
+        let key = routes.service.clone();
+        let service = Service {
+            name: "web".into(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            subject_alt_names: Vec::new(),
+            waypoint: None,
+            allow_unhealthy: false,
+            node_local: false,
+            families: Families::Any,
+            passthrough: false,
+            canonical: true,
+            key: key.clone(),
+        };
+        let mut editor = Snapshot::default().edit();
+        editor.put_routes(routes);
+        let claims = Claims {
+            caller: Identity::new("cluster.local", "till", "client"),
+            address: [10, 0, 0, 9].into(),
+            waypoint: settings().identity,
+            behind: Behind::Service(key),
+        };
+        let call = Call {
+            source: ([10, 0, 0, 9], 0).into(),
+            workload: None,
+            called: Called::Service(Arc::new(service)),
+            port,
+            assertion: None,
+            _counted: Limits::new(1, 1).count(claims.address).unwrap(),
+            claims,
+        };
+        (editor.finish(), call)
+    }
+
+    #[test]
+    fn where_tokens_are_read_nobody_speaks_what_is_only_almost_http() {
+        let key = || ServiceKey { namespace: "shop".into(), hostname: "web".into() };
+        let route = |kind, for_namespace: Option<&str>| Route {
+            key: RouteKey { namespace: "shop".into(), name: "r".into(), kind },
+            created: "".into(),
+            port: None,
+            for_namespace: for_namespace.map(Into::into),
+            hostnames: Vec::new(),
+            rules: vec![Rule::default()],
+        };
+        let rule = TokenRule {
+            policy: PolicyKey { namespace: "shop".into(), name: "p".into() },
+            issuer: "i".into(),
+            audiences: Vec::new(),
+            keys: Keys::default(),
+            from: Vec::new(),
+            forward: false,
+            payload_to: None,
+            claims_to: Vec::new(),
+            spaced: Vec::new(),
+        };
+        let ports = vec![(80, Protocol::Http1), (5432, Protocol::Tcp)];
+        let (none, http) = (Vec::new(), vec![route(RouteKind::Http, None)]);
+        let (own, consumers) =
+            (vec![route(RouteKind::Tcp, None)], vec![route(RouteKind::Tcp, Some("till"))]);
+        let unknown = |is_routed| Way::Unknown { is_routed };
+        for (case, routes, port, without, with_tokens) in [
+            ("declared", &none, 80, Way::Http, Way::Http),
+            ("declared as none", &none, 5432, Way::Bytes, Way::Bytes),
+            ("nothing is said", &none, 81, unknown(false), Way::Http),
+            ("routes are for all ports", &http, 81, unknown(true), Way::Http),
+            ("the owner says bytes", &own, 81, Way::Bytes, Way::Bytes),
+            ("a consumer says bytes", &consumers, 81, Way::Bytes, Way::Http),
+            ("a consumer says bytes, where HTTP is declared", &consumers, 80, Way::Http, Way::Http),
+        ] {
+            let of = |tokens: Vec<TokenRule>| {
+                let routes = ServiceRoutes::new(key(), ports.clone(), routes.clone()).unwrap();
+                let (snapshot, call) =
+                    arrives(port, routes.with_authentication(Authentication::new(tokens)));
+                way(&snapshot, &call, &settings())
+            };
+            assert_eq!((of(Vec::new()), of(vec![rule.clone()])), (without, with_tokens), "{case}");
+        }
+    }
 
     #[test]
     fn nobody_says_that_another_pods_address_is_his_be_it_of_the_same_account() {

@@ -1,11 +1,12 @@
 //! What a RequestAuthentication applies to: requests at the waypoints of its `targetRefs`; with the keys that were
 //! fetched.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use mesh::{
     PolicyKey, ServiceKey,
     request::{RequestPolicy, Subject},
+    route::Protocol,
     token::{Authentication, ClaimHeader, Keys, TokenRule},
 };
 
@@ -85,6 +86,36 @@ impl<'v> Compiler<'v, '_> {
             payload_to: rule.payload_to.clone(),
             claims_to: rule.claims_to.clone(),
             spaced: rule.spaced.clone(),
+        }
+    }
+
+    /// Tells of ports of a service that nobody has said what they speak of: where tokens are read, what is no HTTP is
+    /// refused there.
+    pub(super) fn warn_of_unsaid(&mut self, service: &ServiceKey) {
+        let (Some(held), Some(routes)) = (self.out.services.get(service), self.out.routes.get(service)) else {
+            return;
+        };
+        if held.waypoint.is_none() || routes.authentication.is_empty() {
+            return;
+        }
+        let is_unsaid = |port: &u16| routes.protocol(*port) == Protocol::Unknown && routes.kind(*port, None).is_none();
+        let ports = held.ports.iter().map(|mapping| mapping.service_port).filter(is_unsaid);
+        let ports: Vec<String> = ports.map(|port| port.to_string()).collect();
+        if ports.is_empty() {
+            return;
+        }
+        let policies: BTreeSet<PolicyKey> =
+            routes.authentication.rules().iter().map(|rule| rule.policy.clone()).collect();
+        for PolicyKey { namespace, name } in policies {
+            if self.is_own(&namespace) {
+                let reason = format!(
+                    "nobody says what port {} of service {service} speaks: what is no HTTP is refused there, since tokens \
+                     are read; name the port (http-…, tcp-…) or give it an appProtocol",
+                    ports.join(", ")
+                );
+                let key = ObjectKey { kind: Kind::RequestAuthentication, namespace, name };
+                self.warn(&key, "spec.targetRefs", reason);
+            }
         }
     }
 

@@ -141,7 +141,8 @@ impl<'v> Compiler<'v, '_> {
                     let tls = self.tls.get(&service).cloned().unwrap_or_default();
                     let routes =
                         routes.with_policies(policies).with_authentication(authentication).with_tls(tls);
-                    self.out.routes.insert(service, routes);
+                    self.out.routes.insert(service.clone(), routes);
+                    self.warn_of_unsaid(&service);
                 }
                 // Each pattern was compiled when its route was read.
                 Err(error) => tracing::error!(%service, %error, "routes cannot be ordered"),

@@ -211,3 +211,24 @@ fn of_more_rules_than_a_service_may_have_no_token_is_accepted_and_no_header_is_b
     let problems = told(&compiled);
     assert!(problems.iter().any(|problem| problem.contains("of those beyond no token is accepted")), "{problems:?}");
 }
+
+#[test]
+fn a_port_that_nobody_says_what_it_speaks_of_is_told_where_tokens_are_read() {
+    let one = authentication("shop", "one", "{kind: Service, name: web}");
+    let of = |ports: &str, more: &str| {
+        let shop = SHOP.replacen("ports: [{name: http, port: 80}]", &format!("ports: [{ports}]"), 1);
+        told(&compiled(&[&shop, &one, more]))
+    };
+    let route = |kind: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: shop}}\n\
+             spec: {{parentRefs: [{{group: '', kind: Service, name: web, port: 81}}], rules: [{{backendRefs: [{{name: web, port: 81}}]}}]}}\n"
+        )
+    };
+    assert_eq!(of("{name: http, port: 80}, {name: x, port: 81, appProtocol: tcp}", ""), Vec::<String>::new());
+    let unsaid = of("{name: x, port: 80}, {name: y, port: 81}", "");
+    assert!(unsaid.len() == 1 && unsaid[0].contains("what port 80, 81 of service"), "{unsaid:?}");
+    for kind in ["HTTPRoute", "TCPRoute"] {
+        assert_eq!(of("{name: http, port: 80}, {name: x, port: 81}", &route(kind)), Vec::<String>::new(), "{kind}");
+    }
+}
