@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh::{
     ServiceKey,
-    route::{BackendTls, Trust},
+    route::{BackendTls, Protocol, RouteKind, Trust},
 };
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
@@ -92,6 +92,47 @@ impl Compiler<'_, '_> {
             }
         }
         found
+    }
+
+    /// Says of each target at which ports no TLS is begun, since their bytes are carried as they are: what a caller
+    /// sends there is his own TLS, or none. When all routes are known.
+    pub(super) fn tls_of_bytes(&mut self) {
+        let all = self.of_kind(Kind::BackendTLSPolicy, |object| match object {
+            Object::BackendTLSPolicy(policy) => Some(&**policy),
+            _ => None,
+        });
+        for (key, policy) in all {
+            for target in &policy.targets {
+                let Ok((services, _)) = self.tls_target(&key, target) else { continue };
+                let name = format!("{}/{}", key.namespace, key.name);
+                let ports = services.iter().flat_map(|service| self.carried_as_they_are(service, &name));
+                let ports: Vec<String> = ports.map(|port| port.to_string()).collect();
+                let statuses = self.out.routes_status.get_mut(&key).into_iter().flatten();
+                let mut conditions =
+                    statuses.filter(|status| status.parent == *target).flat_map(|status| &mut status.conditions);
+                let accepted = conditions.find(|condition| condition.kind == "Accepted" && condition.status);
+                if let Some(condition) = accepted.filter(|_| !ports.is_empty()) {
+                    condition.message = format!(
+                        "waypoints begin TLS with it, but not at port {}, whose connections are carried as they are: no \
+                         TCPRoute is for it",
+                        ports.join(", ")
+                    );
+                }
+            }
+        }
+    }
+
+    /// The ports of a service that speak no HTTP, that no TCPRoute is for, and that this policy would be for.
+    fn carried_as_they_are(&self, service: &ServiceKey, policy: &str) -> Vec<u16> {
+        let (Some(held), Some(routes)) = (self.out.services.get(service), self.out.routes.get(service)) else {
+            return Vec::new();
+        };
+        let is_own = |port: u16| routes.tls(port).is_some_and(|tls| *tls.policy == *policy);
+        let is_bytes = |port: u16| {
+            routes.protocol(port) == Protocol::Tcp && routes.kind(port, None) != Some(RouteKind::Tcp)
+        };
+        let ports = held.ports.iter().map(|mapping| mapping.service_port);
+        ports.filter(|port| is_own(*port) && is_bytes(*port)).collect()
     }
 
     /// Says to each target of what is written now that it is refused, and what holds instead.

@@ -148,6 +148,7 @@ impl<'v> Compiler<'v, '_> {
                 Err(error) => tracing::error!(%service, %error, "routes cannot be ordered"),
             }
         }
+        self.tls_of_bytes();
         for standing in standings {
             self.stands(standing);
         }

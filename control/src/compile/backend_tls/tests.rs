@@ -164,3 +164,29 @@ fn an_option_that_nobody_knows_changes_nothing_and_is_told() {
     assert_eq!(standing(&compiled), [format!("p {ACCEPTED} {RESOLVED}")]);
     assert_eq!(told(&compiled)[0].trust, Trust::System);
 }
+
+#[test]
+fn a_port_whose_bytes_are_carried_as_they_are_is_named() {
+    let shop = SHOP.replacen("{name: x, port: 81, appProtocol: grpc}", "{name: tcp-sql, port: 81}", 1);
+    let tcp = "apiVersion: gateway.networking.k8s.io/v1\nkind: TCPRoute\nmetadata: {name: r, namespace: shop}\n\
+               spec: {parentRefs: [{group: '', kind: Service, name: web, port: 81}], rules: [{backendRefs: [{name: web, port: 81}]}]}\n";
+    let said = |texts: &[&str]| {
+        let compiled = compiled(&[&[&*shop, GATEWAY], texts].concat());
+        let statuses = compiled.routes_status.iter().filter(|(key, _)| &*key.name == "p");
+        let conditions = statuses.flat_map(|(_, all)| all).flat_map(|status| status.conditions.clone());
+        conditions.filter(|one| one.kind == "Accepted").map(|one| (one.status, one.message)).collect::<Vec<_>>()
+    };
+    let (all, http, sql) = (
+        policy("p", "", SYSTEM),
+        policy("p", ", sectionName: http", SYSTEM),
+        policy("p", ", sectionName: tcp-sql", SYSTEM),
+    );
+    let plain = "waypoints begin TLS with it".to_owned();
+    let not = format!("{plain}, but not at port 81, whose connections are carried as they are: no TCPRoute is for it");
+    assert_eq!(said(&[&all]), [(true, not.clone())]);
+    assert_eq!(said(&[&sql]), [(true, not)]);
+    assert_eq!(said(&[&http]), [(true, plain.clone())]);
+    assert_eq!(said(&[&all, tcp]), [(true, plain.clone())]);
+    // Another policy is for the port.
+    assert_eq!(said(&[&all, &sql.replace("name: p,", "name: q,")]), [(true, plain)]);
+}
