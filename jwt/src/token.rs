@@ -6,7 +6,10 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use jsonwebtoken::{Algorithm as Named, DecodingKey, crypto, decode_header};
-use mesh::token::{Algorithm, Authentication, Key, Material, Place, TokenRule};
+use mesh::{
+    request::Token,
+    token::{Algorithm, Authentication, Key, Material, Place, TokenRule},
+};
 
 use crate::claims::{Claims, Verified};
 
@@ -26,6 +29,8 @@ pub enum Refused {
     Algorithm,
     #[error("the token's issuer is not known here")]
     Issuer,
+    #[error("the token's subject reads like one of another issuer's")]
+    Subject,
     #[error("the token is for somebody else")]
     Audience,
     #[error("the token has expired")]
@@ -48,6 +53,7 @@ impl Refused {
             Self::Malformed => "malformed",
             Self::Algorithm => "algorithm",
             Self::Issuer => "issuer",
+            Self::Subject => "subject",
             Self::Audience => "audience",
             Self::Expired => "expired",
             Self::NotYet => "not-yet",
@@ -83,11 +89,23 @@ pub fn verify(token: &str, place: &Place, by: &Authentication, now: u64) -> Resu
             continue;
         }
         match read.check(rule, now) {
-            Ok(()) => return Ok(Verified::new(read.claims, read.payload, at, &rule.spaced)),
+            Ok(()) => {
+                let verified = Verified::new(read.claims, read.payload, at, &rule.spaced);
+                return if is_anothers(&verified, rule, by) { Err(Refused::Subject) } else { Ok(verified) };
+            }
             Err(reason) => refused = reason,
         }
     }
     Err(refused)
+}
+
+/// Whether a principal, `ISSUER/SUBJECT`, could be that of a longer issuer, which has it then: policies could not tell
+/// the two apart.
+fn is_anothers(verified: &Verified, rule: &TokenRule, by: &Authentication) -> bool {
+    let Some(principal) = verified.principal() else { return false };
+    let longer = by.rules().iter().filter(|other| other.issuer.len() > rule.issuer.len());
+    let mut rests = longer.filter_map(|other| principal.strip_prefix(&*other.issuer));
+    rests.any(|rest| rest.starts_with('/'))
 }
 
 impl<'t> Read<'t> {

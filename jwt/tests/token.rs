@@ -100,6 +100,30 @@ fn what_others_have_signed_is_verified() {
 }
 
 #[test]
+fn a_principal_that_reads_like_one_of_a_longer_issuers_is_nobodys() {
+    let (short, long) = (SigningKey::p256("short"), SigningKey::p256("long"));
+    let of = |issuer: &str, key: &SigningKey| rule(issuer, &set(&[key]));
+    let alone = by(&[of("https://a", &short)]);
+    let both = by(&[of("https://a", &short), of("https://a/b", &long), of("https://a/", &long)]);
+    let token = |issuer: &str, subject: &str| {
+        let key = if issuer == "https://a" { &short } else { &long };
+        key.token(&with(json!({"iss": issuer, "sub": subject})))
+    };
+    for (issuer, subject, told) in [
+        ("https://a", "ann", Ok("https://a/ann".to_owned())),
+        ("https://a", "bob/c", Ok("https://a/bob/c".to_owned())),
+        ("https://a", "b", Ok("https://a/b".to_owned())),
+        ("https://a", "b/c", Err(Refused::Subject)),
+        ("https://a", "/c", Err(Refused::Subject)),
+        ("https://a/b", "c", Ok("https://a/b/c".to_owned())),
+        ("https://a/", "c", Ok("https://a//c".to_owned())),
+    ] {
+        assert_eq!(outcome(&token(issuer, subject), &both), told, "{issuer} {subject}");
+    }
+    assert_eq!(outcome(&token("https://a", "b/c"), &alone), Ok("https://a/b/c".to_owned()), "no other is there");
+}
+
+#[test]
 fn a_token_is_of_its_time_for_somebody_and_from_somebody() {
     let key = SigningKey::p256("a");
     let any = by(&[rule(ISSUER, &set(&[&key]))]);
