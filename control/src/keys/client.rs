@@ -1,12 +1,12 @@
 //! A GET of something small: over TLS by the system's roots, or by those that are built in where it has none, with a
 //! bound on time, length and redirections.
 //!
-//! Whoever may write a RequestAuthentication decides what is asked for. So control's own machine and its link (loopback
-//! and link-local addresses, where clouds have their metadata) are not asked unless an option says so, whatever name
-//! leads there; and of what is fetched nothing is told but the keys.
+//! Whoever may write a RequestAuthentication decides what is asked for. So control's own machine and its link (loopback,
+//! its own addresses, link-local ones) and where clouds have their metadata are not asked unless an option says so,
+//! whatever name leads there; and of what is fetched nothing is told but the keys.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -61,7 +61,7 @@ pub enum Failed {
     Address(String),
     #[error("{host} is not found: {source}")]
     Lookup { host: String, source: std::io::Error },
-    #[error("{0} is this machine or its own link, and is not asked (option --jwks-allow)")]
+    #[error("{0} is this machine, its own link or a cloud's metadata, and is not asked (option --jwks-allow)")]
     Forbidden(IpAddr),
     #[error("{to} cannot be reached: {source}")]
     Dial { to: SocketAddr, source: std::io::Error },
@@ -180,6 +180,8 @@ impl Client {
             let dialled = timeout(DIAL, TcpStream::connect(to)).await;
             let late = || Err(std::io::ErrorKind::TimedOut.into());
             match dialled.unwrap_or_else(|_| late()) {
+                // Whoever has dialled himself has said nothing yet.
+                Ok(stream) if self.is_himself(&stream, to.ip()) => failed = Failed::Forbidden(to.ip()),
                 Ok(stream) => return Ok(stream),
                 Err(source) => failed = Failed::Dial { to, source },
             }
@@ -188,8 +190,18 @@ impl Client {
     }
 
     fn is_forbidden(&self, ip: IpAddr) -> bool {
+        is_own(ip.to_canonical()) && !self.is_allowed(ip)
+    }
+
+    /// Whether a connection leads to one of this machine's own addresses: then it comes from there, too.
+    fn is_himself(&self, stream: &TcpStream, to: IpAddr) -> bool {
+        let from = stream.local_addr().map(|from| from.ip().to_canonical());
+        from.is_ok_and(|from| from == to.to_canonical()) && !self.is_allowed(to)
+    }
+
+    fn is_allowed(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
-        is_own(ip) && !self.allow.iter().any(|allowed| allowed.contains(&ip))
+        self.allow.iter().any(|allowed| allowed.contains(&ip))
     }
 }
 
@@ -204,16 +216,20 @@ fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
     if none { Err("no certificate is in it".to_owned()) } else { Ok(()) }
 }
 
-/// Whether an address is of this machine or its link, or nobody's.
+/// Where clouds have their metadata, beside 169.254.169.254: Alibaba's, Azure's wire server, Oracle's.
+const METADATA_V4: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
+/// Amazon's (with its DNS and time beside it) and Google's: what begins so.
+const METADATA_V6: [[u16; 7]; 2] = [[0xfd00, 0xec2, 0, 0, 0, 0, 0], [0xfd20, 0xce, 0, 0, 0, 0, 0]];
+
+/// Whether an address is of this machine or its link, nobody's, or where a cloud has its metadata.
 fn is_own(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => {
             let nobody = v4.octets()[0] == 0 || v4.is_broadcast() || v4.is_multicast();
-            nobody || v4.is_loopback() || v4.is_link_local()
+            nobody || v4.is_loopback() || v4.is_link_local() || METADATA_V4.contains(&v4)
         }
         IpAddr::V6(v6) => {
-            // Where one cloud has its metadata, beside 169.254.169.254.
-            const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
             // Of a v4 address within (RFC 6052, RFC 4291): what it stands for.
             let [.., a, b, c, d] = v6.octets();
             let translated =
@@ -223,7 +239,7 @@ fn is_own(ip: IpAddr) -> bool {
                 || v6.is_unspecified()
                 || v6.is_multicast()
                 || v6.is_unicast_link_local()
-                || v6 == METADATA
+                || METADATA_V6.iter().any(|network| v6.segments().starts_with(network))
                 || (translated && is_own(IpAddr::V4(inner)))
         }
     }
@@ -290,6 +306,14 @@ mod tests {
             ("fe80::1", true),
             ("ff02::1", true),
             ("fd00:ec2::254", true),
+            ("fd00:ec2::23", true),
+            ("fd20:ce::254", true),
+            ("100.100.100.200", true),
+            ("168.63.129.16", true),
+            ("192.0.0.192", true),
+            ("::ffff:100.100.100.200", true),
+            ("64:ff9b::168.63.129.16", true),
+            ("100.100.100.1", false),
             ("10.0.0.1", false),
             ("192.168.1.1", false),
             ("1.1.1.1", false),
@@ -306,6 +330,20 @@ mod tests {
         let forbidden = |text: &str| client.is_forbidden(text.parse().unwrap());
         assert!(!forbidden("127.0.0.1") && !forbidden("::ffff:127.0.0.1"));
         assert!(forbidden("::1") && forbidden("169.254.169.254"));
+    }
+
+    #[tokio::test]
+    async fn an_address_of_its_own_is_told_by_where_a_connection_comes_from() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(to).await.unwrap();
+        let client = |allow: &[&str]| {
+            let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
+            Client::new(&Settings { allow, ..Settings::default() }).unwrap()
+        };
+        assert!(client(&[]).is_himself(&stream, to.ip()));
+        assert!(!client(&["127.0.0.1/32"]).is_himself(&stream, to.ip()), "the operator says so");
+        assert!(!client(&[]).is_himself(&stream, [127, 0, 0, 2].into()), "another's");
     }
 
     #[test]
