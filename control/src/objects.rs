@@ -212,12 +212,8 @@ impl Objects {
 
     /// The names of all objects of a kind.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = ObjectKey> {
-        let keys =
-            self.spaces.iter().flat_map(|(namespace, space)| space.keys().map(move |key| (namespace, key)));
-        keys.filter(move |(_, (of, _))| *of == kind).map(|(namespace, (kind, name))| ObjectKey {
-            kind: *kind,
-            namespace: namespace.clone(),
-            name: name.clone(),
+        self.spaces.iter().flat_map(move |(namespace, space)| {
+            names_of(space, kind).map(|name| ObjectKey { kind, namespace: namespace.clone(), name: name.clone() })
         })
     }
 
@@ -228,8 +224,7 @@ impl Objects {
 
     /// The names of everything that belongs to no namespace, Nodes or Namespaces.
     pub fn cluster_wide(&self, kind: Kind) -> impl Iterator<Item = &Arc<str>> {
-        let keys = self.spaces.get("").into_iter().flat_map(BTreeMap::keys);
-        keys.filter(move |(of, _)| *of == kind).map(|(_, name)| name)
+        self.spaces.get("").into_iter().flat_map(move |space| names_of(space, kind))
     }
 
     /// Every namespace that has an object, or is one.
@@ -476,6 +471,12 @@ impl Objects {
         self.note_far(key);
         true
     }
+}
+
+/// The names of the objects of a kind, which are beside each other.
+fn names_of(space: &Space, kind: Kind) -> impl Iterator<Item = &Arc<str>> {
+    let first: (Kind, Arc<str>) = (kind, "".into());
+    space.range(first..).map(|((of, name), _)| (of, name)).take_while(move |(of, _)| **of == kind).map(|(_, name)| name)
 }
 
 /// The names of pods, once for both.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::{
@@ -22,36 +22,54 @@ const EVERY: Duration = Duration::from_secs(30);
 /// What could not be read is tried again after this.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
+/// Several changes are looked at as one.
+const SETTLED: Duration = Duration::from_millis(200);
+
 /// Keeps what they hold in `held`, for ever.
 pub async fn keep(api: Api, held: Arc<Held>) {
     let mut changes = held.certificates();
     held.seen(Kind::BackendTLSPolicy).await;
     loop {
         changes.mark_unchanged();
-        let wanted = held.wanted_certificates();
-        let failed = look(&api, &held, &wanted).await;
-        // Until somebody wants others, or they are to be looked at again.
+        let mut wanted = held.wanted_certificates();
+        let mut failed = look(&api, &held, &wanted, |_| true).await;
+        // Until they are to be looked at again. Those that somebody wants meanwhile are looked at by themselves.
         let until = sleep(if failed { AFTER_FAILURE } else { EVERY });
         tokio::pin!(until);
-        loop {
-            tokio::select! {
-                () = &mut until => break,
-                changed = changes.changed() => match changed {
-                    Ok(()) if held.wanted_certificates() == wanted => {}
-                    Ok(()) => break,
-                    Err(_) => return,
-                },
+        while tokio::select! {
+            () = &mut until => false,
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                true
+            }
+        } {
+            sleep(SETTLED).await;
+            changes.mark_unchanged();
+            let now = held.wanted_certificates();
+            if now != wanted {
+                let is_new = |name: &Name| !wanted.contains(name);
+                if look(&api, &held, &now, is_new).await && !failed {
+                    failed = true;
+                    until.as_mut().reset(Instant::now() + AFTER_FAILURE);
+                }
+                wanted = now;
             }
         }
     }
 }
 
-/// Looks at each once. Whether one could not be read: of it the last version holds.
-async fn look(api: &Api, held: &Held, wanted: &BTreeSet<Name>) -> bool {
+/// Looks at each that is `due` once; the others hold. Whether one could not be read: of it the last version holds.
+async fn look(api: &Api, held: &Held, wanted: &BTreeSet<Name>, is_due: impl Fn(&Name) -> bool) -> bool {
     let (mut there, mut failed) = (HashSet::new(), None);
     for name in wanted {
         // The API server has none of such a name, and it is part of a path.
         if !is_subdomain(&name.name) {
+            continue;
+        }
+        if !is_due(name) {
+            there.insert(name.key(Kind::ConfigMap));
             continue;
         }
         match read(api, held, name).await {
