@@ -134,7 +134,7 @@ async fn what_is_fetched_stays_within_its_bounds() {
         (
             "/metadata",
             redirect("http://169.254.169.254/latest"),
-            "169.254.169.254 is this machine or its own link",
+            "169.254.169.254 is this machine, its own link or a cloud's metadata",
         ),
     ] {
         server.says(path, answer);

@@ -45,6 +45,8 @@ pub(crate) struct Call {
     /// The caller's workload.
     pub(crate) workload: Option<Arc<Workload>>,
     pub(crate) called: Called,
+    /// The address that was dialled, where it was no name.
+    pub(crate) address: Option<IpAddr>,
     /// The port of the service, or of the workload.
     pub(crate) port: u16,
     /// By this its ztunnel says who calls, so that the destination can judge the caller.
@@ -292,6 +294,10 @@ async fn take(worker: &Worker, arrival: &Arrival) -> Result<Call, Failure> {
         source: SocketAddr::new(claims.address, port_of_caller),
         workload: workload.filter(|workload| workload.identity() == claims.caller).cloned(),
         called,
+        address: match &arrival.authority {
+            Authority::Ip(address) => Some(address.ip()),
+            Authority::Host { .. } => None,
+        },
         port,
         assertion: asserted,
         claims,
@@ -393,6 +399,7 @@ mod tests {
             source: ([10, 0, 0, 9], 0).into(),
             workload: None,
             called: Called::Service(Arc::new(service)),
+            address: None,
             port,
             assertion: None,
             _counted: Limits::new(1, 1).count(claims.address).unwrap(),

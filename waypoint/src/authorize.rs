@@ -4,10 +4,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ::http::{Method, StatusCode, Uri, header, request::Parts};
+use ::http::{HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use jwt::Verified;
 use mesh::{
-    GatewayAddress, PolicyKey, ServiceKey, ServiceRoutes, Snapshot,
+    GatewayAddress, NetworkAddress, PolicyKey, ServiceKey, ServiceRoutes, Snapshot,
     request::{
         Content, Head, NoToken, NormalPath, RequestAttempt, RequestDecision, RequestPolicies, RequestRefusal,
         RequestVerdict, normal_path,
@@ -33,6 +33,7 @@ pub(crate) fn request(context: &Context, head: &mut Parts) -> Result<(), Settled
         return Err(Settled::new(StatusCode::BAD_REQUEST, Flag::Malformed, reason));
     }
     normalise(head);
+    merge_cookies(head);
     let (worker, call) = (&context.worker, &context.call);
     let Some(policies) = policies(&context.snapshot, call, &worker.shared.settings) else { return Ok(()) };
     let authenticated = context.authenticated.get();
@@ -59,8 +60,7 @@ pub(crate) fn onward(
     if routes.policies.all().is_empty() {
         return Ok(());
     }
-    let address = context.snapshot.service(service).and_then(|service| service.addresses.first());
-    let to = To { address: address.map(|at| at.address), port };
+    let to = led_to(&context.snapshot, &context.call, service, port);
     judge(context, &routes.policies, &to, head, authenticated.token.as_deref())
 }
 
@@ -73,11 +73,23 @@ struct To {
 }
 
 fn called(call: &Call) -> To {
-    let address = match &call.called {
+    let first = || match &call.called {
         Called::Service(service) => service.addresses.first().map(|at| at.address),
         Called::Workload(workload) => workload.addresses.first().copied(),
     };
-    To { address, port: call.port }
+    To { address: call.address.or_else(first), port: call.port }
+}
+
+/// What a route leads to.
+fn led_to(snapshot: &Snapshot, call: &Call, service: &ServiceKey, port: u16) -> To {
+    let addresses = snapshot.service(service).map_or(&[][..], |service| &service.addresses);
+    To { address: of_family(addresses, call.address), port }
+}
+
+/// The address of the family that the caller has dialled, if there is one of it.
+fn of_family(addresses: &[NetworkAddress], dialled: Option<IpAddr>) -> Option<IpAddr> {
+    let is_like = |at: &&NetworkAddress| dialled.is_none_or(|of| of.is_ipv4() == at.address.is_ipv4());
+    addresses.iter().find(is_like).or_else(|| addresses.first()).map(|at| at.address)
 }
 
 fn judge(
@@ -153,8 +165,7 @@ pub(crate) fn onward_connection(
     let Some(routes) = snapshot.routes(service).filter(|routes| !routes.policies.all().is_empty()) else {
         return Ok(());
     };
-    let address = snapshot.service(service).and_then(|service| service.addresses.first());
-    let to = To { address: address.map(|at| at.address), port };
+    let to = led_to(snapshot, call, service, port);
     let attempt = attempt(call, &to, None::<Content<'_, Read<'_>, NoToken>>);
     decided(worker, routes.policies.authorize(&attempt)).map(drop).map_err(Failure::from)
 }
@@ -198,6 +209,18 @@ fn normalise(head: &mut Parts) {
     parts.path_and_query = target.try_into().ok();
     // Of a valid path and query one is made again.
     head.uri = Uri::from_parts(parts).unwrap_or_default();
+}
+
+/// HTTP/2 may send a cookie in pieces; what reads it reads one (RFC 9113, 8.2.3), and so does what judges it.
+pub(crate) fn merge_cookies(head: &mut Parts) {
+    let mut pieces = head.headers.get_all(header::COOKIE).iter();
+    if let (Some(first), Some(second)) = (pieces.next(), pieces.next()) {
+        let all = [first, second].into_iter().chain(pieces).map(HeaderValue::as_bytes);
+        let joined = all.collect::<Vec<_>>().join(&b"; "[..]);
+        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+            head.headers.insert(header::COOKIE, joined);
+        }
+    }
 }
 
 /// A head as policies read it.
@@ -257,6 +280,38 @@ mod tests {
         assert_eq!(normal("/..?x"), "/?x");
         assert_eq!(normal("*"), "*");
         assert_eq!(normal("/a//%61"), "/a//%61", "as it was");
+    }
+
+    #[test]
+    fn where_a_call_is_led_is_told_in_the_family_that_was_dialled() {
+        let at = |text: &str| NetworkAddress { network: "".into(), address: text.parse().unwrap() };
+        let both = [at("10.96.0.1"), at("fd00::1")];
+        for (addresses, dialled, found) in [
+            (&both[..], None, Some("10.96.0.1")),
+            (&both, Some("10.96.0.9"), Some("10.96.0.1")),
+            (&both, Some("fd00::9"), Some("fd00::1")),
+            (&both[..1], Some("fd00::9"), Some("10.96.0.1")),
+            (&[], Some("fd00::9"), None),
+        ] {
+            let parsed = |text: &str| text.parse().unwrap();
+            assert_eq!(of_family(addresses, dialled.map(parsed)), found.map(parsed), "{dialled:?}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_that_comes_in_pieces_is_judged_as_the_one_that_is_read() {
+        let pieces = [("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3")];
+        let request = pieces.iter().fold(Request::builder(), |all, (name, value)| all.header(*name, *value));
+        let mut head = request.body(()).unwrap().into_parts().0;
+        merge_cookies(&mut head);
+        let read = Read(&head);
+        let mut all = Vec::new();
+        read.has("cookie", &mut |value| {
+            all.push(value.to_owned());
+            false
+        });
+        assert_eq!(all, ["a=1; b=2; c=3"]);
+        assert_eq!(head.headers.len(), 2);
     }
 
     #[test]

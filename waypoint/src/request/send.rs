@@ -395,7 +395,7 @@ pub(super) fn outgoing(mut head: Parts, version: Version, target: &Endpoint) -> 
                 let host = HeaderValue::try_from(&authority).map_err(|_| malformed())?;
                 head.headers.insert(header::HOST, host);
             }
-            merge_cookies(&mut head);
+            authorize::merge_cookies(&mut head);
             let asterisk =
                 head.method == Method::OPTIONS && path.as_ref().is_none_or(|path| path.as_str() == "*");
             head.uri = match path {
@@ -415,18 +415,6 @@ pub(super) fn outgoing(mut head: Parts, version: Version, target: &Endpoint) -> 
         }
     }
     Ok(head)
-}
-
-/// HTTP/2 may send a cookie in pieces; in HTTP/1 it is one (RFC 9113, 8.2.3).
-fn merge_cookies(head: &mut Parts) {
-    let mut pieces = head.headers.get_all(header::COOKIE).iter();
-    if let (Some(first), Some(second)) = (pieces.next(), pieces.next()) {
-        let all = [first, second].into_iter().chain(pieces).map(HeaderValue::as_bytes);
-        let joined = all.collect::<Vec<_>>().join(&b"; "[..]);
-        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
-            head.headers.insert(header::COOKIE, joined);
-        }
-    }
 }
 
 fn malformed() -> Settled {

@@ -270,6 +270,7 @@ mod tests {
             source: ([10, 0, 0, 9], 0).into(),
             workload: None,
             called,
+            address: None,
             port: 8080,
             assertion: None,
             _counted: Limits::new(1, 1).count(claims.address).unwrap(),
