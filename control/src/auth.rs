@@ -1,11 +1,8 @@
 //! Who calls: every call to control carries a token that proves a node, or a waypoint.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, PoisonError, RwLock},
-    time::SystemTime,
-};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
+use tokio::sync::watch;
 use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
@@ -24,18 +21,33 @@ pub enum Proof {
 /// Takes callers for the node or the waypoint that their token proves, as long as that is part of the mesh.
 pub struct Authenticator {
     proof: Proof,
-    callers: RwLock<BTreeSet<String>>,
+    callers: watch::Sender<BTreeSet<String>>,
 }
 
 impl Authenticator {
     /// Knows nobody yet.
     pub fn new(proof: Proof) -> Self {
-        Self { proof, callers: RwLock::default() }
+        Self { proof, callers: watch::Sender::default() }
     }
 
     /// The nodes and waypoints of the mesh from now on. Who is taken out is refused, whatever its token says.
     pub fn set_callers(&self, callers: BTreeSet<String>) {
-        *self.callers.write().unwrap_or_else(PoisonError::into_inner) = callers;
+        self.callers.send_if_modified(|before| {
+            let differs = *before != callers;
+            *before = callers;
+            differs
+        });
+    }
+
+    /// Waits until a caller who was let in is a waypoint no more. A node is let go on with what it has begun: whoever
+    /// takes its Node object away for a moment takes no state from its ztunnel.
+    pub async fn revoked(&self, caller: &str) {
+        if tokens::as_waypoint(caller).is_none() {
+            return std::future::pending().await;
+        }
+        let mut callers = self.callers.subscribe();
+        // The sender lives as long as `self`.
+        let _ = callers.wait_for(|callers| !callers.contains(caller)).await;
     }
 
     /// The calling node, or waypoint by the name that [`tokens::waypoint`] gives it.
@@ -50,7 +62,7 @@ impl Authenticator {
                 .map_err(|error| Status::unauthenticated(error.to_string()))?,
             Proof::Pods(reviews) => reviews.caller(token).await?,
         };
-        if self.callers.read().unwrap_or_else(PoisonError::into_inner).contains(&caller) {
+        if self.callers.borrow().contains(&caller) {
             return Ok(caller);
         }
         Err(Status::unauthenticated(match tokens::as_waypoint(&caller) {
@@ -85,4 +97,28 @@ fn bearer(metadata: &MetadataMap) -> Result<&str, Status> {
     let token =
         token.ok_or_else(|| Status::unauthenticated("the authorization header is not a Bearer token"))?;
     Ok(token.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waypoint_that_is_none_any_more_is_told_apart_from_a_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = Tokens::load_or_create(folder.path()).unwrap();
+        let auth = Authenticator::new(Proof::Ours(Arc::new(made)));
+        let waypoint = tokens::waypoint("shop", "wp-1");
+        let callers = |all: &[&str]| auth.set_callers(all.iter().map(ToString::to_string).collect());
+        callers(&[&waypoint, "a"]);
+        let within = Duration::from_secs(1);
+        assert!(tokio::time::timeout(within, auth.revoked(&waypoint)).await.is_err(), "it is one");
+        callers(&[&waypoint]);
+        assert!(tokio::time::timeout(within, auth.revoked(&waypoint)).await.is_err(), "others concern it not");
+        assert!(tokio::time::timeout(within, auth.revoked("a")).await.is_err(), "a node keeps its state");
+        callers(&[]);
+        assert!(tokio::time::timeout(within, auth.revoked(&waypoint)).await.is_ok());
+    }
 }

@@ -89,7 +89,7 @@ impl Discovery {
         };
         info!(client = who, "discovery stream opened");
         let client = self.clients.enter(ClientStatus {
-            node,
+            node: node.clone(),
             id: String::new(),
             address,
             connected_since: SystemTime::now(),
@@ -100,9 +100,17 @@ impl Discovery {
         let (answers, outgoing) = mpsc::channel(1);
         let session = Session::new(client, who.clone(), self.metrics);
         let states = self.store.subscribe();
+        let auth = self.auth;
         tokio::spawn(async move {
-            session.run(requests, answers, states).await;
-            info!(client = who, "discovery stream closed");
+            let end = answers.clone();
+            tokio::select! {
+                () = session.run(requests, answers, states) => info!(client = who, "discovery stream closed"),
+                () = auth.revoked(&node) => {
+                    info!(client = who, "discovery stream ended: it is no waypoint any more");
+                    let reason = "the caller is no waypoint any more";
+                    let _ = end.send(Err(Status::permission_denied(reason))).await;
+                }
+            }
         });
         Answers::new(outgoing)
     }
