@@ -18,7 +18,7 @@ use apiserver::{Api, ApiError};
 pub const CONTROLLER: &str = "culvert.dev/gateway-controller";
 /// The class that is made.
 pub const OWN: &str = "culvert-waypoint";
-/// The class of Istio's waypoints: ours, unless an object says that it is another's.
+/// The class of Istio's waypoints: ours, where an object says so.
 pub const ISTIO: &str = "istio-waypoint";
 const PATH: &str = "/apis/gateway.networking.k8s.io/v1/gatewayclasses";
 /// They are looked after this often.
@@ -82,7 +82,8 @@ async fn one(api: &Api, name: &str) -> Result<bool, ApiError> {
                 Err(error) => return Err(error),
             }
         }
-        None => return Ok(true),
+        // Whose it will be nobody knows.
+        None => return Ok(false),
     };
     if class["spec"]["controllerName"] != CONTROLLER {
         return Ok(false);
