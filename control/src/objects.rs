@@ -213,7 +213,7 @@ impl Objects {
     /// The names of all objects of a kind.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = ObjectKey> {
         self.spaces.iter().flat_map(move |(namespace, space)| {
-            names_of(space, kind).map(|name| ObjectKey { kind, namespace: namespace.clone(), name: name.clone() })
+            names_of(space, kind).map(move |name| ObjectKey { kind, namespace: namespace.clone(), name: name.clone() })
         })
     }
 

@@ -161,11 +161,11 @@ impl Cluster {
         let body = body.collect().await.unwrap().to_bytes();
         let mut body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let kind = head.headers.get("content-type").and_then(|kind| kind.to_str().ok());
-        if kind == Some("application/apply-patch+yaml") {
-            self.lock().applied(head.uri.path(), &mut body);
-        }
         let query: HashMap<String, String> =
             form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        if kind == Some("application/apply-patch+yaml") {
+            self.lock().applied(head.uri.path(), &query["fieldManager"], &mut body);
+        }
         self.lock().answer(&head.method, head.uri.path(), &query, body)
     }
 
@@ -274,8 +274,9 @@ impl State {
         }
     }
 
-    /// An apply makes what is not there, and counts the versions of what is wanted, as the API server does.
-    fn applied(&mut self, path: &str, body: &mut Value) {
+    /// An apply makes what is not there, and counts the versions of what is wanted, as the API server does; of who has
+    /// said what it keeps who has said how many replicas there are, which are one where nobody does any more.
+    fn applied(&mut self, path: &str, manager: &str, body: &mut Value) {
         let (collection, namespace, name) = parts(path);
         let group = collection.trim_start_matches("/apis/").rsplit_once('/').unwrap().0.to_owned();
         if group.contains("gateway.networking") && !self.served.contains_key(&group) {
@@ -288,6 +289,16 @@ impl State {
         let changed = before["spec"] != body["spec"];
         let generation = before["metadata"]["generation"].as_i64().unwrap_or_default();
         body["metadata"]["generation"] = (generation + i64::from(changed)).into();
+        let managers = before["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
+        let (own, mut managers): (Vec<Value>, Vec<Value>) =
+            managers.into_iter().partition(|entry| entry["manager"] == manager);
+        if !body["spec"]["replicas"].is_null() {
+            let fields = json!({"f:spec": {"f:replicas": {}}});
+            managers.push(json!({"manager": manager, "operation": "Apply", "fieldsV1": fields}));
+        } else if !own.is_empty() && managers.is_empty() {
+            body["spec"]["replicas"] = 1.into();
+        }
+        body["metadata"]["managedFields"] = managers.into();
         self.applies += 1;
     }
 

@@ -2,9 +2,14 @@
 
 use control::kubernetes::WaypointPods;
 use identity::{Identity, Issuer as _};
+use proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
-use tonic::Code;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, Request};
 
 use crate::{Duration, PATIENCE, PODS, Running, cluster::Cluster, eventually, pod, shop, status};
 
@@ -104,6 +109,25 @@ async fn a_waypoints_pod_proves_itself_and_nobody_else() {
     assert!(refused.contains("not known"), "{refused}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waypoint_that_is_none_any_more_loses_its_stream() {
+    let cluster = with_gateway("culvert-waypoint");
+    cluster.put(PODS, waypoint("wp-1"));
+    cluster.token("token-wp", of_shop("wp", "wp-1", "b"));
+    let control = Running::start(&cluster).await;
+    let access = control.access("token-wp");
+    let mut client = AggregatedDiscoveryServiceClient::new(access.connect().await.unwrap());
+    let (_requests, outgoing) = mpsc::unbounded_channel();
+    let mut request = Request::new(UnboundedReceiverStream::new(outgoing));
+    request.metadata_mut().insert("authorization", access.bearer().await.unwrap());
+    let mut stream = client.delta_aggregated_resources(request).await.expect("it is let in").into_inner();
+    assert!(timeout(Duration::from_millis(300), stream.message()).await.is_err(), "it goes on");
+    cluster.delete(GATEWAYS, "shop", "wp");
+    let ended = timeout(PATIENCE, stream.message()).await.expect("an end");
+    let status = ended.expect_err("not for nothing");
+    assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "the caller is no waypoint any more"));
+}
+
 fn condition(object: &Value, kind: &str) -> (String, String) {
     let all = object["status"]["conditions"].as_array().into_iter().flatten();
     let one = all.into_iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default();
@@ -187,6 +211,17 @@ async fn a_gateway_is_deployed_mended_and_told() {
     more["metadata"]["annotations"] = json!({"culvert.dev/replicas": "3"});
     cluster.put(GATEWAYS, more);
     eventually("three", || deployment().unwrap()["spec"]["replicas"] == 3).await;
+    // An autoscaler begins with them: not for a moment there is one alone.
+    cluster.delete(AUTOSCALERS, "shop", "wp");
+    let mut scaled = gateway();
+    scaled["metadata"]["annotations"] = json!({"culvert.dev/max-replicas": "5"});
+    cluster.put(GATEWAYS, scaled);
+    eventually("an autoscaler", || of(AUTOSCALERS).is_some()).await;
+    let left = deployment().unwrap();
+    let managers: Vec<&Value> = left["metadata"]["managedFields"].as_array().into_iter().flatten().collect();
+    assert_eq!((&left["spec"]["replicas"], managers.len()), (&json!(3), 1), "{managers:?}");
+    assert_eq!(managers[0]["manager"], "culvert-control-replicas");
+    cluster.put(AUTOSCALERS, json!({"metadata": {"name": "wp", "namespace": "shop"}, "spec": {"maxReplicas": 9}}));
     let mut wrong = gateway();
     wrong["metadata"]["annotations"] = json!({"culvert.dev/replicas": "many"});
     cluster.put(GATEWAYS, wrong);
@@ -223,6 +258,32 @@ async fn what_is_somebody_elses_is_left_alone() {
     assert_eq!(cluster.get(DEPLOYMENTS, "shop", "web"), None);
     assert_eq!(cluster.get(DEPLOYMENTS, "shop", "wp"), None, "istiod deploys it");
     assert!(cluster.get(GATEWAYS, "shop", "wp").unwrap()["status"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_class_without_an_object_is_nobodys_and_so_are_roots_of_anothers() {
+    let cluster = with_gateway("istio-waypoint");
+    let mut own = gateway("culvert-waypoint");
+    (own["metadata"]["name"], own["metadata"]["uid"]) = ("own".into(), "u-own".into());
+    cluster.put(GATEWAYS, own);
+    let theirs = json!({"metadata": {"name": "culvert-ca-root-cert", "namespace": "shop"}, "data": {"root-cert.pem": "theirs"}});
+    cluster.put("/api/v1/configmaps", theirs);
+    let _control = Running::start(&cluster).await;
+    let roots = || cluster.get("/api/v1/configmaps", "shop", "culvert-ca-root-cert").unwrap();
+    let told = || condition(&cluster.get(GATEWAYS, "shop", "own").unwrap(), "Programmed");
+    eventually("roots that are another's", || told() == said("False", "Invalid")).await;
+    assert_eq!((&roots()["data"]["root-cert.pem"], cluster.get(DEPLOYMENTS, "shop", "own")), (&json!("theirs"), None));
+    assert_eq!(cluster.get(DEPLOYMENTS, "shop", "wp"), None, "no class says whose it is");
+    assert!(cluster.get(GATEWAYS, "shop", "wp").unwrap()["status"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_class_of_istios_name_that_is_ours_is_carried_out() {
+    let cluster = with_gateway("istio-waypoint");
+    let class = json!({"metadata": {"name": "istio-waypoint"}, "spec": {"controllerName": "culvert.dev/gateway-controller"}});
+    cluster.put(CLASSES, class);
+    let _control = Running::start(&cluster).await;
+    eventually("a deployment", || cluster.get(DEPLOYMENTS, "shop", "wp").is_some()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -56,6 +56,11 @@ impl Edited {
         self.lock().insert(path.to_owned(), version.to_owned());
     }
 
+    /// Forgets what nobody asks for any more.
+    pub fn retain(&self, is_applied: impl Fn(&str) -> bool) {
+        self.lock().retain(|path, _| is_applied(path));
+    }
+
     /// Something was seen.
     pub async fn changed(&self) {
         self.told.notified().await;
@@ -101,5 +106,20 @@ impl Edited {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_seen_and_applied_by_nobody_is_forgotten() {
+        let edited = Edited::default();
+        edited.applied("/mine", "1");
+        edited.lock().extend([("/mine".to_owned(), "2".to_owned()), ("/gone".to_owned(), String::new())]);
+        edited.retain(|path| path == "/mine");
+        assert!(edited.is("/mine", "1") && !edited.is("/gone", "1"));
+        assert_eq!(edited.lock().len(), 1);
     }
 }

@@ -15,7 +15,7 @@ mod scale;
 mod status;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::Duration,
@@ -37,7 +37,7 @@ pub use self::{
 use self::{
     class::Classes,
     edited::{Edited, version},
-    objects::{GATEWAY_NAME, Wanted, class, names, roots, wanted},
+    objects::{GATEWAY_NAME, MANAGED_BY, MANAGER, Wanted, class, names, roots, wanted},
     status::{Facts, Hindrance, differs, status},
 };
 use super::{held::Held, kept::Whole};
@@ -46,6 +46,8 @@ use apiserver::{Api, ApiError};
 
 /// Who has applied what control applies.
 const FIELD_MANAGER: &str = "culvert-control";
+/// Who has said how many pods there are, where control said it and does so no more.
+const HANDOVER_MANAGER: &str = "culvert-control-replicas";
 /// Several changes are looked at as one.
 const SETTLED: Duration = Duration::from_millis(300);
 /// What is as it should be is applied again after this time: nobody watches all of it.
@@ -140,6 +142,9 @@ impl Keeper {
             })
         };
         term.applied.retain(|key, _| there(key));
+        let applied: HashSet<&str> =
+            term.applied.values().flat_map(|applied| &applied.versions).map(|(path, _)| &**path).collect();
+        term.edited.retain(|path| applied.contains(path));
         if let Some(pods) = &self.pods {
             self.deploy(term, pods, &ours).await;
         }
@@ -161,10 +166,17 @@ impl Keeper {
                 let key = (namespace.to_owned(), String::new());
                 self.apply(term, key, None, Ok(vec![roots(namespace, &gateways, &bundle)])).await;
             }
+            let of_roots = term.applied.get(&(namespace.to_owned(), String::new()));
+            let taken = match of_roots.map(|applied| &applied.outcome) {
+                Some(Err(taken @ Hindrance::Taken(_))) => Some(taken.clone()),
+                _ => None,
+            };
             for gateway in gateways {
                 let (name, namespace) = names(gateway);
                 let key = (namespace.to_owned(), name.to_owned());
                 let wanted = wanted(gateway, pods, &self.mesh).map_err(Hindrance::Unfit);
+                // By somebody else's roots a waypoint would believe somebody else.
+                let wanted = taken.clone().map_or(wanted, Err);
                 self.apply(term, key, Some(gateway), wanted).await;
             }
         }
@@ -230,10 +242,15 @@ impl Keeper {
     async fn apply_one(&self, wanted: &Wanted, gateway: Option<&Value>) -> Result<String, Hindrance> {
         let Wanted { path, object } = wanted;
         let waits = |error: ApiError| Hindrance::Waits(format!("{path}: {error}"));
-        if let Some(gateway) = gateway
-            && let Some(there) = self.api.find(path).await.map_err(waits)?
-        {
-            whose(&there, gateway, path)?;
+        if let Some(there) = self.api.find(path).await.map_err(waits)? {
+            match gateway {
+                Some(gateway) => whose(&there, gateway, path)?,
+                None => whose_roots(&there, path)?,
+            }
+            if let Some(kept) = handover(&there, object) {
+                let path = format!("{path}?fieldManager={HANDOVER_MANAGER}&force=true");
+                self.api.apply(&path, &kept).await.map_err(waits)?;
+            }
         }
         let path = format!("{path}?fieldManager={FIELD_MANAGER}&force=true");
         self.api.apply(&path, object).await.map(|applied| version(&applied)).map_err(waits)
@@ -324,6 +341,39 @@ fn whose(there: &Value, gateway: &Value, path: &str) -> Result<(), Hindrance> {
     Err(Hindrance::Taken(message))
 }
 
+/// Fails unless the roots that are there are those that control keeps.
+fn whose_roots(there: &Value, path: &str) -> Result<(), Hindrance> {
+    if there["metadata"]["labels"][MANAGED_BY] == MANAGER {
+        return Ok(());
+    }
+    let message = format!(
+        "{path} is there, and not control's, which keeps its roots by that name for waypoints: rename it, or label it \
+         {MANAGED_BY}={MANAGER} to have it replaced"
+    );
+    Err(Hindrance::Taken(message))
+}
+
+/// Of a Deployment whose pods control has counted, and is to count no more: as many as there are, to be said by somebody
+/// else. What nobody says any more would be one pod at once, until an HPA or a person says it.
+fn handover(there: &Value, wanted: &Value) -> Option<Value> {
+    let is_ours = |entry: &Value| {
+        entry["manager"] == FIELD_MANAGER
+            && entry["operation"] == "Apply"
+            && !entry["fieldsV1"]["f:spec"]["f:replicas"].is_null()
+    };
+    let said = there["metadata"]["managedFields"].as_array().is_some_and(|all| all.iter().any(is_ours));
+    let replicas = &there["spec"]["replicas"];
+    if wanted["kind"] != "Deployment" || !wanted["spec"]["replicas"].is_null() || !said || replicas.is_null() {
+        return None;
+    }
+    let (name, namespace) = names(wanted);
+    Some(json!({
+        "apiVersion": wanted["apiVersion"], "kind": wanted["kind"],
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"replicas": replicas},
+    }))
+}
+
 /// Whether two statuses say the same, whenever they began to.
 fn same_words(one: &Value, other: &Value) -> bool {
     fn timeless(value: &Value) -> Value {
@@ -353,6 +403,44 @@ mod tests {
         for there in [owned("v", "other"), json!({"metadata": {}})] {
             let taken = whose(&there, &gateway, "p");
             assert!(matches!(taken, Err(Hindrance::Taken(_))), "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn roots_that_somebody_else_keeps_are_left_to_him() {
+        let labelled = |labels: Value| json!({"metadata": {"labels": labels}});
+        assert_eq!(whose_roots(&labelled(json!({MANAGED_BY: MANAGER})), "p"), Ok(()));
+        for labels in [json!({}), Value::Null, json!({MANAGED_BY: "Helm"})] {
+            let taken = whose_roots(&labelled(labels), "p");
+            assert!(matches!(taken, Err(Hindrance::Taken(_))), "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn pods_that_control_counts_no_more_are_as_many_as_before() {
+        let there = |manager: &str, fields: Value| {
+            json!({
+                "metadata": {"managedFields": [
+                    {"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:spec": {"f:replicas": {}}}},
+                    {"manager": manager, "operation": "Apply", "fieldsV1": fields},
+                ]},
+                "spec": {"replicas": 3},
+            })
+        };
+        let wanted = |kind: &str, spec: Value| {
+            json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "wp", "namespace": "shop"}, "spec": spec})
+        };
+        let (replicas, none) = (json!({"f:spec": {"f:replicas": {}}}), json!({"f:spec": {"f:template": {}}}));
+        let kept = handover(&there(FIELD_MANAGER, replicas.clone()), &wanted("Deployment", json!({})));
+        assert_eq!(kept, Some(wanted("Deployment", json!({"replicas": 3}))));
+        for (there, wanted) in [
+            (there(FIELD_MANAGER, none), wanted("Deployment", json!({}))),
+            (there("other", replicas.clone()), wanted("Deployment", json!({}))),
+            (there(FIELD_MANAGER, replicas.clone()), wanted("Deployment", json!({"replicas": 5}))),
+            (there(FIELD_MANAGER, replicas), wanted("Service", json!({}))),
+            (json!({}), wanted("Deployment", json!({}))),
+        ] {
+            assert_eq!(handover(&there, &wanted), None, "{there} {wanted}");
         }
     }
 
