@@ -63,11 +63,11 @@ fn workload() -> impl Strategy<Value = Workload> {
         vec(policy_key(), 0..3),
         option::of(gateway()),
         option::of(gateway()),
-        (option::of(vec(any::<u16>(), 0..3)), vec(service_key(), 0..3)),
+        (option::of((vec(any::<u16>(), 0..3), vec(service_key(), 0..3))), vec(service_key(), 0..3)),
     );
     (names, facts, rest).prop_map(|((names, region, zone, subzone), (kind, hbone, native, healthy), rest)| {
         let (addresses, services, authorization_policies, waypoint, network_gateway, behind) = rest;
-        let (except_ports, routed_from) = behind;
+        let (required, routed_from) = behind;
         Workload {
             uid: format!("{}//Pod/{}/{}", names[0], names[1], names[2]).into(),
             namespace: names[1].clone(),
@@ -86,7 +86,8 @@ fn workload() -> impl Strategy<Value = Workload> {
             tunnel: if hbone { Tunnel::Hbone } else { Tunnel::None },
             native_tunnel: native,
             waypoint,
-            waypoint_required: except_ports.map(|except_ports| mesh::WaypointRequired { except_ports }),
+            waypoint_required: required
+                .map(|(except_ports, of)| mesh::WaypointRequired { except_ports, of }),
             routed_from,
             network_gateway,
             services,

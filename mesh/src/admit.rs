@@ -93,13 +93,16 @@ impl Snapshot {
     /// What is wrong with the way that the call took, whoever calls.
     fn wrong_way(&self, attempt: &Attempt<'_>) -> Option<Refusal> {
         let workload = attempt.destination;
-        if let Some(passage) = attempt.through {
-            let vouched = self.vouches(passage, workload);
-            return (!vouched).then(|| Refusal::NotItsWaypoint(passage.waypoint.clone()));
+        if let Some(passage) = attempt.through
+            && !self.vouches(passage, workload)
+        {
+            return Some(Refusal::NotItsWaypoint(passage.waypoint.clone()));
         }
-        let required = workload.waypoint_required.as_ref()?.covers(attempt.destination_port);
-        let own = || attempt.source.is_some_and(|source| self.is_waypoint_of(source, workload));
-        (required && !own()).then_some(Refusal::WaypointRequired)
+        let required =
+            workload.waypoint_required.as_ref().filter(|required| required.covers(attempt.destination_port))?;
+        let passed = attempt.through.map(|passage| &passage.waypoint).or(attempt.source);
+        let suffices = passed.is_some_and(|passed| self.is_required_waypoint(passed, required, workload));
+        (!suffices).then_some(Refusal::WaypointRequired)
     }
 }
 

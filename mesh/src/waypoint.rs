@@ -38,6 +38,8 @@ pub struct Passage {
 pub struct WaypointRequired {
     /// The workload's real ports that may be called directly all the same.
     pub except_ports: Vec<u16>,
+    /// Its services that ask for theirs: the waypoints of others of its services do not do. None: each of its does.
+    pub of: Vec<ServiceKey>,
 }
 
 impl WaypointRequired {
@@ -68,6 +70,22 @@ impl Snapshot {
     /// lead to it.
     pub fn is_waypoint_of(&self, identity: &Identity, workload: &Workload) -> bool {
         let services = workload.services.keys().chain(&workload.routed_from);
+        let of_services = services.filter_map(|key| self.service(key)?.waypoint.as_ref());
+        workload.waypoint.iter().chain(of_services).any(|gateway| self.is_identity_of(identity, gateway))
+    }
+
+    /// Whether a call that comes through the waypoint of that identity has come through one that is required: the
+    /// workload's own, that of a service that asks for its, or one whose routes lead here.
+    pub(crate) fn is_required_waypoint(
+        &self,
+        identity: &Identity,
+        required: &WaypointRequired,
+        workload: &Workload,
+    ) -> bool {
+        if required.of.is_empty() {
+            return self.is_waypoint_of(identity, workload);
+        }
+        let services = required.of.iter().chain(&workload.routed_from);
         let of_services = services.filter_map(|key| self.service(key)?.waypoint.as_ref());
         workload.waypoint.iter().chain(of_services).any(|gateway| self.is_identity_of(identity, gateway))
     }

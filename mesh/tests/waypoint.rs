@@ -278,7 +278,7 @@ fn only_the_waypoint_of_what_was_called_speaks_for_others() {
 #[test]
 fn where_a_waypoint_is_required_nobody_comes_directly() {
     let mut world = World::new();
-    world.pod("web").waypoint_required = Some(WaypointRequired { except_ports: vec![9090] });
+    world.pod("web").waypoint_required = Some(WaypointRequired { except_ports: vec![9090], of: Vec::new() });
     let refused = Verdict::Refuse(Refusal::WaypointRequired);
     assert_eq!(world.admit("client", 8080, None), refused);
     assert_eq!(world.admit("", 8080, None), refused, "plaintext");
@@ -286,6 +286,43 @@ fn where_a_waypoint_is_required_nobody_comes_directly() {
     assert_eq!(world.admit("client", 8080, Some(("wp", web()))), Verdict::Allow(None));
     assert_eq!(world.admit("wp", 8080, None), Verdict::Allow(None), "the waypoint itself");
     assert_eq!(world.admit("client", 9090, None), Verdict::Allow(None), "a port that is excepted");
+}
+
+#[test]
+fn what_a_service_requires_is_its_own_waypoint_and_not_that_of_another_service_of_the_workload() {
+    let mut world = World::new();
+    let web_is = |world: &mut World, services: &[&str], of: &[&str]| {
+        let pod = world.pod("web");
+        pod.services = services.iter().map(|name| (key(name), Vec::new())).collect();
+        let of = of.iter().map(|name| key(name)).collect();
+        pod.waypoint_required = Some(WaypointRequired { except_ports: vec![9090], of });
+    };
+    let (refused, other) = (Verdict::Refuse(Refusal::WaypointRequired), || Behind::Service(key("other")));
+    for (of, by_web, by_other) in [
+        (&[][..], Verdict::Allow(None), Verdict::Allow(None)),
+        (&["web"], Verdict::Allow(None), refused.clone()),
+        (&["other"], refused.clone(), Verdict::Allow(None)),
+        (&["web", "other"], Verdict::Allow(None), Verdict::Allow(None)),
+    ] {
+        web_is(&mut world, &["web", "other"], of);
+        assert_eq!(world.admit("client", 8080, Some(("wp", web()))), by_web, "{of:?}");
+        assert_eq!(world.admit("client", 8080, Some(("wp2", other()))), by_other, "{of:?}");
+        assert_eq!((world.admit("wp", 8080, None), world.admit("wp2", 8080, None)), (by_web, by_other), "{of:?}");
+        assert_eq!(world.admit("client", 9090, Some(("wp2", other()))), Verdict::Allow(None), "it is excepted");
+    }
+    // The same waypoint, for another service: what is for it as a whole was judged.
+    web_is(&mut world, &["web", "other"], &["web"]);
+    for service in &mut world.services {
+        if *service.name == *"other" {
+            service.waypoint = Some(gateway("wp"));
+        }
+    }
+    assert_eq!(world.admit("client", 8080, Some(("wp", other()))), Verdict::Allow(None));
+    // A route of the other service that leads here.
+    let mut world = World::new();
+    web_is(&mut world, &["web"], &["web"]);
+    world.pod("web").routed_from = vec![key("other")];
+    assert_eq!(world.admit("client", 8080, Some(("wp2", other()))), Verdict::Allow(None));
 }
 
 #[test]

@@ -201,7 +201,7 @@ impl Compiler<'_, '_> {
             };
             for workload in self.out.workloads.values_mut() {
                 if !workload.native_tunnel && concerned(workload) {
-                    require(workload, &ports);
+                    require(workload, &ports, (key.kind == Kind::Service).then_some(&service));
                 }
             }
         }
@@ -243,11 +243,17 @@ fn named<'m>(key: &'m ObjectKey, labels: &'m Labels) -> Option<(&'m str, &'m str
     Some((labels.get(USE_WAYPOINT_NAMESPACE).unwrap_or(&key.namespace), name))
 }
 
-/// Of several who ask for it each must except a port.
-fn require(workload: &mut Workload, ports: &[u16]) {
+/// Of several who ask for it each must except a port. A service asks for its own waypoint.
+fn require(workload: &mut Workload, ports: &[u16], service: Option<&ServiceKey>) {
+    let of = service.cloned();
     match &mut workload.waypoint_required {
-        Some(held) => held.except_ports.retain(|port| ports.contains(port)),
-        none => *none = Some(WaypointRequired { except_ports: ports.to_vec() }),
+        Some(held) => {
+            held.except_ports.retain(|port| ports.contains(port));
+            held.of.extend(of);
+        }
+        none => {
+            *none = Some(WaypointRequired { except_ports: ports.to_vec(), of: of.into_iter().collect() });
+        }
     }
 }
 

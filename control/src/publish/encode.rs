@@ -352,10 +352,12 @@ fn behind_waypoint(from: &Workload) -> Option<wire::Extension> {
         return None;
     }
     let except = from.waypoint_required.iter().flat_map(|required| &required.except_ports);
+    let of = from.waypoint_required.iter().flat_map(|required| &required.of);
     let said = proto::waypoint::WorkloadWaypoint {
         required: from.waypoint_required.is_some(),
         except_ports: except.copied().map(u32::from).collect(),
         routed_from: from.routed_from.iter().map(ToString::to_string).collect(),
+        required_of: of.map(ToString::to_string).collect(),
     };
     let config =
         Any { type_url: proto::WORKLOAD_WAYPOINT_TYPE.to_owned(), value: said.encode_to_vec().into() };

@@ -91,7 +91,11 @@ impl Converter {
         let said = proto::waypoint::WorkloadWaypoint::decode(&*config.value)
             .map_err(|error| Invalid::Encoding(error.to_string()))?;
         let except_ports = said.except_ports.iter().map(|&number| port("extensions", number));
-        let required = WaypointRequired { except_ports: except_ports.collect::<Result<_, _>>()? };
+        let of = said.required_of.iter().map(|name| self.service_key("extensions", name));
+        let required = WaypointRequired {
+            except_ports: except_ports.collect::<Result<_, _>>()?,
+            of: of.collect::<Result<_, _>>()?,
+        };
         let routed_from = said.routed_from.iter().map(|name| self.service_key("extensions", name));
         Ok((said.required.then_some(required), routed_from.collect::<Result<_, _>>()?))
     }

@@ -173,6 +173,11 @@ fn who_requires_a_waypoint_excepts_what_all_of_them_except() {
         compiled(&[&shop, GATEWAY])
     };
     let by_service = of(format!("{namespace}labels: {{}}}}"));
+    let whose = |compiled: &Compiled, name: &str| {
+        let required = workload(compiled, name).waypoint_required.as_ref().unwrap();
+        required.of.iter().map(|service| service.hostname.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(whose(&by_service, "web-1"), ["web.shop.svc.cluster.local"], "its own");
     let ports = |compiled: &Compiled, name: &str| {
         workload(compiled, name).waypoint_required.as_ref().map(|required| required.except_ports.clone())
     };
@@ -181,6 +186,8 @@ fn who_requires_a_waypoint_excepts_what_all_of_them_except() {
     let by_both = of(format!("{namespace}{}}}", required("15020")));
     assert_eq!(ports(&by_both, "web-1"), Some(vec![15020]));
     assert_eq!(ports(&by_both, "web-2"), Some(vec![15020]));
+    assert_eq!(whose(&by_both, "web-1"), ["web.shop.svc.cluster.local"]);
+    assert_eq!(whose(&by_both, "web-2"), Vec::<String>::new(), "each of its");
     assert_eq!(ports(&by_both, "wp-1"), None, "the waypoint itself is called directly");
 }
 
