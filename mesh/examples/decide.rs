@@ -166,17 +166,10 @@ fn plans() {
     editor.mark_policies_complete();
     let vip = mesh::NetworkAddress { network: "".into(), address: ip(u32::MAX) };
     let service = Service {
-        key: key.clone(),
-        name: "web".into(),
         addresses: vec![vip.clone()],
         ports: vec![PortMapping { service_port: 80, target_port: 8080 }],
-        subject_alt_names: Vec::new(),
-        waypoint: None,
-        allow_unhealthy: false,
-        node_local: false,
-        families: mesh::Families::Any,
-        passthrough: false,
         canonical: false,
+        ..Service::named(key.clone(), "web")
     };
     editor.put_service(service.clone());
     let started = Instant::now();

@@ -49,6 +49,25 @@ pub struct Service {
     pub canonical: bool,
 }
 
+impl Service {
+    /// A service of Kubernetes with nothing but its names; the other fields are set by the caller.
+    pub fn named(key: ServiceKey, name: impl Into<Arc<str>>) -> Self {
+        Self {
+            key,
+            name: name.into(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            subject_alt_names: Vec::new(),
+            waypoint: None,
+            allow_unhealthy: false,
+            node_local: false,
+            families: Families::Any,
+            passthrough: false,
+            canonical: true,
+        }
+    }
+}
+
 /// The families of IP that a service is offered in (`ip_families`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Families {

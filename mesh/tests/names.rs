@@ -5,21 +5,14 @@ use std::{collections::BTreeMap, net::IpAddr};
 use mesh::{Asker, Families, Family, NetworkAddress, Service, ServiceKey, Snapshot, Workload};
 
 fn service(namespace: &str, hostname: &str, addresses: &[&str]) -> Service {
+    let key = ServiceKey { namespace: namespace.into(), hostname: hostname.into() };
     Service {
-        key: ServiceKey { namespace: namespace.into(), hostname: hostname.into() },
-        name: "a-name".into(),
         addresses: addresses
             .iter()
             .map(|text| NetworkAddress { network: "".into(), address: text.parse().unwrap() })
             .collect(),
-        ports: Vec::new(),
-        subject_alt_names: Vec::new(),
-        waypoint: None,
-        allow_unhealthy: false,
-        node_local: false,
-        families: Families::Any,
-        passthrough: false,
         canonical: false,
+        ..Service::named(key, "a-name")
     }
 }
 

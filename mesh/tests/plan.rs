@@ -23,20 +23,13 @@ fn at(network: &str, address: &str) -> NetworkAddress {
 
 fn service() -> Service {
     Service {
-        key: web(),
-        name: "web".into(),
         addresses: vec![at("", "10.96.0.1"), at("", "fd96::1")],
         ports: vec![
             PortMapping { service_port: 80, target_port: 8080 },
             PortMapping { service_port: 81, target_port: 0 },
         ],
-        subject_alt_names: Vec::new(),
-        waypoint: None,
-        allow_unhealthy: false,
-        node_local: false,
-        families: mesh::Families::Any,
-        passthrough: false,
         canonical: false,
+        ..Service::named(web(), "web")
     }
 }
 

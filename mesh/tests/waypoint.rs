@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use mesh::{
-    Attempt, Behind, Families, GatewayAddress, Identity, NetworkAddress, Outbound, Passage, Plan, PlanError,
+    Attempt, Behind, GatewayAddress, Identity, NetworkAddress, Outbound, Passage, Plan, PlanError,
     PortMapping, Refusal, Service, ServiceKey, Snapshot, Target, Tunnel, Verdict, WaypointRequired, Workload,
 };
 
@@ -18,17 +18,9 @@ fn gateway(name: &str) -> GatewayAddress {
 fn service(name: &str, address: Option<&str>) -> Service {
     let at = |address: &str| NetworkAddress { network: "".into(), address: address.parse().unwrap() };
     Service {
-        key: key(name),
-        name: name.into(),
         addresses: address.map(at).into_iter().collect(),
         ports: vec![PortMapping { service_port: 80, target_port: 8080 }],
-        subject_alt_names: Vec::new(),
-        waypoint: None,
-        allow_unhealthy: false,
-        node_local: false,
-        families: Families::Any,
-        passthrough: false,
-        canonical: true,
+        ..Service::named(key(name), name)
     }
 }
 

@@ -29,17 +29,8 @@ fn world(format: Format, max_series: usize) -> World {
     let log = AccessLog::to(format, move |line| sink.lock().expect("not poisoned").push_str(line));
     let records = Records::new(&metrics, log, Options { max_series });
     let service = Service {
-        key: ServiceKey { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() },
-        name: "cart".into(),
-        addresses: Vec::new(),
-        ports: Vec::new(),
-        subject_alt_names: Vec::new(),
-        waypoint: None,
-        allow_unhealthy: false,
-        node_local: false,
-        families: mesh::Families::Any,
-        passthrough: false,
         canonical: false,
+        ..Service::named(ServiceKey { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() }, "cart")
     };
     World {
         records,

@@ -347,7 +347,7 @@ mod tests {
     use std::time::Duration;
 
     use mesh::{
-        Families, Identity, PolicyKey, ServiceKey, ServiceRoutes,
+        Identity, PolicyKey, ServiceKey, ServiceRoutes,
         route::{Route, Rule},
         token::{Authentication, Keys, TokenRule},
     };
@@ -374,19 +374,7 @@ mod tests {
     /// A call of somebody's of the namespace `till` to a port of `web`, and the mesh that it is in.
     fn arrives(port: u16, routes: ServiceRoutes) -> (Snapshot, Call) {
         let key = routes.service.clone();
-        let service = Service {
-            name: "web".into(),
-            addresses: Vec::new(),
-            ports: Vec::new(),
-            subject_alt_names: Vec::new(),
-            waypoint: None,
-            allow_unhealthy: false,
-            node_local: false,
-            families: Families::Any,
-            passthrough: false,
-            canonical: true,
-            key: key.clone(),
-        };
+        let service = Service::named(key.clone(), "web");
         let mut editor = Snapshot::default().edit();
         editor.put_routes(routes);
         let claims = Claims {

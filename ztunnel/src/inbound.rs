@@ -334,17 +334,10 @@ mod tests {
         let ports =
             ports.iter().map(|&(service_port, target_port)| PortMapping { service_port, target_port });
         Service {
-            key: key(name),
-            name: name.into(),
             addresses: vec![NetworkAddress { network: "".into(), address: "10.96.0.1".parse().unwrap() }],
             ports: ports.collect(),
-            subject_alt_names: Vec::new(),
-            waypoint: None,
-            allow_unhealthy: false,
-            node_local: false,
-            families: mesh::Families::Any,
-            passthrough: false,
             canonical: false,
+            ..Service::named(key(name), name)
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use mesh::{Families, GatewayAddress, PortMapping, Service, ServiceKey, WaypointRequired, Workload};
+use mesh::{GatewayAddress, PortMapping, Service, ServiceKey, WaypointRequired, Workload};
 
 use super::Compiler;
 use crate::{
@@ -165,19 +165,8 @@ impl Compiler<'_, '_> {
                     workload.services.insert(name.clone(), Vec::new());
                 }
             }
-            let service = Service {
-                key: name.clone(),
-                name: key.name.clone(),
-                addresses: Vec::new(),
-                ports: vec![PortMapping { service_port: HBONE_PORT, target_port: HBONE_PORT }],
-                subject_alt_names: Vec::new(),
-                waypoint: None,
-                allow_unhealthy: false,
-                node_local: false,
-                families: Families::Any,
-                passthrough: false,
-                canonical: true,
-            };
+            let ports = vec![PortMapping { service_port: HBONE_PORT, target_port: HBONE_PORT }];
+            let service = Service { ports, ..Service::named(name.clone(), key.name.clone()) };
             self.out.services.insert(name, service);
         }
     }

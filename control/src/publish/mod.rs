@@ -311,20 +311,12 @@ mod tests {
         let mut one = workload("one", "10.0.0.1");
         one.services.insert(key.clone(), Vec::new());
         let service = Service {
-            key,
-            name: "web".into(),
             addresses: vec![mesh::NetworkAddress {
                 network: "".into(),
                 address: "10.1.0.1".parse().unwrap(),
             }],
-            ports: Vec::new(),
-            subject_alt_names: Vec::new(),
-            waypoint: None,
-            allow_unhealthy: false,
-            node_local: false,
-            families: mesh::Families::Any,
-            passthrough: false,
             canonical: false,
+            ..Service::named(key, "web")
         };
         store.publish([one, workload("two", "10.0.0.2")], [service], []);
         let state = store.subscribe().borrow().clone();

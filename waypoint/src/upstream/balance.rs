@@ -116,7 +116,7 @@ fn may_be(snapshot: &Snapshot, network: &str, service: &Service, address: IpAddr
 
 #[cfg(test)]
 mod tests {
-    use mesh::{Families, NetworkAddress, ServiceKey, Workload};
+    use mesh::{NetworkAddress, ServiceKey, Workload};
 
     use super::*;
 
@@ -132,18 +132,10 @@ mod tests {
 
     #[test]
     fn by_a_name_nobody_gets_round_what_the_mesh_says_of_an_address() {
-        let service = |hostname: &str, address: &str| Service {
-            key: ServiceKey { namespace: "shop".into(), hostname: hostname.into() },
-            name: hostname.into(),
-            addresses: vec![NetworkAddress { network: "".into(), address: address.parse().unwrap() }],
-            ports: Vec::new(),
-            subject_alt_names: Vec::new(),
-            waypoint: None,
-            allow_unhealthy: false,
-            node_local: false,
-            families: Families::Any,
-            passthrough: false,
-            canonical: true,
+        let service = |hostname: &str, address: &str| {
+            let key = ServiceKey { namespace: "shop".into(), hostname: hostname.into() };
+            let addresses = vec![NetworkAddress { network: "".into(), address: address.parse().unwrap() }];
+            Service { addresses, ..Service::named(key, hostname) }
         };
         let mut pod = Workload::named("c//Pod/shop/web", "shop", "web");
         pod.addresses = vec!["10.0.0.1".parse().unwrap()];
