@@ -17,16 +17,12 @@ fn bearer() -> Place {
 }
 
 fn rule(issuer: &str, keys: &str) -> TokenRule {
+    let policy = PolicyKey { namespace: "shop".into(), name: "p".into() };
     TokenRule {
-        policy: PolicyKey { namespace: "shop".into(), name: "p".into() },
-        issuer: issuer.into(),
-        audiences: Vec::new(),
         keys: Keys { source: "".into(), known: Some(keys::read(keys.as_bytes()).unwrap().keys) },
         from: vec![bearer()],
-        forward: false,
-        payload_to: None,
         claims_to: vec![ClaimHeader { header: "x-user".into(), claim: "sub".into() }],
-        spaced: Vec::new(),
+        ..TokenRule::of(issuer, policy)
     }
 }
 
@@ -120,7 +116,11 @@ fn a_principal_that_reads_like_one_of_a_longer_issuers_is_nobodys() {
     ] {
         assert_eq!(outcome(&token(issuer, subject), &both), told, "{issuer} {subject}");
     }
-    assert_eq!(outcome(&token("https://a", "b/c"), &alone), Ok("https://a/b/c".to_owned()), "no other is there");
+    assert_eq!(
+        outcome(&token("https://a", "b/c"), &alone),
+        Ok("https://a/b/c".to_owned()),
+        "no other is there"
+    );
 }
 
 #[test]

@@ -281,6 +281,21 @@ impl Authentication {
 }
 
 impl TokenRule {
+    /// A rule that looks nowhere and accepts no token; the other fields are set by the caller.
+    pub fn of(issuer: impl Into<Arc<str>>, policy: PolicyKey) -> Self {
+        Self {
+            policy,
+            issuer: issuer.into(),
+            audiences: Vec::new(),
+            keys: Keys { source: Arc::from(""), known: Some([].into()) },
+            from: Vec::new(),
+            forward: false,
+            payload_to: None,
+            claims_to: Vec::new(),
+            spaced: Vec::new(),
+        }
+    }
+
     /// Whether a token for these is for us.
     pub fn is_for<'a>(&self, mut audience: impl Iterator<Item = &'a str>) -> bool {
         self.audiences.is_empty() || audience.any(|one| self.audiences.iter().any(|ours| **ours == *one))
@@ -300,16 +315,11 @@ mod tests {
     }
 
     fn rule(issuer: &str, source: &str, known: Option<Arc<[Key]>>) -> TokenRule {
+        let policy = PolicyKey { namespace: "shop".into(), name: "p".into() };
         TokenRule {
-            policy: PolicyKey { namespace: "shop".into(), name: "p".into() },
-            issuer: issuer.into(),
-            audiences: Vec::new(),
             keys: Keys { source: source.into(), known },
             from: vec![Place::Parameter("access_token".into())],
-            forward: false,
-            payload_to: None,
-            claims_to: Vec::new(),
-            spaced: Vec::new(),
+            ..TokenRule::of(issuer, policy)
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh::{
     PolicyKey, RouteKey, ServiceKey, ServiceRoutes,
     route::{BackendTls, Found, Protocol, Route, RouteKind, Rule, Trust},
-    token::{Authentication, Keys, TokenRule},
+    token::{Authentication, TokenRule},
 };
 
 fn route(kind: RouteKind, name: &str, hostnames: &[&str]) -> Route {
@@ -126,17 +126,7 @@ fn a_route_is_for_its_port_and_a_consumers_for_his_callers() {
 fn a_consumers_route_of_connections_does_not_take_requests_past_what_is_said_of_them() {
     let of_port = |of: Route, port| Route { port: Some(port), ..of };
     let consumers = |kind| Route { for_namespace: Some("till".into()), ..route(kind, "own", &[]) };
-    let rule = || TokenRule {
-        policy: PolicyKey { namespace: "shop".into(), name: "p".into() },
-        issuer: "i".into(),
-        audiences: Vec::new(),
-        keys: Keys::default(),
-        from: Vec::new(),
-        forward: false,
-        payload_to: None,
-        claims_to: Vec::new(),
-        spaced: Vec::new(),
-    };
+    let rule = || TokenRule::of("i", PolicyKey { namespace: "shop".into(), name: "p".into() });
     for kind in [RouteKind::Tcp, RouteKind::Tls] {
         let alone = routes(vec![consumers(kind)]);
         let beside = routes(vec![consumers(kind), of_port(route(RouteKind::Http, "web", &[]), 81)]);

@@ -349,7 +349,7 @@ mod tests {
     use mesh::{
         Identity, PolicyKey, ServiceKey, ServiceRoutes,
         route::{Route, Rule},
-        token::{Authentication, Keys, TokenRule},
+        token::{Authentication, TokenRule},
     };
 
     use super::*;
@@ -407,21 +407,10 @@ mod tests {
             hostnames: Vec::new(),
             rules: vec![Rule::default()],
         };
-        let rule = TokenRule {
-            policy: PolicyKey { namespace: "shop".into(), name: "p".into() },
-            issuer: "i".into(),
-            audiences: Vec::new(),
-            keys: Keys::default(),
-            from: Vec::new(),
-            forward: false,
-            payload_to: None,
-            claims_to: Vec::new(),
-            spaced: Vec::new(),
-        };
+        let rule = TokenRule::of("i", PolicyKey { namespace: "shop".into(), name: "p".into() });
         let ports = vec![(80, Protocol::Http1), (5432, Protocol::Tcp)];
         let (none, http) = (Vec::new(), vec![route(RouteKind::Http, None)]);
-        let (own, consumers) =
-            (vec![route(RouteKind::Tcp, None)], vec![route(RouteKind::Tcp, Some("till"))]);
+        let (own, consumers) = (vec![route(RouteKind::Tcp, None)], vec![route(RouteKind::Tcp, Some("till"))]);
         let unknown = |is_routed| Way::Unknown { is_routed };
         for (case, routes, port, without, with_tokens) in [
             ("declared", &none, 80, Way::Http, Way::Http),
@@ -434,8 +423,7 @@ mod tests {
         ] {
             let of = |tokens: Vec<TokenRule>| {
                 let routes = ServiceRoutes::new(key(), ports.clone(), routes.clone()).unwrap();
-                let (snapshot, call) =
-                    arrives(port, routes.with_authentication(Authentication::new(tokens)));
+                let (snapshot, call) = arrives(port, routes.with_authentication(Authentication::new(tokens)));
                 way(&snapshot, &call, &settings())
             };
             assert_eq!((of(Vec::new()), of(vec![rule.clone()])), (without, with_tokens), "{case}");

@@ -92,13 +92,15 @@ impl<'v> Compiler<'v, '_> {
     /// Tells of ports of a service that nobody has said what they speak of: where tokens are read, what is no HTTP is
     /// refused there.
     pub(super) fn warn_of_unsaid(&mut self, service: &ServiceKey) {
-        let (Some(held), Some(routes)) = (self.out.services.get(service), self.out.routes.get(service)) else {
+        let (Some(held), Some(routes)) = (self.out.services.get(service), self.out.routes.get(service))
+        else {
             return;
         };
         if held.waypoint.is_none() || routes.authentication.is_empty() {
             return;
         }
-        let is_unsaid = |port: &u16| routes.protocol(*port) == Protocol::Unknown && routes.kind(*port, None).is_none();
+        let is_unsaid =
+            |port: &u16| routes.protocol(*port) == Protocol::Unknown && routes.kind(*port, None).is_none();
         let ports = held.ports.iter().map(|mapping| mapping.service_port).filter(is_unsaid);
         let ports: Vec<String> = ports.map(|port| port.to_string()).collect();
         if ports.is_empty() {
@@ -139,18 +141,7 @@ impl<'v> Compiler<'v, '_> {
 fn bounded(mut rules: Vec<TokenRule>) -> Vec<TokenRule> {
     let beyond = rules.split_off(rules.len().min(Authentication::MOST));
     let Some(first) = beyond.first() else { return rules };
-    let mut closed = TokenRule {
-        policy: first.policy.clone(),
-        // Of no issuer: an empty one is not accepted in a rule.
-        issuer: "(more rules than a service may have)".into(),
-        audiences: Vec::new(),
-        keys: Keys { source: "".into(), known: Some([].into()) },
-        from: Vec::new(),
-        forward: false,
-        payload_to: None,
-        claims_to: Vec::new(),
-        spaced: Vec::new(),
-    };
+    let mut closed = TokenRule::of("(more rules than a service may have)", first.policy.clone());
     let (mut places, mut headers) = (HashSet::new(), HashSet::new());
     for rule in &beyond {
         closed.from.extend(rule.from.iter().filter(|place| places.insert(*place)).cloned());
