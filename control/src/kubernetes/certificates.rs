@@ -14,7 +14,7 @@ use super::{
     held::{Held, Name},
     kinds::locate,
 };
-use crate::manifest::Kind;
+use crate::manifest::{Kind, is_subdomain};
 use apiserver::{Api, ApiError};
 
 /// How often each is looked at again.
@@ -89,14 +89,6 @@ async fn look(api: &Api, held: &Held, wanted: &BTreeSet<Name>, is_due: impl Fn(&
         _ => held.listed(Kind::ConfigMap, &there),
     }
     failed.is_some()
-}
-
-/// Whether an object may be called so (RFC 1123).
-fn is_subdomain(name: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = name.as_bytes();
-    name.len() <= 253 && name.bytes().all(fits) && ends(bytes.first()) && ends(bytes.last())
 }
 
 async fn read(api: &Api, held: &Held, name: &Name) -> Result<(), ApiError> {

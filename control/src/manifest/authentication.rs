@@ -11,7 +11,8 @@ use serde::Deserialize;
 
 use super::{
     authorization::is_field_name,
-    kube::{LabelSelector, Metadata, Strict},
+    kube::{LabelSelector, Metadata, Strict, bounded},
+    route::OF_CONNECTIONS,
     target::{self, PolicyTarget},
 };
 
@@ -27,21 +28,8 @@ const LONGEST: usize = 2048;
 /// How long keys may take to be fetched where nothing is said, as Istio has it, and at most.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Headers that are not for a token's claims: by them a request is carried.
-const CARRYING: [&str; 12] = [
-    "connection",
-    "content-length",
-    "cookie",
-    "expect",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "culvert-source",
-];
+/// Headers that are not for a token's claims, beside those of connections: by them a request is carried.
+const CARRYING: [&str; 3] = ["cookie", "host", "culvert-source"];
 
 /// A RequestAuthentication that was understood; what it applies to is decided at compile time.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,9 +153,7 @@ impl RequestAuthentication {
             return Err(("spec.selector".to_owned(), reason.to_owned()));
         }
         let written = spec.jwt_rules.unwrap_or_default();
-        if written.len() > MOST_RULES {
-            return Err(("spec.jwtRules".to_owned(), format!("more than {MOST_RULES}")));
-        }
+        bounded("spec.jwtRules", written.len(), MOST_RULES)?;
         let mut remarks = Vec::new();
         let rules = written.into_iter().enumerate();
         let rules = rules.map(|(at, written)| rule(&format!("spec.jwtRules[{at}]"), written, &mut remarks));
@@ -242,9 +228,7 @@ fn list<M, T>(
     convert: impl Fn(&str, M) -> Result<T, Wrong>,
 ) -> Result<Vec<T>, Wrong> {
     let values = values.unwrap_or_default();
-    if values.len() > MOST {
-        return Err((field.to_owned(), format!("more than {MOST}")));
-    }
+    bounded(field, values.len(), MOST)?;
     values.into_iter().enumerate().map(|(at, value)| convert(&format!("{field}[{at}]"), value)).collect()
 }
 
@@ -267,7 +251,7 @@ fn header(field: &str, name: &str) -> Result<Arc<str>, Wrong> {
 /// The name of a header that is made of a token.
 fn made(field: &str, name: &str) -> Result<Arc<str>, Wrong> {
     let name = header(field, name)?;
-    match CARRYING.contains(&&*name) {
+    match CARRYING.contains(&&*name) || OF_CONNECTIONS.contains(&&*name) {
         true => Err((field.to_owned(), format!("{name} is not for claims: by it a request is carried"))),
         false => Ok(name),
     }

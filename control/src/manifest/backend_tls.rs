@@ -7,7 +7,7 @@ use mesh::route::SubjectName;
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
-    kube::{Metadata, Strict},
+    kube::{Metadata, Strict, bounded, is_subdomain},
     route::Reference,
 };
 
@@ -169,7 +169,8 @@ impl TargetsOnly {
                 targets.push(target);
             }
         }
-        let hostname = self.spec.get("validation").and_then(|validation| validation.get("hostname")?.as_str());
+        let hostname =
+            self.spec.get("validation").and_then(|validation| validation.get("hostname")?.as_str());
         let hostname = hostname.filter(|name| is_server(name)).unwrap_or("unreadable").into();
         let refused = Some(Box::new(RefusedPolicy { targets: targets.clone(), reason }));
         let (metadata, trust) = (self.metadata, TrustManifest::Refused);
@@ -230,21 +231,7 @@ fn name_of(of: NameManifest, field: &str) -> Result<SubjectName, Wrong> {
 
 /// Whether a name may be asked for in TLS (RFC 6066).
 pub(super) fn is_server(name: &str) -> bool {
-    let label = |label: &str| {
-        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        (1..=63).contains(&label.len())
-            && label.bytes().all(inner)
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(label) && name.parse::<IpAddr>().is_err()
-}
-
-fn bounded(field: &str, length: usize, most: usize) -> Result<(), Wrong> {
-    if length > most {
-        return Err((field.to_owned(), format!("more than {most}")));
-    }
-    Ok(())
+    is_subdomain(name) && name.split('.').all(|label| label.len() <= 63) && name.parse::<IpAddr>().is_err()
 }
 
 /// Of a ConfigMap what policies may refer to.

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::{labels::Labels, shared::Shared};
+use super::{MAX_NAME, labels::Labels, shared::Shared};
 
 /// What is read of `metadata` of every object, besides its name.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -80,6 +80,23 @@ pub struct Namespace {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct Node {
     pub metadata: Metadata,
+}
+
+/// Says of a list that it is too long.
+pub(super) fn bounded(field: &str, length: usize, most: usize) -> Result<(), (String, String)> {
+    if length > most {
+        return Err((field.to_owned(), format!("more than {most}")));
+    }
+    Ok(())
+}
+
+/// Whether an object may be called so (a subdomain of RFC 1123).
+pub(crate) fn is_subdomain(name: &str) -> bool {
+    let label = |label: &str| {
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        !label.is_empty() && label.bytes().all(fits) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    name.len() <= MAX_NAME && name.split('.').all(label)
 }
 
 /// Parses an address or says which field is wrong.

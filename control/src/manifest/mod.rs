@@ -38,6 +38,7 @@ pub use istio::{
     Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec, Resolution, ServiceEntry, ServiceEntrySpec,
     WorkloadEntry, WorkloadEntrySpec,
 };
+pub(crate) use kube::is_subdomain;
 pub use kube::{LabelSelector, Metadata, Namespace, Node};
 pub use labels::Labels;
 pub(crate) use pod::ANNOTATIONS;
@@ -472,7 +473,9 @@ impl Reader<'_, '_> {
         if kind == Kind::BackendTLSPolicy {
             let policy: backend_tls::TargetsOnly = self.typed_or(written).ok()?;
             let colon = if field.is_empty() { "" } else { ": " };
-            return Some(Object::BackendTLSPolicy(Box::new(policy.refused(format!("{field}{colon}{reason}")))));
+            return Some(Object::BackendTLSPolicy(Box::new(
+                policy.refused(format!("{field}{colon}{reason}")),
+            )));
         }
         let of: fn(Box<Route>) -> Object = match kind {
             Kind::HTTPRoute => Object::HTTPRoute,

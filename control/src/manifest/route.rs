@@ -14,8 +14,9 @@ use mesh::route::{FieldMatch, Match, PathMatch, Retry, TextMatch, Timeouts, chec
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 pub use filter::Filter;
+pub(super) use filter::OF_CONNECTIONS;
 
-use super::kube::{Metadata, Strict};
+use super::kube::{Metadata, Strict, bounded};
 
 /// A field's path and what is wrong with it.
 type Wrong = (String, String);
@@ -258,7 +259,7 @@ impl Route {
         let Strict { metadata, spec, .. } = manifest;
         let mut remarks = remarks_of(spec.hostnames.as_deref(), spec.use_default_gateways.is_some());
         let rules = spec.rules.unwrap_or(default);
-        bounded("spec.rules", rules.len())?;
+        few("spec.rules", rules.len())?;
         let rules = rules.into_iter().enumerate();
         let rules = rules.map(|(at, rule)| convert(rule, &format!("spec.rules[{at}]"), &mut remarks));
         let rules = rules.collect::<Result<Vec<_>, _>>()?;
@@ -326,7 +327,7 @@ fn distinct_names(rules: &[Rule]) -> Result<(), Wrong> {
 
 fn rule_of(rule: RuleManifest, field: &str) -> Result<Rule, Wrong> {
     let matches = rule.matches.unwrap_or_default();
-    bounded(&format!("{field}.matches"), matches.len())?;
+    few(&format!("{field}.matches"), matches.len())?;
     let matches =
         matches.into_iter().enumerate().map(|(at, of)| match_of(of, &format!("{field}.matches[{at}]")));
     let backends = rule.backend_refs.unwrap_or_default().into_iter().enumerate();
@@ -395,7 +396,7 @@ fn match_of(of: MatchManifest, field: &str) -> Result<Match, Wrong> {
 /// Headers, whose names are compared in lower case, or parameters of the query.
 fn fields_of(from: Option<Vec<FieldManifest>>, field: &str, lower: bool) -> Result<Vec<FieldMatch>, Wrong> {
     let from = from.unwrap_or_default();
-    bounded(field, from.len())?;
+    few(field, from.len())?;
     let mut found: Vec<FieldMatch> = Vec::new();
     for (at, of) in from.into_iter().enumerate() {
         let value = text_of(of.kind.as_deref(), of.value, &format!("{field}[{at}]"))?;
@@ -503,11 +504,8 @@ fn read_time(text: &str) -> Option<Duration> {
     None
 }
 
-fn bounded(field: &str, length: usize) -> Result<(), Wrong> {
-    if length > MOST {
-        return Err((field.to_owned(), format!("more than {MOST}")));
-    }
-    Ok(())
+fn few(field: &str, length: usize) -> Result<(), Wrong> {
+    bounded(field, length, MOST)
 }
 
 #[cfg(test)]

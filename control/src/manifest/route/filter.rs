@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use mesh::route::{Cors, HeaderChange, PathChange, Redirect, Rewrite};
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::{Reference, Wrong, bounded};
+use super::{Reference, Wrong, few};
 
 /// Why filters that are right by themselves are refused together.
 pub(super) const NOT_BOTH: &str = "a request is redirected or rewritten, not both";
@@ -134,7 +134,7 @@ impl Manifest {
 
 /// Headers of which HTTP itself makes use (RFC 9110, 7.6.1; RFC 9112, 6). Others than those that a message has would make
 /// the two ends of a connection disagree on where it ends.
-const OF_CONNECTIONS: [&str; 9] = [
+pub(in crate::manifest) const OF_CONNECTIONS: [&str; 9] = [
     "connection",
     "content-length",
     "expect",
@@ -150,7 +150,7 @@ const OF_CONNECTIONS: [&str; 9] = [
 pub(super) fn all_of(from: Option<Vec<Manifest>>, field: &str) -> Result<Vec<Filter>, Wrong> {
     let from = from.unwrap_or_default();
     let field = format!("{field}.filters");
-    bounded(&field, from.len())?;
+    few(&field, from.len())?;
     let each = from.into_iter().enumerate().map(|(at, of)| filter_of(of, &format!("{field}[{at}]")));
     let filters: Vec<Filter> = each.collect::<Result<_, _>>()?;
     let has = |wanted: fn(&Filter) -> bool| filters.iter().any(wanted);
@@ -231,12 +231,12 @@ fn cors_of(from: CorsManifest, field: &str) -> Result<Cors, Wrong> {
         ("allowHeaders", &from.allow_headers),
         ("exposeHeaders", &from.expose_headers),
     ] {
-        bounded(&format!("{field}.{name}"), list.len())?;
+        few(&format!("{field}.{name}"), list.len())?;
         if let Some(at) = list.iter().position(|text| !is_token(text)) {
             return Err((format!("{field}.{name}[{at}]"), format!("{:?} is no name", list[at])));
         }
     }
-    bounded(&format!("{field}.allowOrigins"), from.allow_origins.len())?;
+    few(&format!("{field}.allowOrigins"), from.allow_origins.len())?;
     Ok(Cors {
         allow_origins: from.allow_origins,
         allow_credentials: from.allow_credentials.unwrap_or(false),
@@ -257,7 +257,7 @@ fn is_token(text: &str) -> bool {
 fn header_change(from: HeadersManifest, field: &str) -> Result<HeaderChange, Wrong> {
     let pairs = |from: Option<Vec<HeaderManifest>>, name: &str| -> Result<Vec<Pair>, Wrong> {
         let from = from.unwrap_or_default();
-        bounded(&format!("{field}.{name}"), from.len())?;
+        few(&format!("{field}.{name}"), from.len())?;
         let pair = |(at, header): (usize, HeaderManifest)| {
             let field = format!("{field}.{name}[{at}]");
             if !header.value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
@@ -272,7 +272,7 @@ fn header_change(from: HeadersManifest, field: &str) -> Result<HeaderChange, Wro
         Ok(pairs)
     };
     let remove = from.remove.unwrap_or_default();
-    bounded(&format!("{field}.remove"), remove.len())?;
+    few(&format!("{field}.remove"), remove.len())?;
     let remove = remove.iter().enumerate();
     let change = HeaderChange {
         set: pairs(from.set, "set")?,

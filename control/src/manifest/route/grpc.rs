@@ -6,8 +6,8 @@ use mesh::route::{Match, PathMatch, TextMatch, Timeouts};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
-    BackendManifest, FieldManifest, Route, Rule, Spec, Wrong, backend_of, bounded, fields_of, filter,
-    pattern, remark_session,
+    BackendManifest, FieldManifest, Route, Rule, Spec, Wrong, backend_of, few, fields_of, filter, pattern,
+    remark_session,
 };
 use crate::manifest::kube::Strict;
 
@@ -51,7 +51,7 @@ impl Route {
 
 fn rule_of(rule: RuleManifest, field: &str) -> Result<Rule, Wrong> {
     let matches = rule.matches.unwrap_or_default();
-    bounded(&format!("{field}.matches"), matches.len())?;
+    few(&format!("{field}.matches"), matches.len())?;
     let matches =
         matches.into_iter().enumerate().map(|(at, of)| match_of(of, &format!("{field}.matches[{at}]")));
     let mut matches: Vec<Match> = matches.collect::<Result<_, _>>()?;
@@ -59,7 +59,7 @@ fn rule_of(rule: RuleManifest, field: &str) -> Result<Rule, Wrong> {
         matches.push(Match { path: PathMatch::Rpc { service: None, method: None }, ..Match::default() });
     }
     let backends = rule.backend_refs.unwrap_or_default();
-    bounded(&format!("{field}.backendRefs"), backends.len())?;
+    few(&format!("{field}.backendRefs"), backends.len())?;
     for (at, backend) in backends.iter().enumerate() {
         of_calls(backend.filters.as_deref(), &format!("{field}.backendRefs[{at}]"))?;
     }

@@ -6,8 +6,11 @@ use std::{net::IpAddr, sync::Arc};
 use mesh::route::Timeouts;
 use serde::Deserialize;
 
-use super::{Backend, Reference, Route, Rule, Spec, Wrong, bounded};
-use crate::manifest::{backend_tls::is_server, kube::Strict};
+use super::{BackendManifest, Route, Rule, Spec, Wrong, backend_of, few};
+use crate::manifest::{
+    backend_tls::is_server,
+    kube::{Strict, bounded},
+};
 
 pub(in crate::manifest) type Manifest = Strict<Spec<RuleManifest>>;
 
@@ -19,22 +22,6 @@ const MOST_HOSTNAMES: usize = 1024;
 pub(in crate::manifest) struct RuleManifest {
     name: Option<Arc<str>>,
     backend_refs: Option<Vec<BackendManifest>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BackendManifest {
-    #[serde(default)]
-    group: Option<Arc<str>>,
-    #[serde(default)]
-    kind: Option<Arc<str>>,
-    #[serde(default)]
-    namespace: Option<Arc<str>>,
-    name: Arc<str>,
-    #[serde(default)]
-    port: Option<u16>,
-    #[serde(default)]
-    weight: Option<u32>,
 }
 
 impl Route {
@@ -50,9 +37,7 @@ impl Route {
     /// Converts and validates a TLSRoute.
     pub(in crate::manifest) fn from_tls_manifest(mut manifest: Manifest) -> Result<Self, Wrong> {
         let hostnames = manifest.spec.hostnames.take().unwrap_or_default();
-        if hostnames.len() > MOST_HOSTNAMES {
-            return Err(("spec.hostnames".to_owned(), format!("more than {MOST_HOSTNAMES}")));
-        }
+        bounded("spec.hostnames", hostnames.len(), MOST_HOSTNAMES)?;
         for (at, name) in hostnames.iter().enumerate() {
             check_server(name).map_err(|reason| (format!("spec.hostnames[{at}]"), reason))?;
         }
@@ -77,17 +62,17 @@ impl Route {
 
 fn rule_of(rule: RuleManifest, field: &str) -> Result<Rule, Wrong> {
     let backends = rule.backend_refs.unwrap_or_default();
-    bounded(&format!("{field}.backendRefs"), backends.len())?;
-    let backend = |of: BackendManifest| {
-        let BackendManifest { group, kind, namespace, name, port, weight } = of;
-        let to = Reference { group, kind, namespace, name, port, section_name: None };
-        Backend { to, weight: weight.unwrap_or(1), filters: Vec::new() }
-    };
+    few(&format!("{field}.backendRefs"), backends.len())?;
+    if let Some(at) = backends.iter().position(|backend| backend.filters.is_some()) {
+        let reason = "unknown field: of a connection nothing is changed";
+        return Err((format!("{field}.backendRefs[{at}].filters"), reason.to_owned()));
+    }
+    let backends = backends.into_iter().map(|backend| backend_of(backend, field));
     Ok(Rule {
         name: rule.name,
         matches: Vec::new(),
         filters: Vec::new(),
-        backends: backends.into_iter().map(backend).collect(),
+        backends: backends.collect::<Result<_, _>>()?,
         timeouts: Timeouts::default(),
         retry: None,
     })
