@@ -13,6 +13,7 @@ mod error;
 mod handover;
 mod issuer;
 mod renew;
+mod signatures;
 mod store;
 mod tls;
 mod verify;

@@ -11,14 +11,15 @@ use std::{
     time::Duration,
 };
 
+use identity::verified_signatures;
 use mesh::route::{BackendTls, SubjectName, Trust};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, Error, RootCertStore,
     client::{
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        danger::{ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
     },
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
@@ -89,7 +90,7 @@ fn config(tls: &BackendTls, version: Option<Version>) -> Result<ClientConfig, St
         return Err("there is no certificate by which a server could be believed".to_owned());
     }
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = Verifier { roots, names: tls.names.clone().into(), provider: provider.clone() };
+    let verifier = Verifier { roots, names: tls.names.clone().into() };
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| error.to_string())?;
     let mut config =
@@ -132,7 +133,10 @@ struct Verifier {
     roots: Arc<RootCertStore>,
     /// Any of these; the server that was asked for, if they are none.
     names: Box<[SubjectName]>,
-    provider: Arc<CryptoProvider>,
+}
+
+fn algorithms() -> WebPkiSupportedAlgorithms {
+    aws_lc_rs::default_provider().signature_verification_algorithms
 }
 
 impl Verifier {
@@ -179,33 +183,13 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(leaf)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        let all = algorithms().all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, all)?;
         self.is_named(leaf, &parsed, server)?;
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    verified_signatures!(algorithms());
 }
 
 #[cfg(test)]
