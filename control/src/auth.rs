@@ -116,7 +116,10 @@ mod tests {
         let within = Duration::from_secs(1);
         assert!(tokio::time::timeout(within, auth.revoked(&waypoint)).await.is_err(), "it is one");
         callers(&[&waypoint]);
-        assert!(tokio::time::timeout(within, auth.revoked(&waypoint)).await.is_err(), "others concern it not");
+        assert!(
+            tokio::time::timeout(within, auth.revoked(&waypoint)).await.is_err(),
+            "others concern it not"
+        );
         assert!(tokio::time::timeout(within, auth.revoked("a")).await.is_err(), "a node keeps its state");
         callers(&[]);
         assert!(tokio::time::timeout(within, auth.revoked(&waypoint)).await.is_ok());

@@ -213,7 +213,11 @@ impl Objects {
     /// The names of all objects of a kind.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = ObjectKey> {
         self.spaces.iter().flat_map(move |(namespace, space)| {
-            names_of(space, kind).map(move |name| ObjectKey { kind, namespace: namespace.clone(), name: name.clone() })
+            names_of(space, kind).map(move |name| ObjectKey {
+                kind,
+                namespace: namespace.clone(),
+                name: name.clone(),
+            })
         })
     }
 
@@ -476,7 +480,11 @@ impl Objects {
 /// The names of the objects of a kind, which are beside each other.
 fn names_of(space: &Space, kind: Kind) -> impl Iterator<Item = &Arc<str>> {
     let first: (Kind, Arc<str>) = (kind, "".into());
-    space.range(first..).map(|((of, name), _)| (of, name)).take_while(move |(of, _)| **of == kind).map(|(_, name)| name)
+    space
+        .range(first..)
+        .map(|((of, name), _)| (of, name))
+        .take_while(move |(of, _)| **of == kind)
+        .map(|(_, name)| name)
 }
 
 /// The names of pods, once for both.

@@ -271,7 +271,8 @@ async fn nobody_waits_for_the_silent_places_of_another_namespace() {
     let server = Server::default();
     let port = server.listen(None).await;
     server.says("/z", ok(r#"{"keys": []}"#));
-    let want = |namespace: &str| Want { patience: Duration::from_secs(60), namespaces: [namespace.into()].into() };
+    let want =
+        |namespace: &str| Want { patience: Duration::from_secs(60), namespaces: [namespace.into()].into() };
     let place = |name: &str| KeySource::Set(format!("http://127.0.0.1:{port}/{name}").into());
     // By their names all of them would be asked before.
     let silent = (0..100).map(|number| (place(&format!("a{number}")), want("noisy")));
@@ -290,7 +291,8 @@ async fn nobody_waits_for_the_silent_places_of_another_namespace() {
 async fn what_is_beyond_a_namespaces_places_is_told_and_not_asked() {
     let server = Server::default();
     let port = server.listen(None).await;
-    let rule = |number: usize| format!("{{issuer: i, jwksUri: 'http://127.0.0.1:{port}/{number}', timeout: 100ms}}");
+    let rule =
+        |number: usize| format!("{{issuer: i, jwksUri: 'http://127.0.0.1:{port}/{number}', timeout: 100ms}}");
     let kept = Kept::new(&(0..32).map(rule).collect::<Vec<_>>().join(", "));
     let text = format!(
         "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: q, namespace: shop}}\n\
@@ -302,7 +304,8 @@ async fn what_is_beyond_a_namespaces_places_is_told_and_not_asked() {
         objects.apply(Path::new("more"), parse(Path::new("more"), &text));
         kept.handle.wanted.send_replace(objects.key_sources());
     }
-    kept.until("a word of it", |_, told| told.iter().any(|one| one.contains("more than 32 such places"))).await;
+    kept.until("a word of it", |_, told| told.iter().any(|one| one.contains("more than 32 such places")))
+        .await;
     while server.asked("/31") == 0 {
         sleep(Duration::from_millis(10)).await;
     }

@@ -86,8 +86,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             tunnel: if hbone { Tunnel::Hbone } else { Tunnel::None },
             native_tunnel: native,
             waypoint,
-            waypoint_required: required
-                .map(|(except_ports, of)| mesh::WaypointRequired { except_ports, of }),
+            waypoint_required: required.map(|(except_ports, of)| mesh::WaypointRequired { except_ports, of }),
             routed_from,
             network_gateway,
             services,

@@ -98,8 +98,10 @@ impl Snapshot {
         {
             return Some(Refusal::NotItsWaypoint(passage.waypoint.clone()));
         }
-        let required =
-            workload.waypoint_required.as_ref().filter(|required| required.covers(attempt.destination_port))?;
+        let required = workload
+            .waypoint_required
+            .as_ref()
+            .filter(|required| required.covers(attempt.destination_port))?;
         let passed = attempt.through.map(|passage| &passage.waypoint).or(attempt.source);
         let suffices = passed.is_some_and(|passed| self.is_required_waypoint(passed, required, workload));
         (!suffices).then_some(Refusal::WaypointRequired)

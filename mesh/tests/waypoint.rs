@@ -299,8 +299,16 @@ fn what_a_service_requires_is_its_own_waypoint_and_not_that_of_another_service_o
         web_is(&mut world, &["web", "other"], of);
         assert_eq!(world.admit("client", 8080, Some(("wp", web()))), by_web, "{of:?}");
         assert_eq!(world.admit("client", 8080, Some(("wp2", other()))), by_other, "{of:?}");
-        assert_eq!((world.admit("wp", 8080, None), world.admit("wp2", 8080, None)), (by_web, by_other), "{of:?}");
-        assert_eq!(world.admit("client", 9090, Some(("wp2", other()))), Verdict::Allow(None), "it is excepted");
+        assert_eq!(
+            (world.admit("wp", 8080, None), world.admit("wp2", 8080, None)),
+            (by_web, by_other),
+            "{of:?}"
+        );
+        assert_eq!(
+            world.admit("client", 9090, Some(("wp2", other()))),
+            Verdict::Allow(None),
+            "it is excepted"
+        );
     }
     // The same waypoint, for another service: what is for it as a whole was judged.
     web_is(&mut world, &["web", "other"], &["web"]);

@@ -30,7 +30,10 @@ fn world(format: Format, max_series: usize) -> World {
     let records = Records::new(&metrics, log, Options { max_series });
     let service = Service {
         canonical: false,
-        ..Service::named(ServiceKey { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() }, "cart")
+        ..Service::named(
+            ServiceKey { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() },
+            "cart",
+        )
     };
     World {
         records,

@@ -112,7 +112,7 @@ impl<'v> Compiler<'v, '_> {
             if self.is_own(&namespace) {
                 let reason = format!(
                     "nobody says what port {} of service {service} speaks: what is no HTTP is refused there, since tokens \
-                     are read; name the port (http-…, tcp-…) or give it an appProtocol",
+                     are read; name the port (http-…, tcp-…), or give it an appProtocol or, in a ServiceEntry, a protocol",
                     ports.join(", ")
                 );
                 let key = ObjectKey { kind: Kind::RequestAuthentication, namespace, name };

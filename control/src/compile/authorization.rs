@@ -186,4 +186,4 @@ impl Compiler<'_, '_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -108,8 +108,9 @@ impl Compiler<'_, '_> {
                 let ports = services.iter().flat_map(|service| self.carried_as_they_are(service, &name));
                 let ports: Vec<String> = ports.map(|port| port.to_string()).collect();
                 let statuses = self.out.routes_status.get_mut(&key).into_iter().flatten();
-                let mut conditions =
-                    statuses.filter(|status| status.parent == *target).flat_map(|status| &mut status.conditions);
+                let mut conditions = statuses
+                    .filter(|status| status.parent == *target)
+                    .flat_map(|status| &mut status.conditions);
                 let accepted = conditions.find(|condition| condition.kind == "Accepted" && condition.status);
                 if let Some(condition) = accepted.filter(|_| !ports.is_empty()) {
                     condition.message = format!(
@@ -124,7 +125,8 @@ impl Compiler<'_, '_> {
 
     /// The ports of a service that speak no HTTP, that no TCPRoute is for, and that this policy would be for.
     fn carried_as_they_are(&self, service: &ServiceKey, policy: &str) -> Vec<u16> {
-        let (Some(held), Some(routes)) = (self.out.services.get(service), self.out.routes.get(service)) else {
+        let (Some(held), Some(routes)) = (self.out.services.get(service), self.out.routes.get(service))
+        else {
             return Vec::new();
         };
         let is_own = |port: u16| routes.tls(port).is_some_and(|tls| *tls.policy == *policy);

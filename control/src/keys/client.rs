@@ -61,7 +61,9 @@ pub enum Failed {
     Address(String),
     #[error("{host} is not found: {source}")]
     Lookup { host: String, source: std::io::Error },
-    #[error("{0} is this machine, its own link or a cloud's metadata, and is not asked (option --jwks-allow)")]
+    #[error(
+        "{0} is this machine, its own link or a cloud's metadata, and is not asked (option --jwks-allow)"
+    )]
     Forbidden(IpAddr),
     #[error("{to} cannot be reached: {source}")]
     Dial { to: SocketAddr, source: std::io::Error },

@@ -158,8 +158,7 @@ impl Keeper {
     fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
         let is_gone = |source: &&KeySource| !wanted.contains_key(*source);
-        let gone: Vec<KeySource> =
-            self.held.keys().chain(&self.beyond).filter(is_gone).cloned().collect();
+        let gone: Vec<KeySource> = self.held.keys().chain(&self.beyond).filter(is_gone).cloned().collect();
         for source in gone {
             self.held.remove(&source);
             self.beyond.remove(&source);

@@ -74,7 +74,8 @@ fn a_policy_for_tls_that_is_refused_keeps_what_was_good_and_else_believes_nobody
     let shown = |objects: &Objects| {
         let view = objects.view();
         let Some(Object::BackendTLSPolicy(policy)) = view.objects.values().next() else { panic!("{view:?}") };
-        let names = |of: &[crate::manifest::Reference]| of.iter().map(|target| target.name.to_string()).collect();
+        let names =
+            |of: &[crate::manifest::Reference]| of.iter().map(|target| target.name.to_string()).collect();
         let refused: Option<Vec<String>> = policy.refused.as_ref().map(|refused| names(&refused.targets));
         (policy.is_stand_in(), names(&policy.targets), refused)
     };

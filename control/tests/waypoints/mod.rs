@@ -125,7 +125,10 @@ async fn a_waypoint_that_is_none_any_more_loses_its_stream() {
     cluster.delete(GATEWAYS, "shop", "wp");
     let ended = timeout(PATIENCE, stream.message()).await.expect("an end");
     let status = ended.expect_err("not for nothing");
-    assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "the caller is no waypoint any more"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::PermissionDenied, "the caller is no waypoint any more")
+    );
 }
 
 fn condition(object: &Value, kind: &str) -> (String, String) {
@@ -221,7 +224,10 @@ async fn a_gateway_is_deployed_mended_and_told() {
     let managers: Vec<&Value> = left["metadata"]["managedFields"].as_array().into_iter().flatten().collect();
     assert_eq!((&left["spec"]["replicas"], managers.len()), (&json!(3), 1), "{managers:?}");
     assert_eq!(managers[0]["manager"], "culvert-control-replicas");
-    cluster.put(AUTOSCALERS, json!({"metadata": {"name": "wp", "namespace": "shop"}, "spec": {"maxReplicas": 9}}));
+    cluster.put(
+        AUTOSCALERS,
+        json!({"metadata": {"name": "wp", "namespace": "shop"}, "spec": {"maxReplicas": 9}}),
+    );
     let mut wrong = gateway();
     wrong["metadata"]["annotations"] = json!({"culvert.dev/replicas": "many"});
     cluster.put(GATEWAYS, wrong);
@@ -272,7 +278,10 @@ async fn a_class_without_an_object_is_nobodys_and_so_are_roots_of_anothers() {
     let roots = || cluster.get("/api/v1/configmaps", "shop", "culvert-ca-root-cert").unwrap();
     let told = || condition(&cluster.get(GATEWAYS, "shop", "own").unwrap(), "Programmed");
     eventually("roots that are another's", || told() == said("False", "Invalid")).await;
-    assert_eq!((&roots()["data"]["root-cert.pem"], cluster.get(DEPLOYMENTS, "shop", "own")), (&json!("theirs"), None));
+    assert_eq!(
+        (&roots()["data"]["root-cert.pem"], cluster.get(DEPLOYMENTS, "shop", "own")),
+        (&json!("theirs"), None)
+    );
     assert_eq!(cluster.get(DEPLOYMENTS, "shop", "wp"), None, "no class says whose it is");
     assert!(cluster.get(GATEWAYS, "shop", "wp").unwrap()["status"].is_null());
 }

@@ -60,8 +60,7 @@ fn behind<'a>(value: &'a HeaderValue, prefix: &str) -> Option<Cow<'a, str>> {
 fn cookie<'a>(piece: &[u8], wanted: &str) -> Option<Cow<'a, str>> {
     let at = piece.iter().position(|byte| *byte == b'=')?;
     let (name, value) = (piece[..at].trim_ascii(), piece[at + 1..].trim_ascii());
-    (name == wanted.as_bytes())
-        .then(|| String::from_utf8_lossy(value).trim_matches('"').to_owned().into())
+    (name == wanted.as_bytes()).then(|| String::from_utf8_lossy(value).trim_matches('"').to_owned().into())
 }
 
 /// Path and query without the parameters that are places of tokens; `None` if it has none of them.

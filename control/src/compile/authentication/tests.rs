@@ -5,42 +5,17 @@ use std::{path::Path, time::Duration};
 use mesh::token::Key;
 
 use crate::{
-    compile::{Compiled, Options, Word, compile, tests::compiled},
+    compile::{
+        Compiled, Options, Word,
+        authorization::tests::{FAR, SHOP, WAYPOINT, WEB},
+        compile,
+        tests::compiled,
+    },
     keys::{FetchedKeys, Want},
     manifest::{KeySource, parse},
     objects::Objects,
 };
 
-const SHOP: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: wp, namespace: shop}
-spec: {gatewayClassName: culvert-waypoint}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: wp}}
-spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: bare, namespace: shop}
-spec: {clusterIP: 10.96.0.2, selector: {app: web}, ports: [{name: http, port: 80}]}
-";
-/// Another namespace's service, behind the waypoint of `shop`.
-const FAR: &str = "
-apiVersion: v1
-kind: Service
-metadata:
-  name: far
-  namespace: elsewhere
-  labels: {istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: shop}
-spec: {clusterIP: 10.96.0.3, selector: {app: far}, ports: [{name: http, port: 80}]}
-";
 const URI: &str = "https://issuer.example/keys";
 
 fn authentication(namespace: &str, name: &str, target: &str) -> String {
@@ -65,9 +40,6 @@ fn told(compiled: &Compiled) -> Vec<String> {
     all.filter(|problem| problem.contains("RequestAuthentication")).collect()
 }
 
-const WEB: &str = "web.shop.svc.cluster.local";
-const WAYPOINT: &str = "wp.shop.svc.cluster.local";
-
 #[test]
 fn rules_are_for_what_their_targets_name_and_those_of_several_add_up() {
     let service = "{kind: Service, name: web}";
@@ -85,6 +57,7 @@ fn rules_are_for_what_their_targets_name_and_those_of_several_add_up() {
         found(&compiled),
         [
             ("far.elsewhere.svc.cluster.local", vec!["three", "two"]),
+            ("bank.example", vec!["three", "two"]),
             (WEB, vec!["three", "one", "two"]),
             (WAYPOINT, vec!["three", "two"]),
         ]
@@ -209,7 +182,10 @@ fn of_more_rules_than_a_service_may_have_no_token_is_accepted_and_no_header_is_b
         assert!(found.makes(&format!("x-user-{at}")) && found.makes(&format!("x-payload-{at}")), "{at}");
     }
     let problems = told(&compiled);
-    assert!(problems.iter().any(|problem| problem.contains("of those beyond no token is accepted")), "{problems:?}");
+    assert!(
+        problems.iter().any(|problem| problem.contains("of those beyond no token is accepted")),
+        "{problems:?}"
+    );
 }
 
 #[test]
@@ -229,6 +205,10 @@ fn a_port_that_nobody_says_what_it_speaks_of_is_told_where_tokens_are_read() {
     let unsaid = of("{name: x, port: 80}, {name: y, port: 81}", "");
     assert!(unsaid.len() == 1 && unsaid[0].contains("what port 80, 81 of service"), "{unsaid:?}");
     for kind in ["HTTPRoute", "TCPRoute"] {
-        assert_eq!(of("{name: http, port: 80}, {name: x, port: 81}", &route(kind)), Vec::<String>::new(), "{kind}");
+        assert_eq!(
+            of("{name: http, port: 80}, {name: x, port: 81}", &route(kind)),
+            Vec::<String>::new(),
+            "{kind}"
+        );
     }
 }

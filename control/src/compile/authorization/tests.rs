@@ -7,7 +7,7 @@ use crate::{
     objects::Objects,
 };
 
-const SHOP: &str = "
+pub(crate) const SHOP: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop}
@@ -35,11 +35,11 @@ spec: {clusterIP: 10.96.0.2, selector: {app: web}, ports: [{name: http, port: 80
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: bank, namespace: shop, labels: {istio.io/use-waypoint: wp}}
-spec: {hosts: [bank.example], addresses: [240.1.0.1], resolution: DNS, ports: [{number: 80, name: http}]}
+spec: {hosts: [bank.example], addresses: [240.1.0.1], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]}
 ";
 
 /// Another namespace's service, behind the waypoint of `shop`.
-const FAR: &str = "
+pub(crate) const FAR: &str = "
 apiVersion: v1
 kind: Service
 metadata:
@@ -61,8 +61,8 @@ fn judged(compiled: &Compiled) -> Vec<&str> {
     with.map(|routes| &*routes.service.hostname).collect()
 }
 
-const WEB: &str = "web.shop.svc.cluster.local";
-const WAYPOINT: &str = "wp.shop.svc.cluster.local";
+pub(crate) const WEB: &str = "web.shop.svc.cluster.local";
+pub(crate) const WAYPOINT: &str = "wp.shop.svc.cluster.local";
 const EVERYWHERE: [&str; 4] = ["far.elsewhere.svc.cluster.local", "bank.example", WEB, WAYPOINT];
 
 #[test]

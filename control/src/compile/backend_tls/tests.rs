@@ -128,13 +128,43 @@ fn of_several_for_the_same_the_oldest_holds_and_a_target_must_be_there() {
 fn what_was_refused_and_never_good_closes_the_way_to_what_it_is_for() {
     let word: &dyn Fn(&str, &str) -> Word = &|_, _| Word::Fresh { measured: true };
     for (case, refused, port, hostname) in [
-        ("a field that nobody knows", policy("p", ", sectionName: x", "wellKnown: System"), Some(Some(81)), "web.test"),
+        (
+            "a field that nobody knows",
+            policy("p", ", sectionName: x", "wellKnown: System"),
+            Some(Some(81)),
+            "web.test",
+        ),
         ("no server", policy("p", "", SYSTEM).replace("web.test", "'*.test'"), Some(None), "unreadable"),
-        ("a name that is none", policy("p", "", &format!("{SYSTEM}, subjectAltNames: [{{}}]")), Some(None), "web.test"),
-        ("a validation that is none", policy("p", "", "x: [y]").replace("hostname: web.test,", ""), Some(None), "unreadable"),
-        ("a target that is odd", policy("p", "", SYSTEM).replace("name: web}", "name: web, port: 80}"), Some(None), "web.test"),
-        ("a target beside one that is odd", policy("p", "", SYSTEM).replace("[{group", "[7, {group"), Some(None), "web.test"),
-        ("another namespace", policy("p", "", SYSTEM).replace("name: web}", "name: web, namespace: x}"), None, ""),
+        (
+            "a name that is none",
+            policy("p", "", &format!("{SYSTEM}, subjectAltNames: [{{}}]")),
+            Some(None),
+            "web.test",
+        ),
+        (
+            "a validation that is none",
+            policy("p", "", "x: [y]").replace("hostname: web.test,", ""),
+            Some(None),
+            "unreadable",
+        ),
+        (
+            "a target that is odd",
+            policy("p", "", SYSTEM).replace("name: web}", "name: web, port: 80}"),
+            Some(None),
+            "web.test",
+        ),
+        (
+            "a target beside one that is odd",
+            policy("p", "", SYSTEM).replace("[{group", "[7, {group"),
+            Some(None),
+            "web.test",
+        ),
+        (
+            "another namespace",
+            policy("p", "", SYSTEM).replace("name: web}", "name: web, namespace: x}"),
+            None,
+            "",
+        ),
         ("no targets", policy("p", "", SYSTEM).replace("targetRefs:", "targets:"), None, ""),
     ] {
         let compiled = compiled_as_is(&[SHOP, GATEWAY, &refused], word);
@@ -158,7 +188,11 @@ fn what_was_refused_and_never_good_closes_the_way_to_what_it_is_for() {
 
 #[test]
 fn an_option_that_nobody_knows_changes_nothing_and_is_told() {
-    let compiled = compiled(&[SHOP, GATEWAY, &policy("p", "", SYSTEM).replace("spec: {", "spec: {options: {a.test/b: c}, ")]);
+    let compiled = compiled(&[
+        SHOP,
+        GATEWAY,
+        &policy("p", "", SYSTEM).replace("spec: {", "spec: {options: {a.test/b: c}, "),
+    ]);
     let [problem] = &problems(&compiled)[..] else { panic!("{:?}", problems(&compiled)) };
     assert!(problem.contains("spec.options[a.test/b]: no option is known here"), "{problem}");
     assert_eq!(standing(&compiled), [format!("p {ACCEPTED} {RESOLVED}")]);
@@ -174,7 +208,10 @@ fn a_port_whose_bytes_are_carried_as_they_are_is_named() {
         let compiled = compiled(&[&[&*shop, GATEWAY], texts].concat());
         let statuses = compiled.routes_status.iter().filter(|(key, _)| &*key.name == "p");
         let conditions = statuses.flat_map(|(_, all)| all).flat_map(|status| status.conditions.clone());
-        conditions.filter(|one| one.kind == "Accepted").map(|one| (one.status, one.message)).collect::<Vec<_>>()
+        conditions
+            .filter(|one| one.kind == "Accepted")
+            .map(|one| (one.status, one.message))
+            .collect::<Vec<_>>()
     };
     let (all, http, sql) = (
         policy("p", "", SYSTEM),
@@ -182,7 +219,9 @@ fn a_port_whose_bytes_are_carried_as_they_are_is_named() {
         policy("p", ", sectionName: tcp-sql", SYSTEM),
     );
     let plain = "waypoints begin TLS with it".to_owned();
-    let not = format!("{plain}, but not at port 81, whose connections are carried as they are: no TCPRoute is for it");
+    let not = format!(
+        "{plain}, but not at port 81, whose connections are carried as they are: no TCPRoute is for it"
+    );
     assert_eq!(said(&[&all]), [(true, not.clone())]);
     assert_eq!(said(&[&sql]), [(true, not)]);
     assert_eq!(said(&[&http]), [(true, plain.clone())]);

@@ -363,7 +363,8 @@ fn handover(there: &Value, wanted: &Value) -> Option<Value> {
     };
     let said = there["metadata"]["managedFields"].as_array().is_some_and(|all| all.iter().any(is_ours));
     let replicas = &there["spec"]["replicas"];
-    if wanted["kind"] != "Deployment" || !wanted["spec"]["replicas"].is_null() || !said || replicas.is_null() {
+    if wanted["kind"] != "Deployment" || !wanted["spec"]["replicas"].is_null() || !said || replicas.is_null()
+    {
         return None;
     }
     let (name, namespace) = names(wanted);
@@ -427,9 +428,7 @@ mod tests {
                 "spec": {"replicas": 3},
             })
         };
-        let wanted = |kind: &str, spec: Value| {
-            json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "wp", "namespace": "shop"}, "spec": spec})
-        };
+        let wanted = |kind: &str, spec: Value| json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "wp", "namespace": "shop"}, "spec": spec});
         let (replicas, none) = (json!({"f:spec": {"f:replicas": {}}}), json!({"f:spec": {"f:template": {}}}));
         let kept = handover(&there(FIELD_MANAGER, replicas.clone()), &wanted("Deployment", json!({})));
         assert_eq!(kept, Some(wanted("Deployment", json!({"replicas": 3}))));
