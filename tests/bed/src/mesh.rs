@@ -118,6 +118,11 @@ impl World {
             .args(["--listen", &format!("[::]:{CONTROL}")])
             // Keys of tokens that have changed are not waited for.
             .args(["--jwks-refresh", "1s"])
+            // An issuer may be beside it, at its own address.
+            .args(address::control().map(|own| {
+                let bits = if own.is_ipv4() { 32 } else { 128 };
+                format!("--jwks-allow={own}/{bits}")
+            }))
             .spawn("control")?;
         wait_ready(&mut control, self.control_place(), READINESS)?;
         for node in self.nodes() {
