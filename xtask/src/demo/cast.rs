@@ -160,7 +160,8 @@ pub(crate) fn nginx(world: &World, pod: &Pod) -> Result<Process> {
          \x20 map $connection_requests $flaky {{ ~[02468]$ 503; default 200; }}\n\
          \x20 server {{\n    listen {HTTP};\n    listen [::]:{HTTP};\n\
          \x20   location = /flaky {{ if ($flaky = 503) {{ return 503 \"busy\\n\"; }} return 200 \"{PAGE}\\n\"; }}\n\
-         \x20   location / {{ default_type text/plain; return 200 \"{PAGE} at {}: {SECRET}\\n\"; }}\n  }}\n}}\n",
+         \x20   location = /orders {{ return 200 \"orders of $http_x_customer, at {0}\\n\"; }}\n\
+         \x20   location / {{ default_type text/plain; return 200 \"{PAGE} at {0}: {SECRET}\\n\"; }}\n  }}\n}}\n",
         pod.full_name()
     );
     let path = folder.join("nginx.conf");

@@ -9,6 +9,8 @@ mod enroll;
 mod leave;
 mod policy;
 mod requests;
+mod tokens;
+mod trace;
 mod waypoint;
 mod wire;
 
@@ -21,7 +23,7 @@ pub(crate) fn all(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
     policy::refused(stage, cast)?;
     policy::edited_live(stage, cast)?;
     policy::same_node(stage, cast)?;
-    waypoint::routed(stage, cast)?;
+    waypoint::play(stage, cast)?;
     leave::leave_and_return(stage, cast)?;
     crash::kill(stage, cast)
 }

@@ -12,7 +12,8 @@ use crate::demo::{
     stage::{Stage, span},
 };
 
-const FLAKY: &str = "- matches: [{path: {value: /flaky}}]        # every second answer of this page is a 503
+pub(super) const FLAKY: &str =
+    "- matches: [{path: {value: /flaky}}]        # every second answer of this page is a 503
   retry: {codes: [503], attempts: 3, backoff: 10ms}
   backendRefs: [{name: offers-v2, port: 80}]
 ";
@@ -29,12 +30,11 @@ rules:
 /// Requests of each check.
 const REQUESTS: usize = 40;
 
-/// Part of a chapter: retries, a mirror, a policy of layer 7.
-pub(super) fn refined(stage: &mut Stage, cast: &Cast, waypoint: &mut Process) -> Result<()> {
+/// Part of a chapter: retries, a mirror.
+pub(super) fn refined(stage: &mut Stage, cast: &Cast) -> Result<()> {
     stage.show(&format!("{FLAKY}{COPIED}"));
     flaky(stage, cast)?;
-    copied(stage, cast)?;
-    judged(stage, cast, waypoint)
+    copied(stage, cast)
 }
 
 /// The statuses of requests, as curl has them.
@@ -87,7 +87,8 @@ fn copied(stage: &mut Stage, cast: &Cast) -> Result<()> {
     })
 }
 
-fn judged(stage: &mut Stage, cast: &Cast, waypoint: &mut Process) -> Result<()> {
+/// Part of a chapter: a policy of layer 7.
+pub(super) fn judged(stage: &mut Stage, cast: &Cast, waypoint: &mut Process) -> Result<()> {
     stage.show(&format!("kind: AuthorizationPolicy   # shop/no-deletes\n{NO_DELETES}"));
     let since = waypoint.log_length();
     stage.check("a policy reads what is asked for: DELETE is refused, GET is not", || {

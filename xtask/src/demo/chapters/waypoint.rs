@@ -3,10 +3,10 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
-use bed::{Pod, PodSpec, Process, report, waypoint::ServiceManifest};
+use bed::{Pod, PodSpec, Process, mesh::program, report, waypoint::ServiceManifest};
 use serde_json::Value;
 
-use super::requests;
+use super::{requests, tokens, trace};
 use crate::demo::{
     cast::{self, Cast, HTTP, PATIENCE},
     stage::{Stage, span},
@@ -14,6 +14,8 @@ use crate::demo::{
 };
 
 pub(super) const URL: &str = "http://10.96.0.2";
+/// Where collectors take spans.
+const SPANS: u16 = 4317;
 /// Requests of the canary's check, and how far its share may be from a tenth.
 const REQUESTS: usize = 1000;
 const OFF_BY: usize = 48;
@@ -23,8 +25,39 @@ pub(super) const CANARY: &str =
 const BETA: &str =
     "- matches: [{headers: [{name: x-beta, value: \"1\"}]}]\n  backendRefs: [{name: offers-v2, port: 80}]\n";
 
-/// Chapter: a waypoint.
-pub(crate) fn routed(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
+/// The waypoint of the catalogue's new service, and who it tells of requests.
+pub(super) struct Behind {
+    pub(super) waypoint: Process,
+    pod: Pod,
+    pub(super) collector: Process,
+    /// The second version's.
+    _server: Process,
+}
+
+/// Chapters: a waypoint, from its first request to its end.
+pub(crate) fn play(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
+    let mut behind = routed(stage, cast)?;
+    stage.chapter(
+        "Who may ask for what",
+        "A waypoint has read what is asked for: policies name methods and paths, and ask for a customer's token.",
+    );
+    requests::judged(stage, cast, &mut behind.waypoint)?;
+    tokens::believed(stage, cast)?;
+    trace::told(stage, cast, &mut behind)?;
+    closed(stage, cast, behind)?;
+    // As the next chapter expects it.
+    let manifests = cast.world.manifests();
+    for name in ["service-shop-offers", "service-shop-offers-v2", "route-shop-offers", "gateway-shop-wp"] {
+        manifests.remove(name)?;
+    }
+    for pod in ["shop-wp", "shop-catalog-v2", "outside-collector"] {
+        manifests.remove(&format!("pod-{pod}"))?;
+    }
+    Ok(())
+}
+
+/// Chapter: routes.
+fn routed(stage: &mut Stage, cast: &mut Cast) -> Result<Behind> {
     stage.chapter(
         "Routed by content",
         "The catalogue has a second version, and a service of its own behind a waypoint: a label on the Service, a \
@@ -32,24 +65,14 @@ pub(crate) fn routed(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
     );
     let newcomer = cast.world.pod(PodSpec::new("shop", "catalog-v2", "b").service_account("catalog"))?;
     let server = cast::nginx(&cast.world, &newcomer)?;
-    let (mut waypoint, pod) = open(stage, cast, &newcomer)?;
+    let behind = open(stage, cast, &newcomer, server)?;
     canary(stage, cast)?;
-    requests::refined(stage, cast, &mut waypoint)?;
+    requests::refined(stage, cast)?;
     in_the_callers_name(stage, cast)?;
-    closed(stage, cast, waypoint, &pod)?;
-    // As the next chapter expects it.
-    let manifests = cast.world.manifests();
-    for name in ["service-shop-offers", "service-shop-offers-v2", "route-shop-offers", "gateway-shop-wp"] {
-        manifests.remove(name)?;
-    }
-    for pod in ["shop-wp", "shop-catalog-v2"] {
-        manifests.remove(&format!("pod-{pod}"))?;
-    }
-    drop(server);
-    Ok(())
+    Ok(behind)
 }
 
-fn open(stage: &mut Stage, cast: &Cast, newcomer: &Pod) -> Result<(Process, Pod)> {
+fn open(stage: &mut Stage, cast: &Cast, newcomer: &Pod, server: Process) -> Result<Behind> {
     stage.show(&format!("kind: HTTPRoute        # shop/offers, of the Service offers\nrules:\n{CANARY}"));
     stage.check("the waypoint is there, on node b", || {
         let manifests = cast.world.manifests();
@@ -71,10 +94,21 @@ fn open(stage: &mut Stage, cast: &Cast, newcomer: &Pod) -> Result<(Process, Pod)
         ))?;
         manifests.service(&service("offers-v2", 3, &[("app", "catalog-v2")], &[]))?;
         manifests.http_route("shop", "offers", "offers", CANARY)?;
-        let waypoint = cast.world.start_waypoint(&pod, "waypoint")?;
+        let (collector, endpoint) = collector(cast)?;
+        let flags = ["--otlp-endpoint", &endpoint, "--trace-sampling", "0"];
+        let waypoint = cast.world.start_waypoint_with(&pod, "waypoint", &flags)?;
         let took = report::wait_enrolled(&cast.mesh.nodes, &[newcomer], true, PATIENCE)?;
-        Ok(((waypoint, pod), format!("ready; the newcomer was enrolled after {}", span(took))))
+        let behind = Behind { waypoint, pod, collector, _server: server };
+        Ok((behind, format!("ready; the newcomer was enrolled after {}", span(took))))
     })
+}
+
+/// A collector of spans, outside the mesh, and its address.
+fn collector(cast: &Cast) -> Result<(Process, String)> {
+    let pod = cast.world.pod(PodSpec::new("outside", "collector", "b"))?;
+    let mut collector = pod.job(program("app")?).arg("collect").spawn("collector")?;
+    collector.wait_for_line(PATIENCE, "its port to listen", |line| line == "ready")?;
+    Ok((collector, format!("http://{}", pod.at(SPANS))))
 }
 
 /// Pages by the server that gave them.
@@ -138,12 +172,18 @@ fn in_the_callers_name(stage: &mut Stage, cast: &mut Cast) -> Result<()> {
     })
 }
 
-fn closed(stage: &mut Stage, cast: &mut Cast, mut waypoint: Process, pod: &Pod) -> Result<()> {
+/// Chapter: without the waypoint.
+fn closed(stage: &mut Stage, cast: &mut Cast, mut behind: Behind) -> Result<()> {
+    stage.chapter(
+        "No way round",
+        "What a waypoint judges must not be reached without it, not even when it is gone.",
+    );
     let to = "10.96.0.2:80".parse()?;
     let ztunnel = &mut cast.mesh.on("a").ztunnel;
     let since = ztunnel.log_length();
-    stage.check(&format!("the waypoint is killed ({}): nothing goes round it", pod.full_name()), || {
-        waypoint.kill();
+    let name = behind.pod.full_name();
+    stage.check(&format!("the waypoint is killed ({name}): nothing goes round it"), || {
+        behind.waypoint.kill();
         Ok(((), traffic::curl(&cast.storefront, to, 5)?.expect_refused()?))
     })?;
     stage.check("with the reason in the log", || {
