@@ -16,12 +16,13 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 
 use crate::{
     arrival::Call,
     body::Rewind,
     head,
+    lent::lend,
     request::{self, Version},
     upstream::Io,
     worker::Worker,
@@ -114,7 +115,7 @@ async fn speak_on(mut caller: Rewind<Rewind<Stream>>, mut backend: Rewind<Io>) {
 
 /// Closes our side, and waits for the caller's: a stream that is dropped before is reset, and a reset may overtake the
 /// end of an answer.
-async fn linger(mut caller: Rewind<Rewind<Stream>>) {
+async fn linger(mut caller: impl AsyncRead + AsyncWrite + Unpin) {
     let closing = async {
         caller.shutdown().await?;
         let mut buffer = [0; 4096];
@@ -137,6 +138,7 @@ pub(crate) async fn two(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
         let (worker, call) = (worker.clone(), call.clone());
         service_fn(move |request| request::answer(worker.clone(), call.clone(), Version::Two, None, request))
     };
+    let (lent, stream) = lend(stream);
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
@@ -144,7 +146,7 @@ pub(crate) async fn two(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MOST_HEAD as u32)
         .max_send_buf_size(SEND_BUFFER)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(lent), service);
     let mut connection = pin!(connection);
     let mut draining = pin!(worker.shared.drain.started());
     let mut is_draining = false;
@@ -156,8 +158,9 @@ pub(crate) async fn two(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
         connection.as_mut().poll(cx)
     })
     .await;
-    if let Err(error) = served {
-        tracing::debug!(caller = %call.claims.caller, %error, "HTTP/2 of a caller ended");
+    match served {
+        Ok(()) => linger(stream).await,
+        Err(error) => tracing::debug!(caller = %call.claims.caller, %error, "HTTP/2 of a caller ended"),
     }
 }
 

@@ -20,6 +20,7 @@ mod detect;
 mod door;
 mod head;
 mod http;
+mod lent;
 mod limits;
 mod memory;
 mod metrics;
