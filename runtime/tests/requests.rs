@@ -124,6 +124,17 @@ fn a_line_says_what_people_look_for() {
 }
 
 #[test]
+fn who_leaves_before_he_is_answered_is_told_of_as_that() {
+    let world = world(Format::Json, 10);
+    drop(world.begin());
+    let line: Value = serde_json::from_str(&world.lines()).expect("one line of JSON");
+    assert_eq!((&line["status"], &line["flags"]), (&0.into(), &"DC".into()), "{line}");
+    assert_eq!(line["error"], "the caller left before it was answered");
+    let labels = ["response_code=\"0\"", "response_flags=\"DC\""];
+    assert_eq!(world.sum("istio_requests_total", &labels), 1.0);
+}
+
+#[test]
 fn a_line_of_text_says_the_same() {
     let world = world(Format::Text, 10);
     drop(world.answered());

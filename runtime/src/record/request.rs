@@ -311,6 +311,10 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
+        // Whatever is answered has a status.
+        if self.status == 0 {
+            self.flag(Flag::CallerReset, "the caller left before it was answered");
+        }
         let heard = self.heard.take();
         let ended = Ended::of(self);
         let outcome = Outcome::new(ended.kind(), self.status, self.grpc, self.flag.name());
