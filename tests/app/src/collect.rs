@@ -1,8 +1,10 @@
 //! A collector of spans: takes what OTLP brings over gRPC, and prints one line of JSON for each span.
 
 use std::{
+    fs,
     io::Write as _,
     net::{Ipv6Addr, SocketAddr},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result};
@@ -14,7 +16,10 @@ use proto::otlp::{
     trace_service_server::{TraceService, TraceServiceServer},
 };
 use serde_json::{Map, Value, json};
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    transport::{Identity, Server, ServerTlsConfig},
+};
 
 /// Take spans (OTLP over gRPC) and print each as a line of JSON, until killed; prints `ready` once the port listens.
 #[derive(Debug, Args)]
@@ -22,6 +27,12 @@ pub(crate) struct Collect {
     /// Where to listen.
     #[arg(long, default_value_t = 4317)]
     port: u16,
+    /// Speak TLS, with this certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// The certificate's key (PEM).
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
 }
 
 impl Collect {
@@ -29,8 +40,15 @@ impl Collect {
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port));
         let incoming = tonic::transport::server::TcpIncoming::bind(address)
             .with_context(|| format!("listen on port {}", self.port))?;
+        let mut server = Server::builder();
+        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
+            let read = |path: &PathBuf| fs::read(path).with_context(|| format!("read {}", path.display()));
+            let identity = Identity::from_pem(read(certificate)?, read(key)?);
+            server =
+                server.tls_config(ServerTlsConfig::new().identity(identity)).context("the certificate")?;
+        }
         println!("ready");
-        let server = Server::builder().add_service(TraceServiceServer::new(Collector));
+        let server = server.add_service(TraceServiceServer::new(Collector));
         server.serve_with_incoming(incoming).await.context("serve")
     }
 }

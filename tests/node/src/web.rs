@@ -1,6 +1,7 @@
 //! Real web servers and clients for what is routed by its content.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -131,14 +132,15 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Makes one for a DNS name in a folder, in files of that name.
+    /// Makes one for a DNS name or an address in a folder, in files called `name`.
     pub fn new(folder: &Path, name: &str, server: &str) -> Result<Self> {
         let [certificate, key] = ["pem", "key"].map(|end| folder.join(format!("{name}.{end}")));
         // Whoever signs himself is believed where he is named, and is still no authority.
         let configuration = folder.join(format!("{name}.cnf"));
+        let kind = if server.parse::<IpAddr>().is_ok() { "IP" } else { "DNS" };
         let text = format!(
             "[req]\nprompt=no\ndistinguished_name=name\nx509_extensions=more\n[name]\nO=test\n\
-             [more]\nbasicConstraints=critical,CA:FALSE\nsubjectAltName=DNS:{server}\n"
+             [more]\nbasicConstraints=critical,CA:FALSE\nsubjectAltName={kind}:{server}\n"
         );
         std::fs::write(&configuration, text)?;
         let mut make = Command::new("openssl");

@@ -340,3 +340,42 @@ fn without_a_collector_the_headers_of_traces_pass_as_they_came() -> Result<()> {
     ensure!(answers.seen[0]["headers"]["traceparent"].is_null(), "{answers:?}");
     same("spans", stage.spans().len(), 0)
 }
+
+#[test]
+fn spans_go_over_tls_to_a_collector_that_proves_itself_and_to_no_other() -> Result<()> {
+    let mut stage = Stage::new(None)?;
+    let pod = stage.scene.pod("collector");
+    let address = pod.v4().to_string();
+    let folder = stage.scene.world.folder();
+    let own = web::Certificate::new(folder, "collector", &address)?;
+    let other = web::Certificate::new(folder, "other", &address)?;
+    let named = web::Certificate::new(folder, "named", "collector.example")?;
+    let collect = |port: u16, with: &web::Certificate, log: &str| -> Result<Process> {
+        let job = pod.job(program("app")?).args(["collect", "--port", &port.to_string(), "--certificate"]);
+        let mut collector = job.arg(&with.certificate).arg("--key").arg(&with.key).spawn(log)?;
+        collector.wait_for_line(PATIENCE, "its port to listen", |line| line == "ready")?;
+        Ok(collector)
+    };
+    let (right, of_another) =
+        (collect(4318, &own, "collector-tls")?, collect(4319, &named, "collector-named")?);
+    stage.collector = of_another;
+    let ends = [(4318, &other, "certificate"), (4319, &named, "certificate"), (4318, &own, "")];
+    for (number, (port, roots, reason)) in ends.into_iter().enumerate() {
+        stage.waypoint.kill();
+        let (uri, roots) = (format!("https://{address}:{port}"), roots.certificate.display().to_string());
+        let flags = ["--otlp-endpoint", &uri, "--otlp-ca", &roots, "--trace-sampling", "100"];
+        let log = format!("waypoint-{number}");
+        stage.waypoint = stage.scene.world.start_waypoint_with(&stage.waypoint_pod, &log, &flags)?;
+        let served = || Ok((stage.curl(&[&format!("{WEB}/a")])?.status == 200).then_some(()));
+        bed::eventually(PATIENCE, "a request to be served", served)?;
+        if reason.is_empty() {
+            break;
+        }
+        let told = |line: &str| line.contains("the collector does not take spans") && line.contains(reason);
+        stage.waypoint.wait_for_line(PATIENCE, "why no span is sent", told)?;
+        same("spans", stage.spans().len() + right.log().lines().filter(|line| *line != "ready").count(), 0)?;
+    }
+    stage.collector = right;
+    let whole = || Ok((stage.spans().len() >= 2).then_some(()));
+    bed::eventually(PATIENCE, "the spans at the collector", whole).map(drop)
+}
