@@ -54,7 +54,7 @@ pub(crate) const TOOLS: &[Tool] = &[
         program: "h2load",
         package: "nghttp2-client",
         why: "requests of both versions of HTTP at full speed",
-        uses: &[Use::Bench],
+        uses: &[Use::Test, Use::Bench],
     },
     Tool { program: "sockperf", package: "sockperf", why: "latency of small messages", uses: &[Use::Bench] },
     Tool {

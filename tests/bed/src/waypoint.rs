@@ -88,7 +88,13 @@ impl Manifests {
 impl World {
     /// Makes a pod for a waypoint of that name, with a service account of the same name.
     pub fn waypoint_pod(&self, namespace: &str, name: &str, node: &str) -> Result<Pod> {
-        self.pod(PodSpec::new(namespace, name, node).service_account(name).label(GATEWAY_NAME, name))
+        self.waypoint_replica([namespace, name], name, node)
+    }
+
+    /// Makes one more pod for a waypoint, by its namespace and name.
+    pub fn waypoint_replica(&self, [namespace, waypoint]: [&str; 2], name: &str, node: &str) -> Result<Pod> {
+        let spec = PodSpec::new(namespace, name, node).service_account(waypoint);
+        self.pod(spec.label(GATEWAY_NAME, waypoint))
     }
 
     /// Starts the waypoint in its pod, and waits until it is ready.

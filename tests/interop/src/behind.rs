@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result};
-use bed::{Pod, Process, address, waypoint::ServiceManifest};
+use bed::{Pod, Process, World, address, waypoint::ServiceManifest};
 
 use crate::{
     recorder::{self, Recorder},
@@ -24,6 +24,16 @@ pub const UNKNOWN: u16 = 81;
 impl Behind {
     /// Builds the world, its waypoint with options of its own.
     pub fn start(options: &[&str]) -> Result<Self> {
+        Self::start_with(options, &[], |_| Ok(()))
+    }
+
+    /// As [`Self::start`], with further ports of the service (name, port, target port), and manifests that `more`
+    /// writes before anything starts.
+    pub fn start_with(
+        options: &[&str],
+        ports: &[(&str, u16, u16)],
+        more: impl FnOnce(&World) -> Result<()>,
+    ) -> Result<Self> {
         let mut pod: Option<Pod> = None;
         let scene = Scene::with(|world| {
             let manifests = world.manifests();
@@ -35,8 +45,10 @@ impl Behind {
                 number: 1,
                 labels: &[("istio.io/use-waypoint", "wp")],
                 selector: &[("app", "server")],
-                ports: &[("http", HTTP, recorder::PORT), ("unknown", UNKNOWN, recorder::PORT)],
-            })
+                ports: &[&[("http", HTTP, recorder::PORT), ("unknown", UNKNOWN, recorder::PORT)], ports]
+                    .concat(),
+            })?;
+            more(world)
         })?;
         let recorder = Recorder::start(&scene.server)?;
         let pod = pod.context("no pod for the waypoint")?;

@@ -1,4 +1,5 @@
-//! Foreign peers for our HBONE: Envoy and curl, with certificates from our own authority.
+//! Foreign peers: of our HBONE Envoy and curl, with certificates from our own authority; of our waypoint clients and
+//! servers of others.
 //!
 //! This crate fetches and configures programs that others wrote, and makes the hostile clients that the
 //! tests set on ztunnel. The tests are in `tests/`; they need root. It decides nothing about the mesh.
@@ -8,9 +9,12 @@ pub mod apps;
 pub mod behind;
 pub mod curl;
 pub mod envoy;
+pub mod frames;
 pub mod hostile;
 pub mod httpwg;
+pub mod nginx;
 pub mod pki;
+pub mod python;
 pub mod recorder;
 pub mod scene;
 mod tools;

@@ -179,32 +179,6 @@ fn what_can_be_read_in_two_ways_reaches_no_backend() -> Result<()> {
     behind.scene.all_alive()
 }
 
-/// Frames of HTTP/2 (RFC 9113).
-mod frames {
-    pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    pub(crate) const SETTINGS: u8 = 4;
-    pub(crate) const HEADERS: u8 = 1;
-    pub(crate) const RST_STREAM: u8 = 3;
-    pub(crate) const PING: u8 = 6;
-    pub(crate) const CONTINUATION: u8 = 9;
-    pub(crate) const END_STREAM: u8 = 1;
-    pub(crate) const END_HEADERS: u8 = 4;
-
-    pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let length = (payload.len() as u32).to_be_bytes();
-        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-    }
-
-    /// `GET / http web`, by HPACK's static table (RFC 7541).
-    pub(crate) fn get() -> Vec<u8> {
-        [&[0x82, 0x86, 0x84, 0x41, 3][..], b"web"].concat()
-    }
-
-    pub(crate) fn opening() -> Vec<u8> {
-        [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
-    }
-}
-
 /// Whether the other side has ended it; what is written to it may be refused.
 fn is_ended(stream: &mut TcpStream) -> bool {
     let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
@@ -225,7 +199,7 @@ fn is_ended(stream: &mut TcpStream) -> bool {
 
 #[test]
 fn floods_of_http2_end_the_connection_that_brings_them() -> Result<()> {
-    use frames::{
+    use interop::frames::{
         CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, frame, get, opening,
     };
     let mut behind = Behind::start(&["--access-log", "none"])?;
