@@ -27,6 +27,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Certificates of the suite live so long, so that each is renewed under load several times.
 pub(super) const CERTIFICATE_LIFETIME: &str = "control.extraArgs={--certificate-lifetime=3m}";
 
+/// Where waypoints send spans: to a collector that the case `waypoint` brings.
+const TRACING: &str = "waypoint.tracing.endpoint=http://collector.e2e-collector.svc:4317";
+
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "shop",
@@ -166,7 +169,7 @@ fn chart(world: &World<'_>) -> Result<String> {
 
 fn install(world: &World<'_>) -> Result<String> {
     let Some(earlier) = &world.earlier else {
-        let ((), told) = world.flawless(|| world.helm(&[CERTIFICATE_LIFETIME]))?;
+        let ((), told) = world.flawless(|| world.helm(&[CERTIFICATE_LIFETIME, TRACING]))?;
         return Ok(told);
     };
     let tag = format!("image.tag={}", Earlier::TAG);
@@ -181,7 +184,7 @@ fn upgrade_from(world: &World<'_>) -> Result<String> {
 /// Upgrades all programs at once, and counts new connections apart from those that never end.
 pub(super) fn upgraded(world: &World<'_>, set: &[&str]) -> Result<String> {
     let ((), counted) = world.counted(|| {
-        world.helm(&[&[CERTIFICATE_LIFETIME], set].concat())?;
+        world.helm(&[&[CERTIFICATE_LIFETIME, TRACING], set].concat())?;
         sleep(faults::DRAIN);
         Ok(())
     })?;

@@ -95,12 +95,12 @@ fn api_server_away(world: &World<'_>) -> Result<String> {
     Ok(format!("{told}; all captured {} after it was back", span(took)))
 }
 
-fn docker(verb: &str, nodes: &[&str]) -> Result<()> {
+pub(super) fn docker(verb: &str, nodes: &[&str]) -> Result<()> {
     shell::output(Command::new("docker").arg(verb).args(nodes), &format!("docker {verb}")).map(drop)
 }
 
 /// The mesh and the shop are whole again, and serve.
-fn recovered(world: &World<'_>) -> Result<String> {
+pub(super) fn recovered(world: &World<'_>) -> Result<String> {
     let begin = Instant::now();
     answers(world)?;
     eventually(BOOT, "every node ready", || {

@@ -13,6 +13,9 @@ use crate::{
     kind::cluster::eventually,
 };
 
+mod lost;
+mod told;
+
 const SPACE: &str = "e2e-waypoint";
 /// So long the share is counted.
 const COUNTED: Duration = Duration::from_secs(5);
@@ -21,15 +24,25 @@ const TOLERANCE: f64 = 0.04;
 /// The waypoint serves what it has begun for so long after it was told to end.
 const LEAVES: Duration = Duration::from_secs(45);
 
-pub(super) const CASES: &[Case] = &[Case {
-    name: "waypoint",
-    holds: "a Gateway becomes a waypoint; a canary is shifted, the waypoint rolled and scaled, and no request fails; \
-            without its pods calls are refused",
-    long: false,
-    ground: false,
-    on_nodes: false,
-    run: waypoint,
-}];
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "waypoint",
+        holds: "a Gateway becomes a waypoint; a canary is shifted, tokens open a page, a trace is told of, the waypoint \
+                rolled and scaled, and no request fails; without its pods calls are refused",
+        long: false,
+        ground: false,
+        on_nodes: false,
+        run: waypoint,
+    },
+    Case {
+        name: "waypoint-node-lost",
+        holds: "a waypoint's node is lost without a word: few requests fail until that is noticed, and none after it",
+        long: true,
+        ground: false,
+        on_nodes: true,
+        run: lost::node_lost,
+    },
+];
 
 /// What the customers counted.
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -99,27 +112,83 @@ fn flawless(world: &World<'_>, what: &str, work: impl FnOnce() -> Result<()>) ->
 }
 
 fn waypoint(world: &World<'_>) -> Result<String> {
-    for file in gateway_api::definitions(world.root)? {
-        world.cluster.ask(&["apply", "--server-side", "--filename", &file.to_string_lossy()])?;
-    }
-    world.apply("waypoint")?;
-    world.ask(SPACE, &["wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"])?;
-    world.captured(SPACE, 2, Duration::from_secs(20))?;
-    customers(world)?;
-    let told = [behind(world)?, canary(world)?, rolled(world)?, scaled(world)?, without(world)?];
-    world.remove(SPACE);
+    open(world, None)?;
+    let told = [
+        behind(world)?,
+        canary(world)?,
+        told::tokens(world)?,
+        told::trace(world)?,
+        rolled(world)?,
+        scaled(world)?,
+        without(world)?,
+    ];
+    close(world)?;
     Ok(told.join("\n"))
 }
 
-fn customers(world: &World<'_>) -> Result<()> {
-    world.apply("waypoint-customers")?;
+/// What is to be routed, its customers, and a collector of spans; all of it on one node, if that matters.
+fn open(world: &World<'_>, node: Option<&str>) -> Result<()> {
+    for file in gateway_api::definitions(world.root)? {
+        world.cluster.ask(&["apply", "--server-side", "--filename", &file.to_string_lossy()])?;
+    }
+    // An earlier case has asked for their end.
+    eventually(Duration::from_secs(90), "the namespaces of an earlier case to be gone", || {
+        let get = ["get", "namespace", SPACE, told::COLLECTOR, "--ignore-not-found", "--output=name"];
+        let left = world.cluster.ask(&get)?;
+        Ok(if left.is_empty() { Ok(()) } else { Err(left) })
+    })?;
+    apply(world, "waypoint", node)?;
+    for space in [SPACE, told::COLLECTOR] {
+        world.ask(space, &["wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"])?;
+    }
+    world.captured(SPACE, 2, Duration::from_secs(20))?;
+    customers(world, node)
+}
+
+fn close(world: &World<'_>) -> Result<()> {
+    world.ask(SPACE, &["delete", "gateway", "wp", "--ignore-not-found"])?;
+    pods(world, 0)?;
+    world.remove(SPACE);
+    world.remove(told::COLLECTOR);
+    Ok(())
+}
+
+/// Applies a file, its pods on that node.
+fn apply(world: &World<'_>, name: &str, node: Option<&str>) -> Result<()> {
+    let text = world.manifests(&format!("tests/e2e/{name}.yaml"))?;
+    let placed = match node {
+        Some(node) => text.replace(
+            "\n  terminationGracePeriodSeconds:",
+            &format!("\n  nodeName: {node}\n  terminationGracePeriodSeconds:"),
+        ),
+        None => text,
+    };
+    world.cluster.apply(&placed)
+}
+
+fn customers(world: &World<'_>, node: Option<&str>) -> Result<()> {
+    apply(world, "waypoint-customers", node)?;
     world.ask(SPACE, &["wait", "--for=condition=Ready", "pod/customers", "--timeout=60s"]).map(drop)
+}
+
+/// New connections go through the waypoint from here on.
+fn lead_through(world: &World<'_>) -> Result<()> {
+    world.cluster.ask(&["label", "namespace", SPACE, "istio.io/use-waypoint=wp"])?;
+    sleep(Duration::from_secs(1));
+    Ok(())
+}
+
+/// Connections from before are carried on as they began: those that are kept for ever would be never routed.
+fn renew_customers(world: &World<'_>, node: Option<&str>) -> Result<()> {
+    world.ask(SPACE, &["delete", "pod", "customers"])?;
+    customers(world, node)
 }
 
 fn gateway() -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
-        "metadata": {"name": "wp", "namespace": SPACE},
+        // Of traces those are told of that their callers have begun.
+        "metadata": {"name": "wp", "namespace": SPACE, "annotations": {"culvert.dev/trace-sampling": "0"}},
         "spec": {
             "gatewayClassName": "culvert-waypoint",
             "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
@@ -136,13 +205,9 @@ fn behind(world: &World<'_>) -> Result<String> {
         let wait = ["wait", "--for=condition=Programmed", "gateway/wp", "--timeout=90s"];
         world.ask(SPACE, &wait)?;
         took = begin.elapsed();
-        world.cluster.ask(&["label", "namespace", SPACE, "istio.io/use-waypoint=wp"])?;
-        sleep(Duration::from_secs(1));
-        Ok(())
+        lead_through(world)
     })?;
-    // Connections from before are carried on as they began: those that are kept for ever would be never routed.
-    world.ask(SPACE, &["delete", "pod", "customers"])?;
-    customers(world)?;
+    renew_customers(world, None)?;
     Ok(format!("Programmed {} after it was applied; {} requests, 0 failed", span(took), counted.requests))
 }
 
@@ -243,8 +308,6 @@ fn without(world: &World<'_>) -> Result<String> {
         sleep(Duration::from_secs(2));
         Ok(())
     })?;
-    world.ask(SPACE, &["delete", "gateway", "wp"])?;
-    pods(world, 0)?;
     Ok(format!(
         "without its pods {} calls failed, 0 served; with one again {} of {} served; gone with its Gateway",
         none.failed, again.served, again.requests
