@@ -2,6 +2,7 @@
 //! and real servers in the pods. This is the stage; the tests are ordinary `#[test]` functions in `tests/`.
 #![forbid(unsafe_code)]
 
+pub mod behind;
 pub mod dns;
 pub mod web;
 
@@ -49,24 +50,24 @@ impl Scene {
 
     /// As [`Scene::start`], with manifests or whatever else is to be there before the mesh.
     pub fn start_with(pods: &[(&str, &str, &str)], more: impl FnOnce(&World) -> Result<()>) -> Result<Self> {
-        Self::start_by(pods, more, Mesh::start)
+        Ok(Self::start_by(pods, more, Mesh::start)?.0)
     }
 
     /// As [`Scene::start`], with options for each agent.
     pub fn start_agents(pods: &[(&str, &str, &str)], agent_options: &[&str]) -> Result<Self> {
-        Self::start_by(pods, |_| Ok(()), |world| Mesh::start_with(world, agent_options))
+        Ok(Self::start_by(pods, |_| Ok(()), |world| Mesh::start_with(world, agent_options))?.0)
     }
 
     /// As [`Scene::start`], with ztunnels that know nothing of our capture.
     pub fn start_foreign(pods: &[(&str, &str, &str)]) -> Result<Self> {
-        Self::start_by(pods, |_| Ok(()), Mesh::start_foreign)
+        Ok(Self::start_by(pods, |_| Ok(()), Mesh::start_foreign)?.0)
     }
 
-    fn start_by(
+    fn start_by<T>(
         pods: &[(&str, &str, &str)],
-        more: impl FnOnce(&World) -> Result<()>,
+        more: impl FnOnce(&World) -> Result<T>,
         mesh: impl FnOnce(&World) -> Result<Mesh>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, T)> {
         let world = World::new(&["a", "b"])?;
         world.manifests().namespace("mesh", true)?;
         world.manifests().namespace("plain", false)?;
@@ -74,12 +75,12 @@ impl Scene {
             world.pod(PodSpec::new(namespace, name, node).service_account(name))
         };
         let pods: Vec<Pod> = pods.iter().map(make).collect::<Result<_>>()?;
-        more(&world)?;
+        let made = more(&world)?;
         let servers = pods.iter().map(serve).collect::<Result<_>>()?;
         let mesh = mesh(&world)?;
         let scene = Self { mesh, _servers: servers, pods, world };
         scene.wait_enrolled(true)?;
-        Ok(scene)
+        Ok((scene, made))
     }
 
     /// A pod by its name.

@@ -157,6 +157,11 @@ pub fn serve(pod: &Pod) -> Result<Process> {
     serve_at(pod, PORT, &[])
 }
 
+/// Starts one in each of these pods.
+pub fn serve_all(scene: &crate::Scene, pods: &[&str]) -> Result<Vec<Process>> {
+    pods.iter().map(|name| serve(scene.pod(name))).collect()
+}
+
 /// The same over TLS.
 pub fn serve_tls(pod: &Pod, with: &Certificate) -> Result<Process> {
     serve_at(pod, TLS_PORT, &[&with.certificate, &with.key])

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use bed::{Process, waypoint::ServiceManifest};
-use node::{PATIENCE, Scene, app, fails, port, same, web, well};
+use node::{PATIENCE, Scene, app, behind::Named, fails, port, same, web, well};
 use serde_json::Value;
 
 const WEB: &str = "http://10.96.0.1";
@@ -40,6 +40,9 @@ const EXTENDED: &str = "
   backendRefs: [{name: web, port: 80}]
 ";
 
+/// Two versions of a service, of which the first is behind the waypoint.
+const VERSIONS: [Named<'_>; 2] = [("web", "web-v1", true), ("web-v2", "web-v2", false)];
+
 /// Callers on node a; two versions of a service, of which the first is behind the waypoint, on node b.
 struct Stage {
     waypoint: Process,
@@ -49,40 +52,24 @@ struct Stage {
 
 impl Stage {
     fn new() -> Result<Self> {
-        let mut waypoint_pod = None;
         let pods = [
             ("mesh", "client", "a"),
             ("mesh", "intern", "a"),
             ("mesh", "web-v1", "b"),
             ("mesh", "web-v2", "b"),
         ];
-        let scene = Scene::start_with(&pods, |world| {
-            let manifests = world.manifests();
-            manifests.waypoint("mesh", "wp", "service")?;
-            waypoint_pod = Some(world.waypoint_pod("mesh", "wp", "b")?);
-            let behind = [("istio.io/use-waypoint", "wp")];
-            let service = |name, number, app, labels| ServiceManifest {
-                namespace: "mesh",
-                name,
-                number,
-                labels,
-                selector: app,
-                ports: &[
-                    ("http", 80, web::PORT),
-                    ("echo", 81, port::ECHO),
-                    ("banner", 82, port::BANNER),
-                    ("tcp-peer", 83, port::PEER),
-                    ("tcp-count", 84, port::COUNT),
-                    ("unknown", 85, web::PORT),
-                ],
-            };
-            manifests.service(&service("web", 1, &[("app", "web-v1")], &behind))?;
-            manifests.service(&service("web-v2", 2, &[("app", "web-v2")], &[]))?;
+        let ports = [
+            ("http", 80, web::PORT),
+            ("echo", 81, port::ECHO),
+            ("banner", 82, port::BANNER),
+            ("tcp-peer", 83, port::PEER),
+            ("tcp-count", 84, port::COUNT),
+            ("unknown", 85, web::PORT),
+        ];
+        let (scene, pod) = Scene::behind_waypoint(&pods, &ports, &VERSIONS, |manifests| {
             manifests.http_route("mesh", "web", "web", BETA_AND_CANARY)
         })?;
-        let servers = ["web-v1", "web-v2"].map(|name| web::serve(scene.pod(name)));
-        let servers = servers.into_iter().collect::<Result<_>>()?;
-        let pod = waypoint_pod.ok_or_else(|| anyhow::anyhow!("no pod for the waypoint"))?;
+        let servers = web::serve_all(&scene, &["web-v1", "web-v2"])?;
         let waypoint = scene.world.start_waypoint(&pod, "waypoint")?;
         Ok(Self { waypoint, _servers: servers, scene })
     }
@@ -449,32 +436,15 @@ fn what_a_route_asks_for_is_done_to_its_requests() -> Result<()> {
 
 #[test]
 fn a_consumers_route_is_for_the_callers_of_its_namespace_alone() -> Result<()> {
-    let mut waypoint_pod = None;
     let pods =
         [("mesh", "client", "a"), ("till", "till", "a"), ("mesh", "web-v1", "b"), ("mesh", "web-v2", "b")];
-    let scene = Scene::start_with(&pods, |world| {
-        let manifests = world.manifests();
+    let (scene, pod) = Scene::behind_waypoint(&pods, &[("http", 80, web::PORT)], &VERSIONS, |manifests| {
         manifests.namespace("till", true)?;
-        manifests.waypoint("mesh", "wp", "service")?;
-        waypoint_pod = Some(world.waypoint_pod("mesh", "wp", "b")?);
-        let behind = [("istio.io/use-waypoint", "wp")];
-        let service = |name, number, app, labels| ServiceManifest {
-            namespace: "mesh",
-            name,
-            number,
-            labels,
-            selector: app,
-            ports: &[("http", 80, web::PORT)],
-        };
-        manifests.service(&service("web", 1, &[("app", "web-v1")], &behind))?;
-        manifests.service(&service("web-v2", 2, &[("app", "web-v2")], &[]))?;
         manifests.http_route("mesh", "web", "web", "- backendRefs: [{name: web, port: 80}]")?;
         let rules = "- backendRefs: [{name: web-v2, namespace: mesh, port: 80}]";
         manifests.route("HTTPRoute", ["till", "own"], ["mesh", "web"], rules)
     })?;
-    let servers = ["web-v1", "web-v2"].map(|name| web::serve(scene.pod(name)));
-    let _servers: Vec<Process> = servers.into_iter().collect::<Result<_>>()?;
-    let pod = waypoint_pod.ok_or_else(|| anyhow::anyhow!("no pod for the waypoint"))?;
+    let _servers = web::serve_all(&scene, &["web-v1", "web-v2"])?;
     let _waypoint = scene.world.start_waypoint(&pod, "waypoint")?;
     let ask = |caller: &str| -> Result<(u16, Option<String>)> {
         let answers = web::curl(scene.pod(caller), &[WEB])?;

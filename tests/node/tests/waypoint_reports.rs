@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use bed::{Pod, Process, mesh::program, waypoint::ServiceManifest};
+use bed::{Pod, Process, mesh::program};
 use node::{PATIENCE, Scene, same, web};
 use serde_json::Value;
 
@@ -44,38 +44,21 @@ struct Stage {
 impl Stage {
     /// `sampling` in percent; without one there is no collector for the waypoint.
     fn new(sampling: Option<&str>) -> Result<Self> {
-        let mut waypoint_pod = None;
         let pods = [
             ("mesh", "client", "a"),
             ("plain", "collector", "a"),
             ("mesh", "web-v1", "b"),
             ("mesh", "web-v2", "b"),
         ];
-        let scene = Scene::start_with(&pods, |world| {
-            let manifests = world.manifests();
-            manifests.waypoint("mesh", "wp", "service")?;
-            waypoint_pod = Some(world.waypoint_pod("mesh", "wp", "b")?);
-            let behind = [("istio.io/use-waypoint", "wp")];
-            for (name, number, app, labels) in
-                [("web", 1, "web-v1", &behind[..]), ("web-v2", 2, "web-v2", &[])]
-            {
-                manifests.service(&ServiceManifest {
-                    namespace: "mesh",
-                    name,
-                    number,
-                    labels,
-                    selector: &[("app", app)],
-                    ports: &[("http", 80, web::PORT), ("grpc", 81, CALLS)],
-                })?;
-            }
+        let ports = [("http", 80, web::PORT), ("grpc", 81, CALLS)];
+        let services = [("web", "web-v1", true), ("web-v2", "web-v2", false)];
+        let (scene, waypoint_pod) = Scene::behind_waypoint(&pods, &ports, &services, |manifests| {
             manifests.http_route("mesh", "web", "web", RULES)
         })?;
-        let servers = ["web-v1", "web-v2"].map(|name| web::serve(scene.pod(name)));
-        let servers = servers.into_iter().collect::<Result<_>>()?;
+        let servers = web::serve_all(&scene, &["web-v1", "web-v2"])?;
         let at = scene.pod("collector").at(4317);
         let mut collector = scene.pod("collector").job(program("app")?).arg("collect").spawn("collector")?;
         collector.wait_for_line(PATIENCE, "its port to listen", |line| line == "ready")?;
-        let waypoint_pod = waypoint_pod.context("no pod for the waypoint")?;
         let uri = format!("http://{at}");
         let flags = sampling.map(|sampling| ["--otlp-endpoint", &uri, "--trace-sampling", sampling]);
         let flags: Vec<&str> = flags.into_iter().flatten().collect();

@@ -1,8 +1,8 @@
 //! Connections that are no HTTP, led on by TCPRoutes and, by the server they ask for in TLS, by TLSRoutes; and backends that
 //! are no plain Services of the mesh: with TLS of their own, and of ServiceEntries.
 
-use anyhow::{Context, Result, ensure};
-use bed::{Pod, Process, waypoint::ServiceManifest};
+use anyhow::{Result, ensure};
+use bed::{Pod, Process};
 use node::{PATIENCE, Scene, app, fails, port, same, web, well};
 use serde_json::Value;
 
@@ -19,7 +19,6 @@ struct Stage {
 
 impl Stage {
     fn new() -> Result<Self> {
-        let mut waypoint_pod = None;
         let pods = [
             ("mesh", "client", "a"),
             ("mesh", "web-v1", "b"),
@@ -27,34 +26,20 @@ impl Stage {
             // Of no mesh.
             ("plain", "bank", "b"),
         ];
-        let scene = Scene::start_with(&pods, |world| {
-            let manifests = world.manifests();
-            manifests.waypoint("mesh", "wp", "service")?;
-            waypoint_pod = Some(world.waypoint_pod("mesh", "wp", "b")?);
-            let service = |name, number, app, labels| ServiceManifest {
-                namespace: "mesh",
-                name,
-                number,
-                labels,
-                selector: app,
-                ports: &[
-                    ("tcp", 80, web::PORT),
-                    ("tls", 443, web::TLS_PORT),
-                    ("unknown", 81, web::PORT),
-                    ("echo", 82, port::ECHO),
-                ],
-            };
-            let behind = [("istio.io/use-waypoint", "wp")];
-            manifests.service(&service("web", 1, &[("app", "web-v1")], &behind))?;
-            manifests.service(&service("web-v2", 2, &[("app", "web-v2")], &behind))
-        })?;
+        let ports = [
+            ("tcp", 80, web::PORT),
+            ("tls", 443, web::TLS_PORT),
+            ("unknown", 81, web::PORT),
+            ("echo", 82, port::ECHO),
+        ];
+        let services = [("web", "web-v1", true), ("web-v2", "web-v2", true)];
+        let (scene, pod) = Scene::behind_waypoint(&pods, &ports, &services, |_| Ok(()))?;
         let certificate = web::Certificate::new(scene.world.folder(), "tls", "*.shop.test")?;
         let mut servers = Vec::new();
         for name in ["web-v1", "web-v2", "bank"] {
             servers.push(web::serve(scene.pod(name))?);
             servers.push(web::serve_tls(scene.pod(name), &certificate)?);
         }
-        let pod = waypoint_pod.context("no pod for the waypoint")?;
         let waypoint = scene.world.start_waypoint(&pod, "waypoint")?;
         Ok(Self { waypoint, pod, certificate, _servers: servers, scene })
     }

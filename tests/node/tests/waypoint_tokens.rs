@@ -6,7 +6,6 @@ use anyhow::{Result, ensure};
 use bed::{
     Process,
     token::{SigningKey, set, symmetric},
-    waypoint::ServiceManifest,
 };
 use node::{PATIENCE, Scene, same, web};
 use serde_json::{Value, json};
@@ -43,24 +42,13 @@ struct Stage {
 
 impl Stage {
     fn new() -> Result<Self> {
-        let mut waypoint_pod = None;
-        let scene = Scene::start_with(&[("mesh", "client", "a"), ("mesh", "web", "b")], |world| {
-            let manifests = world.manifests();
-            manifests.waypoint("mesh", "wp", "service")?;
-            waypoint_pod = Some(world.waypoint_pod("mesh", "wp", "b")?);
-            manifests.service(&ServiceManifest {
-                namespace: "mesh",
-                name: "web",
-                number: 1,
-                labels: &[("istio.io/use-waypoint", "wp")],
-                selector: &[("app", "web")],
-                ports: &[("http", 80, web::PORT)],
-            })?;
+        let pods = [("mesh", "client", "a"), ("mesh", "web", "b")];
+        let ports = [("http", 80, web::PORT)];
+        let (scene, pod) = Scene::behind_waypoint(&pods, &ports, &[("web", "web", true)], |manifests| {
             manifests.authorization_policy("mesh", "tokens", POLICY)?;
             manifests.authorization_policy("mesh", "no-mallory", NO_MALLORY)
         })?;
         let server = web::serve(scene.pod("web"))?;
-        let pod = waypoint_pod.ok_or_else(|| anyhow::anyhow!("no pod for the waypoint"))?;
         let waypoint = scene.world.start_waypoint(&pod, "waypoint")?;
         Ok(Self { waypoint, _server: server, scene })
     }
