@@ -2,8 +2,8 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use anyhow::{Context, Result};
-use bed::{Pod, Process, World, address, waypoint::ServiceManifest};
+use anyhow::Result;
+use bed::{Process, World, address, waypoint::ServiceManifest};
 
 use crate::{
     recorder::{self, Recorder},
@@ -34,11 +34,10 @@ impl Behind {
         ports: &[(&str, u16, u16)],
         more: impl FnOnce(&World) -> Result<()>,
     ) -> Result<Self> {
-        let mut pod: Option<Pod> = None;
-        let scene = Scene::with(|world| {
+        let (scene, pod) = Scene::with(|world| {
             let manifests = world.manifests();
             manifests.waypoint("shop", "wp", "service")?;
-            pod = Some(world.waypoint_pod("shop", "wp", "b")?);
+            let pod = world.waypoint_pod("shop", "wp", "b")?;
             manifests.service(&ServiceManifest {
                 namespace: "shop",
                 name: "web",
@@ -48,10 +47,10 @@ impl Behind {
                 ports: &[&[("http", HTTP, recorder::PORT), ("unknown", UNKNOWN, recorder::PORT)], ports]
                     .concat(),
             })?;
-            more(world)
+            more(world)?;
+            Ok(pod)
         })?;
         let recorder = Recorder::start(&scene.server)?;
-        let pod = pod.context("no pod for the waypoint")?;
         let waypoint = scene.world.start_waypoint_as(&pod, "waypoint", options)?;
         Ok(Self { waypoint, recorder, scene })
     }

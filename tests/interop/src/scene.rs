@@ -42,11 +42,11 @@ pub struct Scene {
 impl Scene {
     /// Builds the world and waits until client and server talk through HBONE.
     pub fn start() -> Result<Self> {
-        Self::with(|_| Ok(()))
+        Ok(Self::with(|_| Ok(()))?.0)
     }
 
-    /// The same, with more manifests that `more` writes before anything starts.
-    pub fn with(more: impl FnOnce(&World) -> Result<()>) -> Result<Self> {
+    /// The same, with what `more` makes before anything starts.
+    pub fn with<T>(more: impl FnOnce(&World) -> Result<T>) -> Result<(Self, T)> {
         let world = World::new(&["a", "b", "x"])?;
         world.manifests().namespace("shop", true)?;
         world.manifests().namespace("outside", false)?;
@@ -57,7 +57,7 @@ impl Scene {
         let server = pod("shop", "server", "b")?;
         let other = pod("shop", "other", "b")?;
         let outside = pod("outside", "stranger", "x")?;
-        more(&world)?;
+        let made = more(&world)?;
         serve_all(&server)?;
         serve_all(&other)?;
         let control = world.start_control()?;
@@ -74,7 +74,7 @@ impl Scene {
         }
         let scene = Self { mesh: programs, _control: control, client, server, other, outside, world };
         scene.wait_meshed()?;
-        Ok(scene)
+        Ok((scene, made))
     }
 
     /// Waits until a connection from client to server is carried by HBONE.

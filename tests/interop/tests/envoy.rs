@@ -47,15 +47,12 @@ fn envoy_as_a_client_reaches_a_pod_through_our_server() {
 #[test]
 fn our_client_reaches_a_pod_through_envoy_and_no_impostor() {
     let binary = ensure_envoy(&root()).unwrap();
-    let mut pods = Vec::new();
-    let mut scene = Scene::with(|world| {
-        for name in ["honest", "impostor", "rogue"] {
-            pods.push(foreign_pod(world, name)?);
-        }
-        Ok(())
+    let (mut scene, pods) = Scene::with(|world| {
+        let [honest, impostor, rogue] = ["honest", "impostor", "rogue"].map(|name| foreign_pod(world, name));
+        Ok([honest?, impostor?, rogue?])
     })
     .unwrap();
-    let [honest, impostor, rogue] = pods.as_slice() else { panic!("three pods were made") };
+    let [honest, impostor, rogue] = &pods;
     let start = |pod: &Pod, credentials: &Credentials| {
         serve_all(pod).unwrap();
         serve(&scene, pod, &binary, credentials)

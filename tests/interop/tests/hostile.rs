@@ -138,7 +138,7 @@ fn requests_that_hbone_does_not_allow_get_their_status() {
             "selector:\n  matchLabels:\n    app: other\naction: ALLOW\nrules:\n- from:\n  - source:\n      principals: [\"cluster.local/ns/shop/sa/client\"]\n",
         )
     };
-    let mut scene = Scene::with(more).unwrap();
+    let (mut scene, ()) = Scene::with(more).unwrap();
     beside_an_innocent(&mut scene, async |scene| {
         let honest = scene.credentials("outside", "stranger")?;
         let mut http = Http2::open(scene.outside.netns(), scene.door(), &honest).await?;
