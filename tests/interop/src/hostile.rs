@@ -14,13 +14,13 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
 use rustls::{
-    AlertDescription, ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    AlertDescription, ClientConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::ServerName,
 };
 use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use trusting::Anybody;
 
 use crate::pki::Credentials;
 
@@ -57,7 +57,8 @@ impl<'a> Offer<'a> {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .context("protocol versions")?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyServer(provider)));
+            // The server is not what these tests doubt.
+            .with_custom_certificate_verifier(Arc::new(Anybody(provider)));
         let mut configuration = match self.credentials {
             Some(own) => builder
                 .with_client_auth_cert(own.chain.clone(), own.key.clone_key())
@@ -67,45 +68,6 @@ impl<'a> Offer<'a> {
         configuration.alpn_protocols = vec![b"h2".to_vec()];
         configuration.enable_sni = false;
         Ok(configuration)
-    }
-}
-
-/// The server is not what these tests doubt.
-#[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

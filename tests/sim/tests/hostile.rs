@@ -168,7 +168,7 @@ fn no_client_certificate() {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Trusting))
+            .with_custom_certificate_verifier(Arc::new(trusting::Anybody(identity::provider())))
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let mut tls =
@@ -179,42 +179,6 @@ fn no_client_certificate() {
         assert!(matches!(world.served.borrow()[..], [Err(ServeError::Handshake { .. })]));
         still_serves(&world).await;
     });
-}
-
-/// Accepts any server.
-#[derive(Debug)]
-struct Trusting;
-
-impl rustls::client::danger::ServerCertVerifier for Trusting {
-    fn verify_server_cert(
-        &self,
-        _leaf: &rustls::pki_types::CertificateDer<'_>,
-        _intermediates: &[rustls::pki_types::CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _leaf: &rustls::pki_types::CertificateDer<'_>,
-        _signed: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _leaf: &rustls::pki_types::CertificateDer<'_>,
-        _signed: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        identity::provider().signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[test]

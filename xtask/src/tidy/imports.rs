@@ -26,7 +26,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("waypoint", PROGRAM),
     ("control", CONTROL),
     // The bed runs programs as processes and links none of them; the traffic program takes spans from them.
-    ("app", &["proto"]),
+    ("app", &["proto", "trusting"]),
+    ("trusting", &[]),
     ("bed", &[]),
     ("xtask", &["bed"]),
 ];
