@@ -9,7 +9,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use ::http::HeaderMap;
@@ -67,6 +67,8 @@ pub(crate) struct Answer {
     pub(crate) attempt: Option<Box<Attempt>>,
     /// When the route's patience ends.
     pub(crate) end: Option<Pin<Box<Sleep>>>,
+    /// How it broke off, to be told next.
+    pub(crate) broken: Option<BodyError>,
 }
 
 /// A backend counts as busy while one lives.
@@ -92,28 +94,55 @@ impl Body {
 }
 
 impl Answer {
-    /// Whether its time is over, which is then told.
-    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(end) = &mut self.end else { return false };
-        if self.ended || end.as_mut().poll(cx).is_pending() {
-            return false;
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
         }
-        self.break_off(Flag::Timeout, "timeout", "the backend's answer did not end in time");
-        true
+        if self.is_late(cx) {
+            let reason = "the backend's answer did not end in time";
+            return self.break_off(cx, BodyError::Late, Flag::Timeout, "timeout", reason);
+        }
+        match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.record.borrow_mut().sent(data);
+                } else if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
+                    self.record.borrow_mut().grpc_status(status);
+                    self.attempt.iter_mut().for_each(|attempt| attempt.grpc_status(status));
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                let reason = format!("the backend ended in the middle of its answer: {error}");
+                self.break_off(cx, BodyError::Caller(error), Flag::BackendReset, "reset", &reason)
+            }
+            None => {
+                self.ended = true;
+                Poll::Ready(None)
+            }
+        }
     }
 
-    /// It ends before its time.
-    fn break_off(&mut self, flag: Flag, kind: &'static str, reason: &str) {
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        !self.ended && self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready())
+    }
+
+    /// It ends before its time. That is told at the next turn only: hyper drops what it has not written yet, and what
+    /// came before the break, be it the head alone, is to arrive.
+    fn break_off<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        error: BodyError,
+        flag: Flag,
+        kind: &'static str,
+        reason: &str,
+    ) -> Poll<T> {
         self.ended = true;
         self.record.borrow_mut().flag(flag, reason);
         self.attempt.iter_mut().for_each(|attempt| attempt.failed(kind, reason));
-    }
-
-    fn note(&mut self, trailers: &HeaderMap) {
-        if let Some(status) = grpc_status(trailers) {
-            self.record.borrow_mut().grpc_status(status);
-            self.attempt.iter_mut().for_each(|attempt| attempt.grpc_status(status));
-        }
+        self.broken = Some(error);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -142,6 +171,7 @@ impl http_body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = match self.get_mut() {
             Self::Kept(reader) => return Pin::new(reader).poll_frame(cx),
+            Self::Answer(answer) => return answer.poll_frame(cx),
             Self::Copied(frames, trailers) => {
                 let frame = frames.pop_front().map(Frame::data);
                 return Poll::Ready(frame.or_else(|| trailers.take().map(Frame::trailers)).map(Ok));
@@ -157,29 +187,6 @@ impl http_body::Body for Body {
                 }
                 polled
             }
-            Self::Answer(answer) => {
-                if answer.is_late(cx) {
-                    return Poll::Ready(Some(Err(BodyError::Late)));
-                }
-                let polled = Pin::new(&mut answer.inner).poll_frame(cx);
-                match &polled {
-                    Poll::Ready(Some(Ok(frame))) => {
-                        if let Some(data) = frame.data_ref() {
-                            answer.record.borrow_mut().sent(data);
-                        } else if let Some(trailers) = frame.trailers_ref() {
-                            let trailers = trailers.clone();
-                            answer.note(&trailers);
-                        }
-                    }
-                    Poll::Ready(Some(Err(error))) => {
-                        let reason = format!("the backend ended in the middle of its answer: {error}");
-                        answer.break_off(Flag::BackendReset, "reset", &reason);
-                    }
-                    Poll::Ready(None) => answer.ended = true,
-                    Poll::Pending => {}
-                }
-                polled
-            }
         };
         polled.map(|frame| frame.map(|frame| frame.map_err(BodyError::Caller)))
     }
@@ -191,7 +198,7 @@ impl http_body::Body for Body {
             Self::Request { inner, .. } => inner.is_end_stream(),
             Self::Kept(reader) => reader.is_end_stream(),
             Self::Copied(frames, trailers) => frames.is_empty() && trailers.is_none(),
-            Self::Answer(answer) => answer.inner.is_end_stream(),
+            Self::Answer(answer) => answer.broken.is_none() && answer.inner.is_end_stream(),
         }
     }
 

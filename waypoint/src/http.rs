@@ -95,8 +95,8 @@ pub(crate) async fn one(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
         Ok(()) => {}
         // What is no HTTP was answered 400, which is to arrive.
         Err(error) if error.is_parse() => {}
-        // Dropping it resets what is left.
-        Err(_) => return,
+        // Dropping it resets what is left, and takes what is not sent yet along: the tunnel has its turn first.
+        Err(_) => return tokio::task::yield_now().await,
     }
     let parts = connection.into_parts();
     let caller = Rewind::new(parts.read_buf, parts.io.into_inner().into_inner());

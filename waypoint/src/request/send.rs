@@ -329,7 +329,7 @@ impl Sending<'_> {
         }
         let end = end.map(|end| Box::pin(sleep_until(end)));
         let record = context.record.clone();
-        let answer = Answer { inner: body, record, _hold: hold, ended: false, attempt, end };
+        let answer = Answer { inner: body, record, _hold: hold, ended: false, attempt, end, broken: None };
         Ok(Response::from_parts(head, Body::Answer(Box::new(answer))))
     }
 }

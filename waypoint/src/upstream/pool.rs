@@ -77,7 +77,7 @@ struct Kept {
 struct One {
     sender: http1::SendRequest<Body>,
     since: Instant,
-    /// The connection itself, if it is to speak something else.
+    /// The connection itself, if it is to speak something else from its first answer on.
     parts: Option<oneshot::Receiver<Rewind<Io>>>,
 }
 
@@ -184,7 +184,8 @@ async fn one(
     handover: Option<&Handover>,
 ) -> Result<(Response<Incoming>, Option<Lease>), Unsent> {
     loop {
-        let held = upstream.pools.take_one(&key);
+        // What may speak something else afterwards has a connection of its own.
+        let held = if handover.is_none() { upstream.pools.take_one(&key) } else { None };
         let reused = held.is_some();
         let mut connection = match held {
             Some(held) => held,
@@ -200,6 +201,8 @@ async fn one(
                     take_over(connection, handover).await;
                     return Ok((response, None));
                 }
+                // Nobody waits for what is left of the connection: once it ends it is closed at once.
+                connection.parts = None;
                 let lease = Lease { pools: upstream.pools.clone(), held: Some((key, connection)) };
                 return Ok((response, Some(lease)));
             }
