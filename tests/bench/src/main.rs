@@ -103,7 +103,7 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.other {
         Some(Other::Dns(arguments)) => return dns::measure(arguments),
         Some(Other::L7(arguments)) => return l7::measure(arguments),
-        None => tools::require(arguments.profile)?,
+        None => tools::require(&tools::L4, arguments.profile)?,
     }
     raise_descriptors()?;
     let (runs, seconds) =
@@ -229,7 +229,7 @@ fn profile_two_nodes(
         eprintln!("profile of {bench} {mode} …");
         let recording = profile::record(&output.join(format!("perf-{bench}.data")))?;
         load::run(*bench, client, server, Duration::from_secs(seconds.max(3)))?;
-        tables += &recording.stop(&pids)?.table(&format!("{bench}, {mode}"));
+        tables += &recording.stop(&pids)?.table(&format!("{bench}, {mode}"), "ztunnels");
     }
     let path = output.join("l4-profile.md");
     std::fs::write(&path, &tables).with_context(|| format!("write {}", path.display()))?;

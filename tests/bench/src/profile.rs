@@ -29,7 +29,7 @@ pub(crate) fn record(data: &Path) -> Result<Recording> {
 }
 
 impl Recording {
-    /// Ends the recording and reads it. `processes` are the ztunnels.
+    /// Ends the recording and reads it. `processes` are ours.
     pub(crate) fn stop(mut self, processes: &[u32]) -> Result<Profile> {
         let threads = threads(processes)?;
         // perf writes its file out upon SIGINT.
@@ -67,9 +67,9 @@ fn threads(processes: &[u32]) -> Result<Vec<u32>> {
 }
 
 /// Programs of the load. Whatever else runs on the machine is left out.
-const LOAD: [&str; 4] = ["wrk", "nginx", "iperf3", "sockperf"];
+const LOAD: [&str; 5] = ["wrk", "nginx", "iperf3", "sockperf", "h2load"];
 
-/// Shares of the time that load, ztunnels and kernel were busy.
+/// Shares of the time that load, our processes and the kernel were busy.
 #[derive(Debug, Default)]
 pub(crate) struct Profile {
     groups: BTreeMap<Group, Share>,
@@ -79,7 +79,7 @@ pub(crate) struct Profile {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Share {
     machine: f64,
-    ztunnels: f64,
+    ours: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,8 +93,10 @@ enum Group {
     SystemCalls,
     Interrupts,
     Http2,
+    Http,
     Tls,
     Runtime,
+    Own,
     OtherUser,
     OtherKernel,
 }
@@ -110,9 +112,11 @@ impl Group {
             Self::Memory => "allocation (kernel, user)",
             Self::SystemCalls => "system call entry and exit",
             Self::Interrupts => "interrupts and page faults",
-            Self::Http2 => "HTTP/2 framing",
+            Self::Http2 => "HTTP/2 framing (h2)",
+            Self::Http => "HTTP (hyper)",
             Self::Tls => "TLS records",
             Self::Runtime => "async runtime",
+            Self::Own => "our own code",
             Self::OtherUser => "other user code",
             Self::OtherKernel => "other kernel code",
         }
@@ -157,10 +161,14 @@ impl Group {
             Self::Memory
         } else if has(&["h2::", "hpack"]) {
             Self::Http2
+        } else if has(&["hyper", "httparse", "http::"]) {
+            Self::Http
         } else if has(&["rustls"]) {
             Self::Tls
         } else if has(&["tokio", "mio::", "futures"]) {
             Self::Runtime
+        } else if has(&["waypoint::", "ztunnel::", "hbone::", "mesh::", "runtime::record"]) {
+            Self::Own
         } else {
             Self::OtherUser
         }
@@ -250,34 +258,35 @@ impl Profile {
                 profile.symbols.entry(sample.symbol.to_owned()).or_default(),
             ] {
                 share.machine += sample.percent;
-                share.ztunnels += if own { sample.percent } else { 0.0 };
+                share.ours += if own { sample.percent } else { 0.0 };
             }
         }
         ensure!(busy.machine > 0.0, "perf's report holds no sample");
         let scale = 100.0 / busy.machine;
         for share in profile.groups.values_mut().chain(profile.symbols.values_mut()) {
             share.machine *= scale;
-            share.ztunnels *= scale;
+            share.ours *= scale;
         }
         Ok(profile)
     }
 
-    /// A Markdown table, to be pasted into the documentation as it is.
-    pub(crate) fn table(&self, title: &str) -> String {
+    /// A Markdown table, to be pasted into the documentation as it is. `ours` names our processes.
+    pub(crate) fn table(&self, title: &str, ours: &str) -> String {
         let mut out = format!(
-            "\n{title}: share of the CPU time of client, server, kernel and ztunnels (of it in the ztunnels)\n\n"
+            "\n{title}: share of the CPU time of client, server, kernel and {ours} (of it in {ours})\n\n"
         );
-        out.push_str("| where | all % | ztunnels % |\n|---|---:|---:|\n");
+        let head = |what| format!("| {what} | all % | {ours} % |\n|---|---:|---:|\n");
+        out.push_str(&head("where"));
         let mut groups: Vec<(&Group, &Share)> = self.groups.iter().collect();
         groups.sort_by(|a, b| b.1.machine.total_cmp(&a.1.machine));
         for (group, share) in groups {
-            let _ = writeln!(out, "| {} | {:.1} | {:.1} |", group.name(), share.machine, share.ztunnels);
+            let _ = writeln!(out, "| {} | {:.1} | {:.1} |", group.name(), share.machine, share.ours);
         }
-        out.push_str("\n| symbol | all % | ztunnels % |\n|---|---:|---:|\n");
+        let _ = write!(out, "\n{}", head("symbol"));
         let mut symbols: Vec<(&String, &Share)> = self.symbols.iter().collect();
         symbols.sort_by(|a, b| b.1.machine.total_cmp(&a.1.machine));
         for (symbol, share) in symbols.into_iter().take(30) {
-            let _ = writeln!(out, "| `{symbol}` | {:.1} | {:.1} |", share.machine, share.ztunnels);
+            let _ = writeln!(out, "| `{symbol}` | {:.1} | {:.1} |", share.machine, share.ours);
         }
         out
     }
@@ -332,9 +341,9 @@ mod tests {
     #[test]
     fn idle_time_is_no_work_and_shares_are_of_the_busy_time() {
         let profile = Profile::read(REPORT, &[1234]).unwrap();
-        assert_eq!(profile.groups[&Group::Copies], Share { machine: 40.0, ztunnels: 40.0 });
-        assert_eq!(profile.groups[&Group::Network], Share { machine: 20.0, ztunnels: 0.0 });
-        let table = profile.table("bulk-1, two nodes");
+        assert_eq!(profile.groups[&Group::Copies], Share { machine: 40.0, ours: 40.0 });
+        assert_eq!(profile.groups[&Group::Network], Share { machine: 20.0, ours: 0.0 });
+        let table = profile.table("bulk-1, two nodes", "ztunnels");
         assert!(table.contains("| `tcp_sendmsg_locked` | 20.0 | 0.0 |"), "{table}");
         assert!(table.contains("| AES-GCM and other crypto | 40.0 | 40.0 |"), "{table}");
         assert!(Profile::read("# nothing\n", &[]).is_err());

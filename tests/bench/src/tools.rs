@@ -5,22 +5,30 @@ use std::{env, path::PathBuf};
 use anyhow::{Result, bail};
 
 /// A program, the Debian package that has it, and what it is for.
-type Tool = (&'static str, &'static str, &'static str);
+pub(crate) type Tool = (&'static str, &'static str, &'static str);
 
-const LOADS: [Tool; 5] = [
+const NGINX: Tool = ("nginx", "nginx-light", "the web server under load");
+const IP: Tool = ("ip", "iproute2", "network namespaces");
+
+/// Of the bench of layer 4.
+pub(crate) const L4: [Tool; 5] = [
     ("iperf3", "iperf3", "bulk transfer"),
     ("wrk", "wrk", "HTTP load"),
-    ("nginx", "nginx-light", "the web server under load"),
+    NGINX,
     ("sockperf", "sockperf", "latency"),
-    ("ip", "iproute2", "network namespaces"),
+    IP,
 ];
+
+/// Of the bench of layer 7.
+pub(crate) const L7: [Tool; 3] = [("h2load", "nghttp2-client", "HTTP load"), NGINX, IP];
 
 const PERF: Tool = ("perf", "linux-perf", "the CPU profile");
 
 /// Fails with one line that names everything that is missing.
-pub(crate) fn require(profile: bool) -> Result<()> {
-    let missing: Vec<Tool> = LOADS
-        .into_iter()
+pub(crate) fn require(loads: &[Tool], profile: bool) -> Result<()> {
+    let missing: Vec<Tool> = loads
+        .iter()
+        .copied()
         .chain(profile.then_some(PERF))
         .filter(|(program, _, _)| find(program).is_none())
         .collect();

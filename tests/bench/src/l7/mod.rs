@@ -12,7 +12,7 @@ mod plan;
 mod report;
 mod scene;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
 
@@ -21,7 +21,7 @@ use self::{
     report::{Metric, Results},
     scene::Scene,
 };
-use crate::{Common, facts::Facts, proc::Cpu, raise_descriptors};
+use crate::{Common, facts::Facts, proc::Cpu, profile, raise_descriptors, tools};
 
 /// Measures our waypoint beside Envoy.
 #[derive(Debug, clap::Args)]
@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     /// One run of one second each: does everything work?
     #[arg(long)]
     quick: bool,
+    /// Also run each load once more through our waypoint under perf, and tell where the time goes.
+    #[arg(long)]
+    profile: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -45,6 +48,7 @@ pub(crate) struct Arguments {
 /// Builds the world, takes every figure, and tells them.
 pub(crate) fn measure(arguments: &Arguments) -> Result<ExitCode> {
     raise_descriptors()?;
+    tools::require(&tools::L7, arguments.profile)?;
     let (runs, seconds) =
         if arguments.quick { (1, 1) } else { (usize::from(arguments.runs), u64::from(arguments.seconds)) };
     let loads = arguments.only.clone().unwrap_or_default().loads();
@@ -59,6 +63,9 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<ExitCode> {
     }
     results.write(&arguments.common.output, &facts)?;
     println!("{}", results.table(&facts));
+    if arguments.profile {
+        println!("{}", profiled(&scene, &loads, seconds, &arguments.common.output)?);
+    }
     println!("written: {0}/l7.json, {0}/l7-machine.json", arguments.common.output.display());
     let missed = arguments.common.gate && !results.goals_met();
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -74,6 +81,20 @@ fn fill(scene: &Scene, loads: &[Load], runs: usize, seconds: u64, results: &mut 
         eprintln!("{:3}/{total} {load} {mode}: {rate:.0}", done + 1);
     }
     Ok(())
+}
+
+/// Runs each load once more through our waypoint, under perf.
+fn profiled(scene: &Scene, loads: &[Load], seconds: u64, output: &Path) -> Result<String> {
+    let mut tables = String::new();
+    for &load in loads {
+        eprintln!("profile of {load} …");
+        let recording = profile::record(&output.join(format!("perf-{load}.data")))?;
+        scene.run(load, Mode::Waypoint, seconds.max(3))?;
+        tables += &recording.stop(&[scene.proxy(Mode::Waypoint)])?.table(&load.to_string(), "waypoint");
+    }
+    let path = output.join("l7-profile.md");
+    std::fs::write(&path, &tables).with_context(|| format!("write {}", path.display()))?;
+    Ok(tables)
 }
 
 /// One run: the figures, and what they cost. Gives the rate.
