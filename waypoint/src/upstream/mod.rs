@@ -95,7 +95,8 @@ pub(crate) struct Sent {
 /// What is to be kept as long as an answer lasts; the connection goes back when nothing more is read from it.
 pub(crate) struct Hold {
     _busy: Busy,
-    _lease: Option<Lease>,
+    /// On the heap: HTTP/2 has none, and would have the room for it.
+    _lease: Option<Box<Lease>>,
 }
 
 /// A backend has not answered.
@@ -178,7 +179,7 @@ impl Upstream {
         }
         let busy = Busy::with(&self.loads.of(target.address));
         let (response, lease) = pool::send(self, call, target, version, request, handover).await?;
-        Ok(Sent { response, hold: Hold { _busy: busy, _lease: lease } })
+        Ok(Sent { response, hold: Hold { _busy: busy, _lease: lease.map(Box::new) } })
     }
 
     /// Lets go of what was idle for too long.
