@@ -130,6 +130,7 @@ fn a_consumers_route_of_connections_does_not_take_requests_past_what_is_said_of_
     for kind in [RouteKind::Tcp, RouteKind::Tls] {
         let alone = routes(vec![consumers(kind)]);
         let beside = routes(vec![consumers(kind), of_port(route(RouteKind::Http, "web", &[]), 81)]);
+        let whole = routes(vec![consumers(kind), route(RouteKind::Http, "web", &[])]);
         let tokens = alone.clone().with_authentication(Authentication::new(vec![rule()]));
         let http = Some(RouteKind::Http);
         for (case, routes, port, followed) in [
@@ -138,6 +139,7 @@ fn a_consumers_route_of_connections_does_not_take_requests_past_what_is_said_of_
             ("nothing is said", &alone, 81, Some(kind)),
             ("the producer's route says it", &beside, 81, http),
             ("of another port", &beside, 82, Some(kind)),
+            ("the producer's route is for all ports", &whole, 82, http),
             ("tokens are read", &tokens, 81, None),
             ("tokens are read elsewhere", &tokens, 5432, Some(kind)),
         ] {

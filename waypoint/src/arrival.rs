@@ -295,7 +295,7 @@ async fn take(worker: &Worker, arrival: &Arrival) -> Result<Call, Failure> {
         workload: workload.filter(|workload| workload.identity() == claims.caller).cloned(),
         called,
         address: match &arrival.authority {
-            Authority::Ip(address) => Some(address.ip()),
+            Authority::Ip(address) => Some(address.ip().to_canonical()),
             Authority::Host { .. } => None,
         },
         port,

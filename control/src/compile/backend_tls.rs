@@ -140,7 +140,7 @@ impl Compiler<'_, '_> {
     /// Says to each target of what is written now that it is refused, and what holds instead.
     fn refused_tls(&mut self, key: &ObjectKey, policy: &BackendTlsPolicy, refused: &RefusedPolicy) {
         let instead = match policy.is_stand_in() {
-            true => "until it is mended nothing is sent to its targets",
+            true => "until it is mended no request is sent to its targets",
             false => "the last version that was accepted holds while this control runs",
         };
         let message = format!("{}; {instead}", refused.reason);

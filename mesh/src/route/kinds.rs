@@ -28,9 +28,10 @@ impl Kinds {
         Self(kinds)
     }
 
-    /// Whether a route of requests for everybody names the port.
+    /// Whether a route of requests for everybody is for the port, by its name or with all others.
     pub(super) fn has_requests_of(&self, port: u16) -> bool {
-        let names = |whose: &Option<Box<str>>, of: &Option<u16>| whose.is_none() && *of == Some(port);
+        let names =
+            |whose: &Option<Box<str>>, of: &Option<u16>| whose.is_none() && of.is_none_or(|of| of == port);
         self.0.iter().any(|(whose, of, kind)| kind.is_of_requests() && names(whose, of))
     }
 

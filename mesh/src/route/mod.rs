@@ -396,8 +396,8 @@ impl ServiceRoutes {
         self.kinds.followed(port, caller, no_http, || self.speaks_http(port))
     }
 
-    /// Whether it is known that HTTP is spoken on a port: by what its owner declares, by a route of requests that names
-    /// it, or since tokens are read there. No consumer's route carries connections to it as they are.
+    /// Whether a port is for HTTP: by what its owner declares, by a route of requests that is for it, or since tokens are
+    /// read there. No consumer's route carries connections to it as they are.
     pub fn speaks_http(&self, port: u16) -> bool {
         match self.protocol(port) {
             Protocol::Http1 | Protocol::Http2 => true,

@@ -69,7 +69,10 @@ pub(super) struct Pools {
 
 #[derive(Default)]
 struct Kept {
+    /// The oldest first.
     ones: Vec<One>,
+    /// So many of them nobody has needed since the last sweep.
+    spare: usize,
     two: Option<Two>,
 }
 
@@ -94,10 +97,11 @@ impl Pools {
 
     fn take_one(&self, key: &Key) -> Option<One> {
         let mut kept = self.kept.borrow_mut();
-        let ones = &mut kept.get_mut(key)?.ones;
+        let Kept { ones, spare, .. } = kept.get_mut(key)?;
         // The newest first: the others may grow old and go. What is not ready may have a request's body to send still.
         let usable = |one: &One| one.sender.is_ready() && one.since.elapsed() < self.idle;
         let one = ones.remove(ones.iter().rposition(usable)?);
+        *spare = (*spare).min(ones.len());
         self.ones.set(self.ones.get() - 1);
         Some(one)
     }
@@ -129,12 +133,15 @@ impl Pools {
         }
     }
 
-    /// Lets go of what was idle for too long. A connection of HTTP/2 serves what runs on it to the end.
+    /// Lets go of what was idle for too long, and of half of what was not needed since the last time: what a burst has
+    /// left takes no room from others, here or at the backend. A connection of HTTP/2 serves what runs on it to the end.
     pub(super) fn sweep(&self) {
         let fresh = |since: Instant| since.elapsed() < self.idle;
         let mut ones = 0;
         self.kept.borrow_mut().retain(|_, kept| {
+            kept.ones.drain(..(kept.spare / 2).min(kept.ones.len()));
             kept.ones.retain(|one| fresh(one.since) && !one.sender.is_closed());
+            kept.spare = kept.ones.len();
             kept.two.take_if(|two| two.sender.is_closed() || !fresh(two.used));
             ones += kept.ones.len();
             !kept.ones.is_empty() || kept.two.is_some()

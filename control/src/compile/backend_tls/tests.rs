@@ -182,7 +182,10 @@ fn what_was_refused_and_never_good_closes_the_way_to_what_it_is_for() {
         assert_eq!(standing(&compiled), ["p Accepted=false/Invalid"], "{case}");
         let said = compiled.routes_status.values().flatten().flat_map(|status| &status.conditions);
         let said: Vec<&str> = said.map(|condition| condition.message.as_str()).collect();
-        assert!(said[0].ends_with("until it is mended nothing is sent to its targets"), "{case}: {said:?}");
+        assert!(
+            said[0].ends_with("until it is mended no request is sent to its targets"),
+            "{case}: {said:?}"
+        );
     }
 }
 
