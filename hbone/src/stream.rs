@@ -32,16 +32,107 @@ pub struct Stream {
     frame: Bytes,
     heard_all: bool,
     said_all: bool,
+    /// What is written is gathered here until it is told to go.
+    gathered: Option<Gathered>,
+}
+
+/// Bytes on their way into one frame. Nothing is borrowed while there are none.
+#[derive(Default)]
+struct Gathered {
+    buffer: Option<Buffer>,
+    length: usize,
+}
+
+impl Gathered {
+    /// A buffer of that many bytes at least, with what is there already; small ones do for most.
+    fn with_room(&mut self, wanted: usize) -> &mut Buffer {
+        let buffer = match self.buffer.take() {
+            Some(buffer) if buffer.len() >= wanted => buffer,
+            small => {
+                let mut buffer =
+                    Buffer::take(if wanted <= Class::Small.size() { Class::Small } else { MOST });
+                if let Some(small) = small {
+                    buffer[..self.length].copy_from_slice(&small[..self.length]);
+                }
+                buffer
+            }
+        };
+        self.buffer.insert(buffer)
+    }
 }
 
 impl Tunnel {
     /// The same stream, to be read and written.
     pub fn into_stream(self) -> Stream {
-        Stream { tunnel: self, frame: Bytes::new(), heard_all: false, said_all: false }
+        Stream { tunnel: self, frame: Bytes::new(), heard_all: false, said_all: false, gathered: None }
     }
 }
 
 impl Stream {
+    /// From now on what is written is gathered, and goes when a buffer is full, or by [`Self::poll_send`]: who writes frame
+    /// by frame, and flushes each, would else have each travel by itself.
+    pub fn gather(&mut self) {
+        self.gathered.get_or_insert_default();
+    }
+
+    /// Sends what was gathered, as far as the other end has room; it is to be called again when `cx` is woken.
+    ///
+    /// # Errors
+    /// If the stream has ended.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(gathered) = &mut self.gathered
+            && let Some(buffer) = gathered.buffer.take()
+        {
+            let length = gathered.length;
+            let room = match poll_room(&mut self.tunnel.send, length, cx) {
+                Poll::Ready(Ok(room)) => room,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    gathered.buffer = Some(buffer);
+                    return Poll::Pending;
+                }
+            };
+            if room < length {
+                let mut rest = Buffer::take(MOST);
+                rest[..length - room].copy_from_slice(&buffer[room..length]);
+                gathered.buffer = Some(rest);
+            }
+            gathered.length = length - room;
+            self.send(Chunk::new(buffer, room), room)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn send(&mut self, chunk: Chunk, length: usize) -> io::Result<()> {
+        let send = &mut self.tunnel.send;
+        send.send_data(chunk, false).map_err(broken)?;
+        // What this stream does not use now is for the others of the tunnel.
+        send.reserve_capacity(0);
+        if let Some(seat) = &self.tunnel.seat {
+            seat.moved(length as u64);
+        }
+        Ok(())
+    }
+
+    /// Takes as much as there is room for in one buffer.
+    fn poll_gather(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+        wanted: usize,
+    ) -> Poll<io::Result<usize>> {
+        if self.gathered.as_ref().is_some_and(|gathered| gathered.length == MOST.size()) {
+            ready!(self.poll_send(cx))?;
+        }
+        let gathered = self.gathered.get_or_insert_default();
+        let count = wanted.min(MOST.size() - gathered.length);
+        let from = gathered.length;
+        let buffer = &mut gathered.with_room(from + count)[from..from + count];
+        gather(slices, buffer);
+        gathered.length += count;
+        Poll::Ready(Ok(count))
+    }
+
     fn take(&mut self, out: &mut ReadBuf<'_>) -> io::Result<()> {
         let count = self.frame.len().min(out.remaining());
         out.put_slice(&self.frame[..count]);
@@ -91,22 +182,10 @@ impl AsyncWrite for Stream {
         if wanted == 0 {
             return Poll::Ready(Ok(0));
         }
-        let send = &mut this.tunnel.send;
-        send.reserve_capacity(wanted);
-        let room = loop {
-            match send.capacity() {
-                0 => {}
-                room => break room.min(wanted),
-            }
-            match ready!(send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) if is_enough(&error) => {
-                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-                }
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        };
+        if this.gathered.is_some() {
+            return this.poll_gather(cx, slices, wanted);
+        }
+        let room = ready!(poll_room(&mut this.tunnel.send, wanted, cx))?;
         let chunk = if room <= SMALL {
             let mut bytes = vec![0; room].into_boxed_slice();
             gather(slices, &mut bytes);
@@ -117,12 +196,7 @@ impl AsyncWrite for Stream {
             gather(slices, &mut buffer[..room]);
             Chunk::new(buffer, room)
         };
-        send.send_data(chunk, false).map_err(broken)?;
-        // What this stream does not use now is for the others of the tunnel.
-        send.reserve_capacity(0);
-        if let Some(seat) = &this.tunnel.seat {
-            seat.moved(room as u64);
-        }
+        this.send(chunk, room)?;
         Poll::Ready(Ok(room))
     }
 
@@ -134,13 +208,34 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
         if !this.said_all {
             this.said_all = true;
             this.tunnel.send.send_data(Chunk::empty(), true).map_err(broken)?;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Waits until some of `wanted` bytes may be sent: how many.
+fn poll_room(
+    send: &mut h2::SendStream<Chunk>,
+    wanted: usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    send.reserve_capacity(wanted);
+    loop {
+        match send.capacity() {
+            0 => {}
+            room => return Poll::Ready(Ok(room.min(wanted))),
+        }
+        match ready!(send.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) if !is_enough(&error) => return Poll::Ready(Err(broken(error))),
+            Some(Err(_)) | None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
     }
 }
 

@@ -226,6 +226,10 @@ impl<S> Rewind<S> {
     pub(crate) fn new(said: Bytes, inner: S) -> Self {
         Self { said, inner }
     }
+
+    pub(crate) fn inner_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Rewind<S> {

@@ -6,6 +6,7 @@ use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
+    task::Poll,
     time::Duration,
 };
 
@@ -133,11 +134,12 @@ async fn linger(mut caller: impl AsyncRead + AsyncWrite + Unpin) {
 }
 
 /// Serves HTTP/2.
-pub(crate) async fn two(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Stream>) {
+pub(crate) async fn two(worker: &Rc<Worker>, call: &Rc<Call>, mut stream: Rewind<Stream>) {
     let service = {
         let (worker, call) = (worker.clone(), call.clone());
         service_fn(move |request| request::answer(worker.clone(), call.clone(), Version::Two, None, request))
     };
+    stream.inner_mut().gather();
     let (lent, stream) = lend(stream);
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -155,7 +157,12 @@ pub(crate) async fn two(worker: &Rc<Worker>, call: &Rc<Call>, stream: Rewind<Str
             is_draining = true;
             connection.as_mut().graceful_shutdown();
         }
-        connection.as_mut().poll(cx)
+        let served = connection.as_mut().poll(cx);
+        // Whatever frames it has written travel together; without room for them it is polled again once there is some.
+        match stream.with(|stream| stream.inner_mut().poll_send(cx)) {
+            Poll::Ready(Err(_)) if served.is_pending() => Poll::Ready(Ok(())),
+            _ => served,
+        }
     })
     .await;
     match served {

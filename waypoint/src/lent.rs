@@ -21,6 +21,13 @@ pub(crate) fn lend<T>(stream: T) -> (Lent<T>, Lent<T>) {
     (Lent(stream.clone()), Lent(stream))
 }
 
+impl<T> Lent<T> {
+    /// Lends it to `use_it`, which is not to poll what has the other hand.
+    pub(crate) fn with<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
+        use_it(&mut self.0.borrow_mut())
+    }
+}
+
 impl<T: AsyncRead + Unpin> AsyncRead for Lent<T> {
     fn poll_read(
         self: Pin<&mut Self>,
