@@ -32,7 +32,7 @@ impl Class {
 
     /// For the next read, after one of `read` bytes into a buffer of this class: grows when it was
     /// filled, shrinks when the next smaller would have done.
-    pub fn adapted(self, read: usize) -> Self {
+    pub(crate) fn adapted(self, read: usize) -> Self {
         match self {
             Self::Small if read >= self.size() => Self::Medium,
             Self::Medium if read >= self.size() => Self::Large,
@@ -56,7 +56,14 @@ impl Buffer {
         Self { bytes: free.unwrap_or_else(|| vec![0; class.size()].into_boxed_slice()), class }
     }
 
-    pub fn class(&self) -> Class {
+    /// One that begins with these bytes, of which there are no more than it holds.
+    pub(crate) fn with(class: Class, bytes: &[u8]) -> Self {
+        let mut buffer = Self::take(class);
+        buffer[..bytes.len()].copy_from_slice(bytes);
+        buffer
+    }
+
+    pub(crate) fn class(&self) -> Class {
         self.class
     }
 }

@@ -44,18 +44,12 @@ struct Gathered {
 }
 
 impl Gathered {
-    /// A buffer of that many bytes at least, with what is there already; small ones do for most.
+    /// A buffer of that many bytes at least, with what is there already.
     fn with_room(&mut self, wanted: usize) -> &mut Buffer {
         let buffer = match self.buffer.take() {
             Some(buffer) if buffer.len() >= wanted => buffer,
-            small => {
-                let mut buffer =
-                    Buffer::take(if wanted <= Class::Small.size() { Class::Small } else { MOST });
-                if let Some(small) = small {
-                    buffer[..self.length].copy_from_slice(&small[..self.length]);
-                }
-                buffer
-            }
+            Some(small) => Buffer::with(class_of(wanted), &small[..self.length]),
+            None => Buffer::take(class_of(wanted)),
         };
         self.buffer.insert(buffer)
     }
@@ -85,17 +79,14 @@ impl Stream {
         {
             let length = gathered.length;
             let room = match poll_room(&mut self.tunnel.send, length, cx) {
-                Poll::Ready(Ok(room)) => room,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(room) => room?,
                 Poll::Pending => {
                     gathered.buffer = Some(buffer);
                     return Poll::Pending;
                 }
             };
             if room < length {
-                let mut rest = Buffer::take(MOST);
-                rest[..length - room].copy_from_slice(&buffer[room..length]);
-                gathered.buffer = Some(rest);
+                gathered.buffer = Some(Buffer::with(MOST, &buffer[room..length]));
             }
             gathered.length = length - room;
             self.send(Chunk::new(buffer, room), room)?;
@@ -191,8 +182,7 @@ impl AsyncWrite for Stream {
             gather(slices, &mut bytes);
             Chunk::owned(bytes)
         } else {
-            let class = if room <= Class::Small.size() { Class::Small } else { MOST };
-            let mut buffer = Buffer::take(class);
+            let mut buffer = Buffer::take(class_of(room));
             gather(slices, &mut buffer[..room]);
             Chunk::new(buffer, room)
         };
@@ -217,6 +207,11 @@ impl AsyncWrite for Stream {
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// The buffers that so many bytes are written from: small ones do for most.
+fn class_of(length: usize) -> Class {
+    if length <= Class::Small.size() { Class::Small } else { MOST }
 }
 
 /// Waits until some of `wanted` bytes may be sent: how many.

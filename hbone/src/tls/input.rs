@@ -51,8 +51,7 @@ pub(super) struct Input {
 impl Input {
     pub(super) fn new(keys: Keys, early: Vec<u8>, rest: &[u8]) -> Self {
         let class = if rest.len() > Class::Small.size() { Class::Large } else { Class::Small };
-        let mut buffer = Buffer::take(class);
-        buffer[..rest.len()].copy_from_slice(rest);
+        let buffer = Buffer::with(class, rest);
         Self {
             keys,
             early,
@@ -140,9 +139,7 @@ impl Input {
             let rest = self.end - self.start;
             if let Some(buffer) = &mut self.buffer {
                 if self.class > buffer.class() {
-                    let mut larger = Buffer::take(self.class);
-                    larger[..rest].copy_from_slice(&buffer[self.start..self.end]);
-                    *buffer = larger;
+                    *buffer = Buffer::with(self.class, &buffer[self.start..self.end]);
                 } else {
                     buffer.copy_within(self.start..self.end, 0);
                 }

@@ -111,11 +111,8 @@ impl Output {
                 (self.start, self.end) = (0, 0);
             }
             Some(buffer) if buffer.len() - self.end < wanted && buffer.class() < BIGGEST => {
-                let mut larger = Buffer::take(BIGGEST);
-                let unsent = self.start..self.end;
-                larger[..unsent.len()].copy_from_slice(&buffer[unsent.clone()]);
-                *buffer = larger;
-                (self.start, self.end) = (0, unsent.len());
+                *buffer = Buffer::with(BIGGEST, &buffer[self.start..self.end]);
+                (self.start, self.end) = (0, self.end - self.start);
             }
             Some(_) => {}
         }
