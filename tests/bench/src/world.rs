@@ -85,7 +85,7 @@ impl Scene {
         for number in 0..EXTRA_PODS {
             world.pod(PodSpec::new(EXTRA, &format!("extra-{number}"), "a"))?;
         }
-        let congestion_control = steady_tcp(&world, &pods)?;
+        let congestion_control = steady_tcp(&world, pods.all())?;
         let (mut programs, mut ztunnels) = (Vec::new(), Vec::new());
         if modes.iter().any(|mode| mode.baseline() != *mode) {
             programs.push(world.start_control().context("start control")?);
@@ -195,10 +195,9 @@ fn start_ours(
 /// Takes the same congestion control everywhere, one that does not pace: a machine whose default is BBR
 /// would measure BBR's model of a veth pair. Cubic is Linux's default; where a namespace may not choose
 /// it, Reno does the same on a wire without loss.
-fn steady_tcp(world: &World, pods: &Pods) -> Result<&'static str> {
+pub(crate) fn steady_tcp<'a>(world: &'a World, pods: impl Iterator<Item = &'a Pod>) -> Result<&'static str> {
     const KEY: &str = "net/ipv4/tcp_congestion_control";
-    let places: Vec<&Netns> =
-        world.nodes().iter().map(Node::netns).chain(pods.all().map(Pod::netns)).collect();
+    let places: Vec<&Netns> = world.nodes().iter().map(Node::netns).chain(pods.map(Pod::netns)).collect();
     let take = |name: &str| places.iter().try_for_each(|place| place.sysctl(KEY, name));
     if take("cubic").is_ok() {
         return Ok("cubic");

@@ -53,9 +53,11 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<ExitCode> {
         if arguments.quick { (1, 1) } else { (usize::from(arguments.runs), u64::from(arguments.seconds)) };
     let loads = arguments.only.clone().unwrap_or_default().loads();
     let envoy = interop::ensure_envoy(&interop::scene::root()).context("fetch Envoy")?;
-    let facts = Facts::gather(&std::env::current_dir()?, None, runs, seconds);
+    // Before the scene takes this process from one of the cores.
+    let mut facts = Facts::gather(&std::env::current_dir()?, None, runs, seconds);
     eprintln!("building the world: three nodes, a waypoint, Envoy …");
     let scene = Scene::build(&envoy, &arguments.common.ztunnel_options)?;
+    facts.congestion_control = Some(scene.congestion_control.to_owned());
     let mut results = Results::default();
     if let Err(error) = fill(&scene, &loads, runs, seconds, &mut results) {
         eprintln!("{}", scene.logs());

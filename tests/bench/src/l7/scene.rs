@@ -18,7 +18,7 @@ use super::{
     load::{self, Figures, PORTS, path},
     plan::{Load, Mode, Onward, ROUTES},
 };
-use crate::{proc, verify::total};
+use crate::{proc, verify::total, world::steady_tcp};
 
 const MESHED: &str = "mesh";
 const PLAIN: &str = "plain";
@@ -35,6 +35,8 @@ pub(super) struct Scene {
     proxies: [Pod; 2],
     client: Pod,
     services: Vec<Service>,
+    /// Of TCP, everywhere in the world.
+    pub(super) congestion_control: &'static str,
     world: World,
 }
 
@@ -139,6 +141,8 @@ impl Scene {
             proxies.push(world.waypoint_pod(MESHED, &name, "w")?);
         }
         let proxies: [Pod; 2] = proxies.try_into().ok().context("two proxies")?;
+        let pods = [&client, &plain, &meshed].into_iter().chain(&proxies);
+        let congestion_control = steady_tcp(&world, pods)?;
         let services = Service::all();
         for service in &services {
             service.write(&world)?;
@@ -176,7 +180,17 @@ impl Scene {
         for proxy in [&waypoint, &envoy] {
             take_core(proxy.pid())?;
         }
-        Ok(Self { waypoint, envoy, programs, _backends: backends, proxies, client, services, world })
+        Ok(Self {
+            waypoint,
+            envoy,
+            programs,
+            _backends: backends,
+            proxies,
+            client,
+            services,
+            congestion_control,
+            world,
+        })
     }
 
     /// Waits until every service is answered for.
