@@ -37,9 +37,10 @@ const IDLE_EACH: usize = 1024;
 const MOST_IDLE: usize = 16 << 10;
 /// Callers and endpoints with something kept; beyond it nothing more is.
 const MOST_KEYS: usize = 8192;
-/// Windows of HTTP/2 towards a backend: of a stream, of a connection.
+/// Windows of HTTP/2 towards a backend: of a stream, of a connection. The second is for as many answers as wait at a time,
+/// since a backend serves those that wait for it in no fair order.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
 /// The longest head of an answer, in bytes.
 const MOST_HEAD: usize = 64 << 10;
 /// How long a backend may take to close its side once we have closed ours.
