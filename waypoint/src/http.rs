@@ -119,7 +119,8 @@ async fn speak_on(mut caller: Rewind<Rewind<Stream>>, mut backend: Rewind<Io>) {
 async fn linger(mut caller: impl AsyncRead + AsyncWrite + Unpin) {
     let closing = async {
         caller.shutdown().await?;
-        let mut buffer = [0; 4096];
+        // On the heap: few linger, and every connection would have the room for it.
+        let mut buffer = vec![0; 4096];
         let mut heard = 0;
         while heard < LINGER_BYTES {
             match caller.read(&mut buffer).await? {

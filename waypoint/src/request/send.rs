@@ -4,7 +4,7 @@
 //! a backend may have looked at is repeated only by the rule's word, and only if its body is still there as a whole: what
 //! has been streamed past the bound of what is kept is never sent twice.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, pin::pin, rc::Rc, time::Duration};
 
 use ::http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version as HttpVersion, header,
@@ -131,8 +131,12 @@ impl Sending<'_> {
                 source.can_repeat() && !over && retry.is_some_and(|retry| repeats < attempts(retry))
             };
             let mut attempt = None;
-            let tried = self.try_once(&head, &mut source, changes.clone(), is_first, &mut attempt);
-            match within(end_of_try, tried).await {
+            let tried = {
+                // Pinned here: a future that is handed on by value is laid out twice, and every request waits in this one.
+                let tried = pin!(self.try_once(&head, &mut source, changes.clone(), is_first, &mut attempt));
+                within(end_of_try, tried).await
+            };
+            match tried {
                 Some(Ok(Tried::Answered(response, hold, changes))) => {
                     let status = response.status().as_u16();
                     if !retry.is_some_and(|retry| retry.codes.contains(&status)) || !may(&source) {
