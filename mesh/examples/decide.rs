@@ -183,7 +183,7 @@ fn plans() {
     let source = Workload::named("source", "app", "client");
     let plan = |snapshot: &Snapshot, address, seed| {
         let destination = std::net::SocketAddr::new(address, 80);
-        snapshot.plan("node-3", &Outbound { source: &source, destination, seed })
+        snapshot.plan("node-3", &Outbound { source: &source, destination, seed, avoided: None })
     };
     assert!(plan(&snapshot, vip.address, 1).is_ok() && plan(&local, vip.address, 1).is_ok());
     println!("a service of {ENDPOINTS} endpoints on 100 nodes (loaded at {put:.0} ns each)");

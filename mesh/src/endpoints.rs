@@ -36,7 +36,12 @@ pub(crate) struct Wanted<'a> {
     pub(crate) node: Option<&'a str>,
     pub(crate) allow_unhealthy: bool,
     pub(crate) seed: u64,
+    /// Who is passed over while there is somebody else.
+    pub(crate) avoided: Option<&'a dyn Fn(&Workload) -> bool>,
 }
+
+/// Draws by chance, before one after the other is looked at.
+const DRAWS: u64 = 4;
 
 /// Why a pick found none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,12 +74,19 @@ impl Endpoints {
     pub(crate) fn pick(&self, wanted: &Wanted<'_>) -> Result<&Arc<Workload>, NoPick> {
         let healthy = run(&self.healthy, wanted);
         let unhealthy = if wanted.allow_unhealthy { run(&self.unhealthy, wanted) } else { 0..0 };
-        let index = scale(wanted.seed, healthy.len() + unhealthy.len());
-        let picked = if index < healthy.len() {
-            self.healthy.get(healthy.start + index)
-        } else {
-            self.unhealthy.get(unhealthy.start + index - healthy.len()).filter(|_| !unhealthy.is_empty())
+        let count = healthy.len() + unhealthy.len();
+        let at = |index: usize| {
+            if index < healthy.len() {
+                self.healthy.get(healthy.start + index)
+            } else {
+                self.unhealthy.get(unhealthy.start + index - healthy.len()).filter(|_| !unhealthy.is_empty())
+            }
         };
+        let first = scale(wanted.seed, count);
+        let picked = at(first).map(|drawn| match wanted.avoided {
+            Some(avoided) if avoided(drawn) => another(wanted.seed, count, at, avoided).unwrap_or(drawn),
+            _ => drawn,
+        });
         picked.or_else(|| self.pick_unaddressed(wanted)).ok_or_else(|| self.why_none(wanted))
     }
 
@@ -113,6 +125,25 @@ impl Endpoints {
             (false, false) => &mut self.unhealthy,
         }
     }
+}
+
+/// One that is not avoided, in the place of the first draw; `None` if all are.
+fn another<'e>(
+    seed: u64,
+    count: usize,
+    at: impl Fn(usize) -> Option<&'e Arc<Workload>>,
+    avoided: &dyn Fn(&Workload) -> bool,
+) -> Option<&'e Arc<Workload>> {
+    let mut last = 0;
+    for draw in 1..=DRAWS {
+        // An odd step, so that each draw is a number of its own.
+        last = scale(seed.wrapping_add(draw.wrapping_mul(0x9e37_79b9_7f4a_7c15)), count);
+        if let Some(found) = at(last).filter(|found| !avoided(found)) {
+            return Some(found);
+        }
+    }
+    // Most are avoided. From where chance has led, so that no neighbour is everybody's.
+    (1..=count).filter_map(|step| at((last + step) % count)).find(|found| !avoided(found))
 }
 
 /// The run of a list that is of the wanted network and node.

@@ -5,6 +5,7 @@
 //! immutable [`Snapshot`] and the facts of one connection, so both ends can be tested in one process.
 #![forbid(unsafe_code)]
 
+mod absent;
 pub mod admit;
 mod claims;
 mod compiled;
@@ -26,10 +27,11 @@ pub mod trace;
 pub mod waypoint;
 pub mod workload;
 
+pub use absent::{Absent, Lost, Standing};
 pub use admit::{Attempt, Decision, Refusal, Verdict};
 pub use identity::{Identity, InvalidIdentity};
 pub use names::{Asker, Family, Named, is_automatic};
-pub use plan::{Choice, Chosen, HBONE_PORT, Outbound, Plan, PlanError, Target};
+pub use plan::{Avoided, Choice, Chosen, HBONE_PORT, Outbound, Plan, PlanError, Target};
 pub use policy::{
     Action, Clause, Match, PEER_AUTHENTICATION, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch,
     StringMatch,

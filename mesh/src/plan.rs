@@ -21,7 +21,12 @@ pub struct Outbound<'a> {
     pub destination: SocketAddr,
     /// A random number for load balancing; the same number gives the same plan.
     pub seed: u64,
+    /// Who is passed over while there is somebody else.
+    pub avoided: Option<Avoided<'a>>,
 }
+
+/// Whether the peer at an address is to be passed over while another can be chosen. Where all are, it does not count.
+pub type Avoided<'a> = &'a dyn Fn(IpAddr) -> bool;
 
 /// Where it goes.
 #[derive(Debug, Clone)]
@@ -49,6 +54,8 @@ pub struct Choice<'a> {
     /// Of its addresses one of this family, if it has one.
     pub like: IpAddr,
     pub seed: u64,
+    /// Who is passed over while there is somebody else.
+    pub avoided: Option<Avoided<'a>>,
 }
 
 /// An endpoint that was chosen.
@@ -178,6 +185,7 @@ impl Snapshot {
             node: local_node,
             like: dialled.ip(),
             seed: outbound.seed,
+            avoided: outbound.avoided,
         };
         match self.choose(service, dialled.port(), &choice)? {
             Chosen::Target(target) => Ok(way_to(target, local_node)),
@@ -202,11 +210,13 @@ impl Snapshot {
         if service.node_local && choice.node.is_empty() {
             return Err(none_healthy());
         }
+        let is_avoided = |workload: &Workload| is_avoided(workload, choice.like, choice.avoided);
         let wanted = Wanted {
             network: choice.network,
             node: service.node_local.then_some(choice.node),
             allow_unhealthy: service.allow_unhealthy,
             seed: choice.seed,
+            avoided: choice.avoided.is_some().then_some(&is_avoided as &dyn Fn(&Workload) -> bool),
         };
         let picked = self.endpoints_of(key).ok_or_else(none_healthy)?.pick(&wanted);
         let workload = picked.map_err(|none| match none {
@@ -259,11 +269,13 @@ impl Snapshot {
                 (self.service_at(&address.network, address.address), hbone_port)
             }
         };
+        let is_avoided = |workload: &Workload| is_avoided(workload, dialled.ip(), outbound.avoided);
         let wanted = Wanted {
             network: &outbound.source.network,
             node: None,
             allow_unhealthy: false,
             seed: outbound.seed,
+            avoided: outbound.avoided.is_some().then_some(&is_avoided as &dyn Fn(&Workload) -> bool),
         };
         let workload = match (front, waypoint) {
             (Some(front), _) => {
@@ -308,6 +320,11 @@ impl Snapshot {
 fn address_like(workload: &Workload, dialled: IpAddr) -> Option<IpAddr> {
     let same_family = workload.addresses.iter().find(|address| address.is_ipv4() == dialled.is_ipv4());
     same_family.or(workload.addresses.first()).copied()
+}
+
+/// Whether the address by which a workload would be reached is one to be passed over.
+fn is_avoided(workload: &Workload, dialled: IpAddr, avoided: Option<Avoided<'_>>) -> bool {
+    avoided.is_some_and(|avoided| address_like(workload, dialled).is_some_and(avoided))
 }
 
 /// How a chosen workload is reached.

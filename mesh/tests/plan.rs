@@ -62,7 +62,7 @@ fn mesh(services: impl IntoIterator<Item = Service>, pods: impl IntoIterator<Ite
 }
 
 fn plan_from(snapshot: &Snapshot, source: &Workload, to: &str, seed: u64) -> Result<Plan, PlanError> {
-    snapshot.plan(HERE, &Outbound { source, destination: to.parse().unwrap(), seed })
+    snapshot.plan(HERE, &Outbound { source, destination: to.parse().unwrap(), seed, avoided: None })
 }
 
 fn plan(snapshot: &Snapshot, to: &str) -> Result<Plan, PlanError> {
@@ -143,7 +143,8 @@ fn a_workload_is_reached_by_what_it_speaks_and_where_it_runs() {
     }
     let mut nowhere = pod("a", &["10.0.0.1"]);
     nowhere.node = "".into();
-    let outbound = Outbound { source: &client(), destination: "10.0.0.1:80".parse().unwrap(), seed: 0 };
+    let outbound =
+        Outbound { source: &client(), destination: "10.0.0.1:80".parse().unwrap(), seed: 0, avoided: None };
     let unnamed = mesh([], [nowhere]).plan("", &outbound);
     assert!(matches!(unnamed, Ok(Plan::Hbone { .. })), "two unknown nodes are not the same node");
 }
@@ -242,7 +243,8 @@ fn a_node_local_service_stays_on_the_node() {
     assert_eq!(spread(&snapshot, &client(), "10.96.0.1:80"), addresses(&["10.0.0.1:8080"]));
     let without = mesh([local], pods.into_iter().skip(1));
     assert_eq!(plan(&without, "10.96.0.1:80").unwrap_err(), PlanError::NoHealthyEndpoint(web()));
-    let outbound = Outbound { source: &client(), destination: "10.96.0.1:80".parse().unwrap(), seed: 0 };
+    let outbound =
+        Outbound { source: &client(), destination: "10.96.0.1:80".parse().unwrap(), seed: 0, avoided: None };
     assert_eq!(without.plan("", &outbound).unwrap_err(), PlanError::NoHealthyEndpoint(web()));
 }
 
@@ -384,7 +386,12 @@ fn a_name_that_resolves_into_the_mesh_is_met_as_ever() {
     let snapshot = mesh([real, entry("240.240.0.1")], [pod("a", &["10.0.0.1"]), far]);
     let resolved = |to: &str| {
         let source = client();
-        let outbound = Outbound { source: &source, destination: "240.240.0.1:80".parse().unwrap(), seed: 7 };
+        let outbound = Outbound {
+            source: &source,
+            destination: "240.240.0.1:80".parse().unwrap(),
+            seed: 7,
+            avoided: None,
+        };
         let Ok(Plan::Named { workload, service, .. }) = snapshot.plan(HERE, &outbound) else {
             panic!("it has a name alone")
         };

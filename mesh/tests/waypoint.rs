@@ -79,7 +79,7 @@ impl World {
     fn plan(&self, source: &str, to: &str) -> Result<Plan, PlanError> {
         let snapshot = self.snapshot();
         let source = self.pods.iter().find(|pod| *pod.name == *source).unwrap();
-        snapshot.plan("here", &Outbound { source, destination: to.parse().unwrap(), seed: 3 })
+        snapshot.plan("here", &Outbound { source, destination: to.parse().unwrap(), seed: 3, avoided: None })
     }
 
     fn told(&self, source: &str, to: &str) -> String {
@@ -197,7 +197,8 @@ fn neither_an_address_that_nobody_resolves_nor_a_name_leads_round_anothers_waypo
 
     let resolved = |world: &World, to: &str| {
         let source = world.pods.iter().find(|pod| *pod.name == *"client").unwrap();
-        let outbound = Outbound { source, destination: "240.240.0.2:80".parse().unwrap(), seed: 3 };
+        let outbound =
+            Outbound { source, destination: "240.240.0.2:80".parse().unwrap(), seed: 3, avoided: None };
         let workload = Arc::new(Workload::named("c/e", "shop", "named"));
         let service = Some(Arc::new(named.clone()));
         let target = Target { workload, address: to.parse().unwrap(), service };

@@ -77,7 +77,7 @@ fn with_service(service: &Service) {
 
 fn plan(snapshot: &Snapshot, source: &Workload, destination: SocketAddr) {
     for local_node in ["", "node"] {
-        let planned = snapshot.plan(local_node, &Outbound { source, destination, seed: 1 });
+        let planned = snapshot.plan(local_node, &Outbound { source, destination, seed: 1, avoided: None });
         if let Err(reason) = planned {
             assert!(!reason.to_string().is_empty());
         }
