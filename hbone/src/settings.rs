@@ -20,7 +20,7 @@ pub struct Settings {
     pub max_streams: u32,
     /// Bytes one stream may have queued before its socket is read no further: 512 KiB.
     pub send_buffer: usize,
-    /// A PING is sent this often: 10 s.
+    /// A PING is sent this often: 10 s; sooner where something has moved and nothing has come back.
     pub ping_every: Duration,
     /// …and must be answered within: 20 s.
     pub ping_timeout: Duration,

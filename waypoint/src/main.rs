@@ -111,9 +111,10 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     servers.spawn(ending_watch);
 
     let (drain, drain_watch) = drain::channel();
-    let own_metrics = Arc::new(metrics::Metrics::new(&metrics));
+    let peers = Arc::default();
+    let own_metrics = Arc::new(metrics::Metrics::new(&metrics, &peers));
     let (tracer, exporter) = tracer(&args, &own_metrics)?.unzip();
-    let shared = shared(&args, logging, &metrics, own_metrics, tracer, drain_watch);
+    let shared = shared(&args, logging, &metrics, own_metrics, peers, tracer, drain_watch);
     let listener = worker::listen(args.listen)?;
     let workers = Workers::start(args.worker_count(), &shared)?;
     admin::register(&handlers, &shared, &workers);
@@ -156,6 +157,7 @@ fn shared(
     logging: &Logging,
     metrics: &Arc<runtime::metrics::Metrics>,
     own_metrics: Arc<metrics::Metrics>,
+    peers: Arc<hbone::client::Peers>,
     tracer: Option<Arc<Tracer>>,
     drain: drain::Watch,
 ) -> Arc<Shared> {
@@ -179,6 +181,7 @@ fn shared(
         mesh: xds::Mesh::new(),
         store,
         vault: vault::Vault::default(),
+        peers,
         metrics: own_metrics,
         records: Records::new(metrics, access_log(), runtime::record::Options::default()),
         requests: Requests::new(metrics, access_log(), runtime::record::Options::default()),

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use hbone::client::Peers;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
-use runtime::metrics::Metrics as Registry;
+use runtime::metrics::{Metrics as Registry, Reading};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
@@ -23,6 +24,7 @@ pub(crate) struct Metrics {
     pub(crate) tunnels: Gauge,
     pub(crate) handshake_failures: Counter,
     pub(crate) backends_dialled: Counter,
+    pub(crate) chosen_again: Counter,
     pub(crate) retries: Counter,
     pub(crate) denied: Counter,
     pub(crate) audited: Counter,
@@ -33,11 +35,12 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(registry: &Arc<Registry>) -> Self {
+    pub(crate) fn new(registry: &Arc<Registry>, peers: &Arc<Peers>) -> Self {
         let metrics = Self {
             tunnels: Gauge::default(),
             handshake_failures: Counter::default(),
             backends_dialled: Counter::default(),
+            chosen_again: Counter::default(),
             retries: Counter::default(),
             denied: Counter::default(),
             audited: Counter::default(),
@@ -52,6 +55,13 @@ impl Metrics {
             registry.register("handshake_failures", help, metrics.handshake_failures.clone());
             let help = "Connections opened to backends";
             registry.register("backends_dialled", help, metrics.backends_dialled.clone());
+            let help = "Times that another endpoint was chosen, since the one before could not be reached";
+            registry.register("chosen_again", help, metrics.chosen_again.clone());
+            let (absent, lost) = (peers.clone(), peers.clone());
+            let help = "Peers that do not answer now, and are passed over where there are others";
+            registry.register_collector(Reading::gauge("peers_absent", help, move || absent.swept() as u64));
+            let help = "How often a peer that had answered did not any more";
+            registry.register_collector(Reading::counter("peers_lost", help, move || lost.losses()));
             registry.register("retries", "Requests tried again", metrics.retries.clone());
             let help = "Requests, and connections that are no HTTP, that a policy of this waypoint refused";
             registry.register("denied", help, metrics.denied.clone());

@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Arc<Limits>,
     /// The newest assertion of each caller.
     pub(crate) vault: Vault,
+    /// Who does not answer.
+    pub(crate) peers: Arc<hbone::client::Peers>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) records: Records,
     pub(crate) requests: Requests,

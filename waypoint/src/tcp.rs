@@ -17,7 +17,7 @@ use crate::{
     authorize,
     body::Rewind,
     detect::{self, Dialled},
-    upstream::{self, Endpoint, Io},
+    upstream::{self, Endpoint, Io, REACHES},
     worker::Worker,
 };
 
@@ -48,10 +48,22 @@ pub(crate) async fn dial(
     call: &Rc<Call>,
     server: Option<&str>,
 ) -> Result<Backend, Failure> {
-    let (endpoint, route) = pick(worker, call, server).await?;
-    let io = worker.upstream.open(call, &endpoint, None).await?;
-    let target = Target::clone(&endpoint);
-    Ok(Backend { target, route, io, said: BytesMut::new() })
+    let mut reaches = 0;
+    loop {
+        reaches += 1;
+        let (mut endpoint, route) = pick(worker, call, server).await?;
+        endpoint.is_hasty = reaches < REACHES;
+        match worker.upstream.open(call, &endpoint, None).await {
+            // Nothing was sent to it.
+            Err(Failure::Open(silent)) if endpoint.is_hasty && silent.unanswered().is_some() => {
+                worker.shared.metrics.chosen_again.inc();
+            }
+            opened => {
+                let target = Target::clone(&endpoint);
+                return opened.map(|io| Backend { target, route, io, said: BytesMut::new() });
+            }
+        }
+    }
 }
 
 async fn pick(

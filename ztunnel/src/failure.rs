@@ -168,6 +168,7 @@ fn end_of_open(error: &OpenError) -> End {
         OpenError::Tls { .. } => End::TlsFailed,
         OpenError::Dial { .. }
         | OpenError::Timeout { .. }
+        | OpenError::Silent { .. }
         | OpenError::Refused { .. }
         | OpenError::Broken { .. }
         | OpenError::TooManyTunnels { .. }

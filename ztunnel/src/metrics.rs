@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use hbone::client::Peers;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
-use runtime::metrics::Metrics as Registry;
+use runtime::metrics::{Metrics as Registry, Reading};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Reason {
@@ -19,6 +20,7 @@ pub(crate) struct Metrics {
     pub(crate) agent_connected: Gauge,
     pub(crate) tunnels_open: Gauge,
     pub(crate) tunnels_dialled: Counter,
+    pub(crate) chosen_again: Counter,
     pub(crate) tunnels_accepted: Counter,
     pub(crate) handshake_failures: Counter,
     pub(crate) rejudged: Counter,
@@ -29,12 +31,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(registry: &Arc<Registry>) -> Self {
+    pub(crate) fn new(registry: &Arc<Registry>, peers: &Arc<Peers>) -> Self {
         let metrics = Self {
             pods: Gauge::default(),
             agent_connected: Gauge::default(),
             tunnels_open: Gauge::default(),
             tunnels_dialled: Counter::default(),
+            chosen_again: Counter::default(),
             tunnels_accepted: Counter::default(),
             handshake_failures: Counter::default(),
             rejudged: Counter::default(),
@@ -60,6 +63,13 @@ impl Metrics {
                 "TCP connections made for outbound HBONE tunnels",
                 metrics.tunnels_dialled.clone(),
             );
+            let help = "Connections that turned to another endpoint or waypoint, since the one chosen did not answer";
+            registry.register("chosen_again", help, metrics.chosen_again.clone());
+            let (absent, lost) = (peers.clone(), peers.clone());
+            let help = "Peers that do not answer now, and are passed over where there are others";
+            registry.register_collector(Reading::gauge("peers_absent", help, move || absent.swept() as u64));
+            let help = "How often a peer that had answered did not any more";
+            registry.register_collector(Reading::counter("peers_lost", help, move || lost.losses()));
             registry.register(
                 "tunnels_accepted",
                 "TCP connections taken for inbound HBONE tunnels",

@@ -11,7 +11,7 @@ use std::{
 
 use hbone::{
     Tunnel,
-    client::{Connect, Key, OpenError, TunnelInfo},
+    client::{Connect, Key, OpenError, Tries, TunnelInfo},
     copy::{direct, relay},
 };
 use identity::assertion::Claims;
@@ -65,55 +65,18 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
     let (snapshot, source) = until_stopped(carried, state).await??;
     carried.record().source(&source);
     check(pod, &source, accepted)?;
-    let outbound = Outbound { source: &source, destination: accepted.original, seed: rand::random() };
-    let mut plan = snapshot.plan(&worker.shared.settings.node, &outbound)?;
-    if let Plan::Named { workload, service, port } = plan {
-        let host = workload.hostname.clone();
-        let v4 = accepted.original.is_ipv4();
-        // An address of a family that the pod has none of is of no use to it.
-        let either = source.addresses.iter().any(|ip| ip.is_ipv4() != v4);
-        let resolve = dns::resolve(pod, &host, v4, either, rand::random_range(0..64));
-        let found = until_stopped(carried, Box::pin(resolve)).await?;
-        let ip = found.map_err(|source| Failure::Unresolved { host: (&*host).into(), source })?;
-        let target = Target { workload, address: SocketAddr::new(ip, port), service: Some(service) };
-        plan = snapshot.plan_resolved(&worker.shared.settings.node, &outbound, target)?;
-    }
     let call = Call { worker, pod, carried, accepted, source: &source };
-    match plan {
-        Plan::Passthrough { to } if call.is_dns() => Box::pin(call.dns(Path::Passthrough, to)).await,
-        Plan::Passthrough { to } => Box::pin(call.plain(Path::Passthrough, to)).await,
-        // It was resolved.
-        Plan::Named { service, .. } => Err(PlanError::NoAddress(service.key.clone()).into()),
-        Plan::Plain(target) => {
-            call.tell(&target);
-            if call.is_dns() {
-                return Box::pin(call.dns(Path::Plain, target.address)).await;
+    let limit = worker.shared.settings.hbone.dial_timeout + worker.shared.settings.hbone.handshake_timeout;
+    let tries = Tries::new(&worker.shared.peers, limit);
+    loop {
+        let plan = call.plan(&snapshot, &tries).await?;
+        match call.follow(plan, &snapshot, &tries).await {
+            // Nothing was sent: it may go to another, or wait for this one after all.
+            Err(Failure::Open(source) | Failure::Waypoint { source, .. }) if tries.again(&source) => {
+                tracing::debug!(pod = %pod.uid, error = %source, "another is chosen");
+                worker.shared.metrics.chosen_again.inc();
             }
-            Box::pin(call.plain(Path::Plain, target.address)).await
-        }
-        Plan::SameNode(target) => {
-            call.tell(&target);
-            match worker.shared.pods.find(&target.workload) {
-                Some(there) => Box::pin(call.same_node(there, &snapshot, target)).await,
-                // The pod is another ztunnel's for now (a takeover, say): go the way strangers go.
-                None => {
-                    let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
-                    let expected = Arc::from([target.workload.identity()]);
-                    let authority = target.address.to_string();
-                    let open = call.open_tunnel(&target, peer, expected, authority, None);
-                    call.hbone(Box::pin(open).await?).await
-                }
-            }
-        }
-        Plan::Hbone { target, peer, expected, authority } => {
-            call.tell(&target);
-            call.hbone(Box::pin(call.open_tunnel(&target, peer, expected, authority, None)).await?).await
-        }
-        Plan::Waypoint { target, expected, authority, behind } => {
-            call.tell(&target);
-            let open = call.open_waypoint(&target, expected, authority, behind);
-            let (opened, _vouched) = Box::pin(open).await?;
-            call.hbone(opened).await
+            carried => return carried,
         }
     }
 }
@@ -138,6 +101,13 @@ fn check(pod: &Pod, source: &Workload, accepted: &Accepted) -> Result<(), Failur
     }
 }
 
+/// A tunnel's other end: where it is, who it must be, and what it is asked for.
+struct Way {
+    peer: SocketAddr,
+    expected: Arc<[Identity]>,
+    authority: String,
+}
+
 struct Call<'a> {
     worker: &'a Rc<Worker>,
     pod: &'a Arc<Pod>,
@@ -147,6 +117,66 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// Where it goes: past whoever does not answer.
+    async fn plan(&self, snapshot: &Snapshot, tries: &Tries<'_>) -> Result<Plan, Failure> {
+        let avoided = |ip| tries.avoids(ip);
+        let (to, node) = (self.accepted.original, &self.worker.shared.settings.node);
+        let outbound =
+            Outbound { source: self.source, destination: to, seed: rand::random(), avoided: Some(&avoided) };
+        let plan = snapshot.plan(node, &outbound)?;
+        let Plan::Named { workload, service, port } = plan else { return Ok(plan) };
+        let host = workload.hostname.clone();
+        // An address of a family that the pod has none of is of no use to it.
+        let either = self.source.addresses.iter().any(|ip| ip.is_ipv4() != to.is_ipv4());
+        let resolve = dns::resolve(self.pod, &host, to.is_ipv4(), either, rand::random_range(0..64));
+        let found = until_stopped(self.carried, Box::pin(resolve)).await?;
+        let ip = found.map_err(|source| Failure::Unresolved { host: (&*host).into(), source })?;
+        let target = Target { workload, address: SocketAddr::new(ip, port), service: Some(service) };
+        Ok(snapshot.plan_resolved(node, &outbound, target)?)
+    }
+
+    /// Goes there.
+    async fn follow(&self, plan: Plan, snapshot: &Snapshot, tries: &Tries<'_>) -> Result<(), Failure> {
+        match plan {
+            Plan::Passthrough { to } if self.is_dns() => Box::pin(self.dns(Path::Passthrough, to)).await,
+            Plan::Passthrough { to } => Box::pin(self.plain(Path::Passthrough, to)).await,
+            // It was resolved.
+            Plan::Named { service, .. } => Err(PlanError::NoAddress(service.key.clone()).into()),
+            Plan::Plain(target) => {
+                self.tell(&target);
+                if self.is_dns() {
+                    return Box::pin(self.dns(Path::Plain, target.address)).await;
+                }
+                Box::pin(self.plain(Path::Plain, target.address)).await
+            }
+            Plan::SameNode(target) => {
+                self.tell(&target);
+                match self.worker.shared.pods.find(&target.workload) {
+                    Some(there) => Box::pin(self.same_node(there, snapshot, target)).await,
+                    // The pod is another ztunnel's for now (a takeover, say): go the way strangers go.
+                    None => {
+                        let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
+                        let expected = Arc::from([target.workload.identity()]);
+                        let way = Way { peer, expected, authority: target.address.to_string() };
+                        self.hbone(Box::pin(self.open_tunnel(&target, way, None, tries)).await?).await
+                    }
+                }
+            }
+            Plan::Hbone { target, peer, expected, authority } => {
+                self.tell(&target);
+                let way = Way { peer, expected, authority };
+                self.hbone(Box::pin(self.open_tunnel(&target, way, None, tries)).await?).await
+            }
+            Plan::Waypoint { target, expected, authority, behind } => {
+                self.tell(&target);
+                let way = Way { peer: target.address, expected, authority };
+                let open = self.open_waypoint(&target, way, behind, tries);
+                let (opened, _vouched) = Box::pin(open).await?;
+                self.hbone(opened).await
+            }
+        }
+    }
+
     /// Writes into the record whom the plan chose.
     fn tell(&self, target: &Target) {
         let mut record = self.carried.record();
@@ -268,9 +298,9 @@ impl Call<'_> {
     async fn open_waypoint(
         &self,
         target: &Target,
-        expected: Arc<[Identity]>,
-        authority: String,
+        way: Way,
         behind: Behind,
+        tries: &Tries<'_>,
     ) -> Result<((Tunnel, TunnelInfo), Vouched), Failure> {
         let waypoint = &target.workload;
         let name = || format!("{}/{}", waypoint.namespace, waypoint.name).into();
@@ -284,13 +314,12 @@ impl Call<'_> {
             behind,
         };
         let assertion = shared.assertions.assert(&shared.store, &certified, &claims)?;
-        let peer = target.address;
-        let open = self.open_tunnel(target, peer, expected.clone(), authority, Some(assertion));
+        let key = self.key(way.peer, way.expected.clone())?;
+        let open = self.open_tunnel(target, way, Some(assertion), tries);
         let opened = open.await.map_err(|failure| match failure {
             Failure::Open(source) => Failure::Waypoint { waypoint: name(), source },
             other => other,
         })?;
-        let key = self.key(peer, expected)?;
         Ok((opened, vouch::vouch(self.worker, self.pod, key, claims)))
     }
 
@@ -303,10 +332,9 @@ impl Call<'_> {
     async fn open_tunnel(
         &self,
         target: &Target,
-        peer: SocketAddr,
-        expected: Arc<[Identity]>,
-        authority: String,
+        Way { peer, expected, authority }: Way,
         assertion: Option<Arc<str>>,
+        tries: &Tries<'_>,
     ) -> Result<(Tunnel, TunnelInfo), Failure> {
         let carried = self.carried;
         splice::release(&self.worker.shared, &self.caller());
@@ -335,7 +363,8 @@ impl Call<'_> {
         };
         let pool = self.worker.pool(self.pod);
         let mut early = |buffer: &mut [u8]| self.accepted.read_now(buffer);
-        let open = pool.open_with(&key, dial, &connect, &mut early);
+        let patience = Some(tries.patience(peer.ip()));
+        let open = pool.open_with(&key, dial, &connect, &mut early, patience);
         Ok(until_stopped(carried, open).await??)
     }
 

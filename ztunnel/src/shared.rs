@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<identity::Store>,
     pub(crate) assertions: identity::assertion::Assertions,
     pub(crate) pods: Directory,
+    /// Who does not answer.
+    pub(crate) peers: Arc<hbone::client::Peers>,
     pub(crate) metrics: Metrics,
     pub(crate) records: runtime::record::Records,
     /// Started when a successor is to get the tunnels of our peers.

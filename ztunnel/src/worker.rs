@@ -228,7 +228,8 @@ impl Worker {
         if let Some(pool) = self.pools.borrow().get(&pod.uid) {
             return pool.clone();
         }
-        let pool = Pool::new(self.shared.settings.hbone.clone(), self.shared.store.clone());
+        let Shared { settings, store, peers, .. } = &*self.shared;
+        let pool = Pool::with_peers(settings.hbone.clone(), store.clone(), peers.clone());
         self.pools.borrow_mut().insert(pod.uid.clone(), pool.clone());
         pool
     }

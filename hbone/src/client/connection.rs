@@ -19,8 +19,14 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::OpenError;
-use crate::{Settings, Socket, chunk::Chunk, keepalive::Keepalive, tls, transport::Link};
+use super::{OpenError, Peers};
+use crate::{
+    Settings, Socket,
+    chunk::Chunk,
+    keepalive::{Heard, Keepalive},
+    tls,
+    transport::Link,
+};
 
 /// `max_send_streams` of HTTP/2 until the peer's SETTINGS are here. No peer means this number.
 pub(super) const UNSETTLED: usize = usize::MAX - 77;
@@ -29,6 +35,9 @@ pub(super) const UNSETTLED: usize = usize::MAX - 77;
 const BULK: u64 = 4 << 20;
 /// …where what has moved is forgotten at this rate, in bytes per second.
 const FORGOTTEN: f64 = (16 << 20) as f64;
+
+/// A peer that has said something in so much time is there.
+const LATELY: Duration = Duration::from_secs(1);
 
 /// A tunnel, shared by the pool, its driver and its streams.
 pub(super) struct Connection {
@@ -45,6 +54,14 @@ pub(super) struct Connection {
     is_settled: Cell<bool>,
     failure: RefCell<Option<OpenError>>,
     load: Cell<Load>,
+    /// Something has moved since the driver has looked: an answer may be waited for.
+    stirred: Cell<bool>,
+    /// Bytes that were received, as the driver has seen it last; and when somebody has looked, what it was then.
+    received: Cell<u64>,
+    looked: Cell<(Instant, u64)>,
+    /// The peer is not heard any more. Told to those who wait for its answer.
+    silent: Cell<bool>,
+    hushed: Notify,
     driver: RefCell<Option<Waker>>,
     /// What the pool does when it has ended.
     farewell: RefCell<Option<Farewell>>,
@@ -77,6 +94,7 @@ impl Drop for Seat {
 impl Seat {
     /// Bytes that the stream has moved; the tunnel is bulk while there are many.
     pub(crate) fn moved(&self, bytes: u64) {
+        self.connection.stirred.set(true);
         let mut load = self.connection.load.get();
         load.fresh += bytes;
         // The clock is read once per 256 KiB only.
@@ -125,6 +143,11 @@ impl Connection {
             is_settled: Cell::new(false),
             failure: RefCell::new(None),
             load: Cell::new(Load { level: 0, fresh: 0, at: now }),
+            stirred: Cell::new(false),
+            received: Cell::new(0),
+            looked: Cell::new((now, 0)),
+            silent: Cell::new(false),
+            hushed: Notify::new(),
             driver: RefCell::new(None),
             farewell: RefCell::new(None),
         })
@@ -172,6 +195,30 @@ impl Connection {
 
     pub(super) fn is_retired(&self) -> bool {
         self.sender.borrow().is_none()
+    }
+
+    /// Its peer does not answer PINGs.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.get()
+    }
+
+    /// Waits until it is.
+    pub(super) async fn silenced(&self) {
+        while !self.silent.get() {
+            self.hushed.notified().await;
+        }
+    }
+
+    /// Somebody waits for the peer's answer from now on.
+    pub(super) fn stir(&self) {
+        self.stirred.set(true);
+    }
+
+    /// Whether the peer was certainly heard of late: what is sent to it now reaches somebody.
+    pub(super) fn was_heard_lately(&self) -> bool {
+        let (now, received) = (Instant::now(), self.received.get());
+        let (before, had) = self.looked.replace((now, received));
+        now.duration_since(self.since) <= LATELY || (received > had && now.duration_since(before) <= LATELY)
     }
 
     /// What it proves by is still valid.
@@ -227,8 +274,10 @@ pub(super) async fn drive<L: Link>(
     stream: tls::Stream<L>,
     connection: Rc<Connection>,
     settings: Rc<Settings>,
+    peers: Arc<Peers>,
 ) {
     let mut keepalive = Keepalive::new(h2.ping_pong(), &settings);
+    let peer = connection.peer;
     let mut idle = Idle { timer: None, after: settings.client_idle };
     let outcome = poll_fn(|cx| {
         if !connection.driver.borrow().as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -254,8 +303,19 @@ pub(super) async fn drive<L: Link>(
         if !connection.is_settled() && h2.max_concurrent_send_streams() != UNSETTLED {
             connection.settle();
         }
-        if let Poll::Ready(after) = keepalive.poll(cx, stream.received()) {
-            return Poll::Ready(Err(format!("no answer to a PING within {after:?}")));
+        connection.received.set(stream.received());
+        match keepalive.poll(cx, stream.received(), Some(&connection.stirred)) {
+            Heard::Unchanged => {}
+            Heard::Silent(after) => {
+                peers.lost(peer.ip(), &OpenError::Silent { peer, after });
+                connection.silent.set(true);
+                connection.hushed.notify_waiters();
+            }
+            Heard::Again => {
+                peers.answered(peer.ip());
+                connection.silent.set(false);
+            }
+            Heard::Dead(after) => return Poll::Ready(Err(format!("no answer to a PING within {after:?}"))),
         }
         if idle.poll(cx, connection.streams()).is_ready() && !connection.is_retired() {
             connection.retire();
@@ -263,7 +323,6 @@ pub(super) async fn drive<L: Link>(
         Poll::Pending
     })
     .await;
-    let peer = connection.peer;
     let failure = match (stream.fault(), outcome) {
         // Only what says whose fault it is; a reset of the socket is just a broken tunnel.
         (Some(fault @ (tls::Fault::Alert(_) | tls::Fault::Tls(_) | tls::Fault::Record(_))), _) => {

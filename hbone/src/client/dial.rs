@@ -6,8 +6,9 @@ use identity::{Store, peer_identity};
 use tokio::time::timeout;
 
 use super::{
-    Key, OpenError,
+    Key, OpenError, Peers,
     connection::{Connection, UNSETTLED, drive},
+    error::{ACCEPT, HANDSHAKE},
 };
 use crate::{Settings, Transport, chunk::Chunk, tls};
 
@@ -16,6 +17,7 @@ pub(super) async fn dial<D, T>(
     key: &Key,
     store: &Store,
     settings: &Rc<Settings>,
+    peers: &Arc<Peers>,
     dial: D,
 ) -> Result<Rc<Connection>, OpenError>
 where
@@ -24,12 +26,12 @@ where
 {
     let peer = key.peer;
     let certified = store.certified(&key.source).await?;
-    let transport = within(settings.dial_timeout, peer, "accept a TCP connection", dial())
+    let transport = within(settings.dial_timeout, peer, ACCEPT, dial())
         .await?
         .map_err(|source| OpenError::Dial { peer, source: Arc::new(source) })?;
     let config = store.client_config(&certified, &key.expected);
     let connecting = tls::connect(transport.into_link(), config, peer.ip());
-    let handshaken = within(settings.handshake_timeout, peer, "finish the TLS handshake", connecting)
+    let handshaken = within(settings.handshake_timeout, peer, HANDSHAKE, connecting)
         .await?
         .map_err(|fault| OpenError::from_fault(peer, &fault))?;
     let identity = peer_identity(&handshaken.chain)
@@ -41,7 +43,7 @@ where
         .await
         .map_err(|error| OpenError::Broken { peer, reason: error.to_string() })?;
     let connection = Connection::new(peer, identity, stream.socket(), certified, sender, settings);
-    tokio::task::spawn_local(drive(h2, stream, connection.clone(), settings.clone()));
+    tokio::task::spawn_local(drive(h2, stream, connection.clone(), settings.clone(), peers.clone()));
     Ok(connection)
 }
 

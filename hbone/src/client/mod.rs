@@ -3,15 +3,18 @@
 //! *Whose tunnel:* tunnels are shared by [`Key`] only. *Which tunnel:* the first with a free seat that
 //! carries no bulk. *When a new one:* when there is none such; one dial per key at a time, all others
 //! who need it wait for its outcome, good or bad. *What is tried again:* a request that the peer
-//! provably did not look at (REFUSED_STREAM, or above the last stream of a GOAWAY), once.
+//! provably did not look at (REFUSED_STREAM, or above the last stream of a GOAWAY), once. *Who does not answer:* what
+//! dials and tunnels come to is told to [`Peers`]; a tunnel whose peer has gone silent takes nobody more.
 
 mod connection;
 mod dial;
 mod error;
+mod peers;
 mod pool;
 mod request;
 
 pub use error::OpenError;
+pub use peers::{PATIENCE, Peers, Tries};
 pub use pool::Pool;
 
 pub(crate) use connection::Seat;

@@ -6,15 +6,20 @@ use std::{
     io,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use identity::Store;
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
 
 use super::{
-    Connect, Key, OpenError, Seat, TunnelInfo, TunnelSummary,
+    Connect, Key, OpenError, Peers, Seat, TunnelInfo, TunnelSummary,
     connection::Connection,
     dial::dial as dial_tunnel,
+    error::READY,
     request::{self, Early, Failed},
 };
 use crate::{Settings, Transport, Tunnel};
@@ -28,6 +33,7 @@ pub struct Pool {
 struct Inner {
     settings: Rc<Settings>,
     store: Arc<Store>,
+    peers: Arc<Peers>,
     slots: RefCell<HashMap<Key, Rc<Slot>>>,
 }
 
@@ -56,7 +62,13 @@ enum Offer {
 impl Pool {
     /// An empty pool. Must be used inside a `LocalSet`.
     pub fn new(settings: Settings, store: Arc<Store>) -> Self {
-        Self { inner: Rc::new(Inner { settings: Rc::new(settings), store, slots: RefCell::default() }) }
+        Self::with_peers(settings, store, Arc::default())
+    }
+
+    /// The same, which tells `peers` who answers and who does not.
+    pub fn with_peers(settings: Settings, store: Arc<Store>, peers: Arc<Peers>) -> Self {
+        let settings = Rc::new(settings);
+        Self { inner: Rc::new(Inner { settings, store, peers, slots: RefCell::default() }) }
     }
 
     /// Opens one stream, over a tunnel that is there or a new one that `dial` connects. `dial` is run
@@ -71,18 +83,23 @@ impl Pool {
         D: AsyncFnOnce() -> io::Result<T> + 'static,
         T: Transport,
     {
-        self.open_with(key, dial, connect, &mut |_| 0).await
+        self.open_with(key, dial, connect, &mut |_| 0, None).await
     }
 
     /// The same, with bytes that the caller has said already: `early` reads what is there, once, without
     /// waiting, and gives the count (0: none). They are sent along with the request: after its HEADERS,
-    /// DATA is the connection's (RFC 9113, section 8.5). When the open fails they are lost with it.
+    /// DATA is the connection's (RFC 9113, section 8.5). When the open fails they are lost with it; but they are not
+    /// read before a tunnel is there of which the peer was heard of late, so that nothing is lost with
+    /// [`OpenError::unanswered`].
+    ///
+    /// `patience` is how long a tunnel is waited for; a dial goes on then without the caller.
     pub async fn open_with<D, T>(
         &self,
         key: &Key,
         dial: D,
         connect: &Connect,
         early: &mut dyn FnMut(&mut [u8]) -> usize,
+        patience: Option<Duration>,
     ) -> Result<(Tunnel, TunnelInfo), OpenError>
     where
         D: AsyncFnOnce() -> io::Result<T> + 'static,
@@ -93,7 +110,7 @@ impl Pool {
         let mut dial = Some(dial);
         let mut first_failure = None;
         loop {
-            let (seat, reused) = match self.seat(key, &mut dial).await {
+            let (seat, reused) = match self.seat_within(key, &mut dial, patience).await {
                 Ok(seated) => seated,
                 // Without a second way, what happened on the first is what matters.
                 Err(error) => return Err(first_failure.unwrap_or(error)),
@@ -109,6 +126,34 @@ impl Pool {
                 Err(Failed::ForGood(error)) => return Err(error),
             }
         }
+    }
+
+    /// A seat that is there, or one that comes within `patience`.
+    async fn seat_within<D, T>(
+        &self,
+        key: &Key,
+        dial: &mut Option<D>,
+        patience: Option<Duration>,
+    ) -> Result<(Seat, bool), OpenError>
+    where
+        D: AsyncFnOnce() -> io::Result<T> + 'static,
+        T: Transport,
+    {
+        let Some(patience) = patience else { return self.seat(key, dial).await };
+        let slot = self.inner.slots.borrow().get(key).cloned();
+        if let Some(Offer::Seat(seat)) = slot.map(|slot| slot.offer(&self.inner)) {
+            return Ok((seat, true));
+        }
+        // On the heap: few wait. What our own certificate takes is no fault of the peer's.
+        Box::pin(async {
+            self.inner.store.certified(&key.source).await?;
+            timeout(patience, self.seat(key, dial)).await.unwrap_or_else(|_elapsed| {
+                let error = OpenError::Timeout { peer: key.peer, what: READY, after: patience };
+                self.inner.peers.lost(key.peer.ip(), &error);
+                Err(error)
+            })
+        })
+        .await
     }
 
     /// A seat in some tunnel, and whether the tunnel was there already.
@@ -194,7 +239,7 @@ impl Slot {
         let mut busy: Option<&Rc<Connection>> = None;
         let mut bulky = 0;
         for tunnel in tunnels.iter() {
-            if tunnel.is_retired() {
+            if tunnel.is_retired() || tunnel.is_silent() {
                 continue;
             }
             if !tunnel.is_fresh(now) {
@@ -257,13 +302,17 @@ impl Inner {
         D: AsyncFnOnce() -> io::Result<T> + 'static,
         T: Transport,
     {
-        let connection = match dial_tunnel(key, &self.store, &self.settings, dial).await {
+        let connection = match dial_tunnel(key, &self.store, &self.settings, &self.peers, dial).await {
             Ok(connection) => connection,
             Err(error) => {
+                if error.unanswered().is_some() {
+                    self.peers.lost(key.peer.ip(), &error);
+                }
                 let _ = first.send(Err(error.clone()));
                 return Err(error);
             }
         };
+        self.peers.answered(key.peer.ip());
         // The one who dialled goes first, at once: its request rides with our SETTINGS. If it is gone
         // the seat comes back by itself.
         let _ = first.send(connection.seat().ok_or_else(|| aborted(key)));

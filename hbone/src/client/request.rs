@@ -10,6 +10,7 @@ use crate::{
     Baggage, Forwarded, Tunnel,
     buffer::{Buffer, Class},
     chunk::Chunk,
+    keepalive::DOUBT,
 };
 
 /// How an attempt failed.
@@ -62,6 +63,10 @@ impl<'a> Early<'a> {
         Self { read, said: None }
     }
 
+    fn was_read(&self) -> bool {
+        self.said.is_some()
+    }
+
     fn bytes(&mut self) -> &[u8] {
         let read = &mut self.read;
         self.said.get_or_insert_with(|| {
@@ -86,6 +91,7 @@ pub(super) async fn send(
     let broken = |error: &h2::Error| {
         connection.failure().unwrap_or_else(|| OpenError::Broken { peer, reason: error.to_string() })
     };
+    let heard = connection.was_heard_lately();
     let Some(mut sender) = connection.sender() else {
         let closed = || OpenError::Broken { peer, reason: "it was closed meanwhile".to_owned() };
         return Err(Failed::Unprocessed(connection.failure().unwrap_or_else(closed)));
@@ -96,18 +102,32 @@ pub(super) async fn send(
         Failed::Unprocessed(broken(&error))
     })?;
     drop(sender);
-    let said = early.bytes();
-    if !said.is_empty() {
-        // Should this fail, so will the answer, with a better word for it.
-        let _ = send.send_data(Chunk::owned(said.into()), false);
-    }
-    let response = match timeout(patience, response).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) if is_unprocessed(&error) => {
+    connection.stir();
+    // What was said once is said: a peer of which nothing was heard of late, and which may be gone, gets it only when it
+    // has answered.
+    let is_said = (early.was_read() || !reused || heard) && {
+        let said = early.bytes();
+        if !said.is_empty() {
+            // Should this fail, so will the answer, with a better word for it.
+            let _ = send.send_data(Chunk::owned(said.into()), false);
+        }
+        !said.is_empty()
+    };
+    let answer = async {
+        tokio::select! {
+            biased;
+            response = response => Some(response),
+            () = connection.silenced(), if !is_said => None,
+        }
+    };
+    let response = match timeout(patience, answer).await {
+        Ok(Some(Ok(response))) => response,
+        Ok(Some(Err(error))) if is_unprocessed(&error) => {
             connection.retire();
             return Err(Failed::Unprocessed(broken(&error)));
         }
-        Ok(Err(error)) => return Err(Failed::ForGood(broken(&error))),
+        Ok(Some(Err(error))) => return Err(Failed::ForGood(broken(&error))),
+        Ok(None) => return Err(Failed::ForGood(OpenError::Silent { peer, after: DOUBT })),
         Err(_elapsed) => {
             let what = "answer the CONNECT";
             return Err(Failed::ForGood(OpenError::Timeout { peer, what, after: patience }));
@@ -123,7 +143,10 @@ pub(super) async fn send(
         reused,
         socket: connection.socket.clone(),
     };
-    let tunnel = Tunnel { early: early.bytes().len(), ..Tunnel::new(send, response.into_body(), Some(seat)) };
+    let tunnel = Tunnel {
+        early: if is_said { early.bytes().len() } else { 0 },
+        ..Tunnel::new(send, response.into_body(), Some(seat))
+    };
     Ok((tunnel, info))
 }
 

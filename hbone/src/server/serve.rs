@@ -22,7 +22,13 @@ use super::{
     Arrival, Ends, Limits, ServeError, Served,
     arrival::{Origin, Resets},
 };
-use crate::{Settings, Transport, chunk::Chunk, keepalive::Keepalive, tls, transport::Link};
+use crate::{
+    Settings, Transport,
+    chunk::Chunk,
+    keepalive::{Heard, Keepalive},
+    tls,
+    transport::Link,
+};
 
 /// Serves one connection to its end: TLS, then CONNECT streams, each given to `handler` in a task of
 /// its own. When `drain` resolves the caller is told to go elsewhere (GOAWAY), and the streams that
@@ -185,9 +191,9 @@ impl<L: Link> Server<'_, L> {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.to_string())),
             }
         }
-        match self.keepalive.poll(cx, self.stream.received()) {
-            Poll::Ready(after) => Poll::Ready(Err(format!("no answer to a PING within {after:?}"))),
-            Poll::Pending => Poll::Pending,
+        match self.keepalive.poll(cx, self.stream.received(), None) {
+            Heard::Dead(after) => Poll::Ready(Err(format!("no answer to a PING within {after:?}"))),
+            Heard::Unchanged | Heard::Silent(_) | Heard::Again => Poll::Pending,
         }
     }
 

@@ -4,11 +4,14 @@
 //! needs and keeps the handles. There are no global metrics.
 
 mod process;
+mod reading;
 mod text;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::{metrics::info::Info, registry::Registry};
+
+pub use reading::Reading;
 
 /// The registry of one program.
 pub struct Metrics {

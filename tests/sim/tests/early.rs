@@ -28,7 +28,7 @@ fn what_was_said_early_comes_first_and_counts() {
         let (world_of_dial, counted) = (world.clone(), meter.clone());
         let dial = async move || io::Result::Ok(world_of_dial.dial());
         let mut early = says(b"early, ", &asked);
-        let opened = pool.open_with(&world.key(), dial, &world.connect(), &mut early).await;
+        let opened = pool.open_with(&world.key(), dial, &world.connect(), &mut early, None).await;
         let (tunnel, _info) = opened.expect("opened");
         let (link, mut app, _wire) = pipe(64 << 10, None);
         let end = spawn_local(async move { relay(link, tunnel, &counted, std::future::pending()).await });
@@ -83,7 +83,7 @@ fn it_is_said_again_where_the_request_is_tried_again() {
         let (_held, _) = pool.open(&world.key(), dial(&world), &world.connect()).await.expect("opened");
         // The tunnel is there, and refuses: the request goes over a new one, with what was said.
         let mut early = says(b"hear me", &asked);
-        let opened = pool.open_with(&world.key(), dial(&world), &world.connect(), &mut early).await;
+        let opened = pool.open_with(&world.key(), dial(&world), &world.connect(), &mut early, None).await;
         let (tunnel, info) = opened.expect("opened elsewhere");
         assert!(!info.reused);
         let (link, mut app, _wire) = pipe(64 << 10, None);

@@ -33,11 +33,9 @@ use crate::{
     },
     http::Handover,
     trace::Attempt,
-    upstream::{Endpoint, Hold, Sent, Unsent},
+    upstream::{Endpoint, Hold, REACHES, Sent, Unsent},
 };
 
-/// Endpoints tried where none could be reached, the first among them.
-const REACHES: u32 = 3;
 /// The pause before a request is tried again, where the rule names none.
 const BACKOFF: Duration = Duration::from_millis(25);
 /// Pauses grow up to so many of the first.
@@ -61,6 +59,15 @@ enum Tried {
     Unreached(Body, Settled),
     /// A backend may have looked at it.
     Failed(Settled),
+}
+
+/// Which of several tries it is.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Of the request.
+    is_first: bool,
+    /// Of those that go to another endpoint at once.
+    is_last: bool,
 }
 
 /// Where the body of each try comes from.
@@ -131,9 +138,10 @@ impl Sending<'_> {
                 source.can_repeat() && !over && retry.is_some_and(|retry| repeats < attempts(retry))
             };
             let mut attempt = None;
+            let place = Place { is_first, is_last: reaches + 1 == REACHES };
             let tried = {
                 // Pinned here: a future that is handed on by value is laid out twice, and every request waits in this one.
-                let tried = pin!(self.try_once(&head, &mut source, changes.clone(), is_first, &mut attempt));
+                let tried = pin!(self.try_once(&head, &mut source, changes.clone(), place, &mut attempt));
                 within(end_of_try, tried).await
             };
             match tried {
@@ -147,6 +155,7 @@ impl Sending<'_> {
                     source.put_back(unsent);
                     reaches += 1;
                     if reaches < REACHES {
+                        context.worker.shared.metrics.chosen_again.inc();
                         continue;
                     }
                     if !may(&source) {
@@ -226,12 +235,13 @@ impl Sending<'_> {
         head: &Parts,
         source: &mut Source,
         mut changes: Changes,
-        is_first: bool,
+        place: Place,
         attempt: &mut Option<Box<Attempt>>,
     ) -> Result<Tried, Settled> {
         let context = self.context;
         let backend = self.rule.map(|rule| pick::backend(rule, rand::random())).transpose()?;
-        let target = pick::endpoint(context, backend.map(|backend| &backend.to)).await?;
+        let mut target = pick::endpoint(context, backend.map(|backend| &backend.to)).await?;
+        target.is_hasty = !place.is_last;
         let service = service(context, backend.map(|backend| &backend.to));
         let resends = {
             let mut record = context.record.borrow_mut();
@@ -248,7 +258,7 @@ impl Sending<'_> {
             self.judge(&backend.to, &mut head)?;
             let mirrors = std::mem::take(&mut changes.mirrors);
             // A backend that is tried after another gets no copies: one request has one.
-            if is_first {
+            if place.is_first {
                 self.mirror(mirrors, &head, source);
             }
         }

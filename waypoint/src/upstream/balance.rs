@@ -54,7 +54,7 @@ pub(crate) async fn endpoint_in(
             let address =
                 address.ok_or_else(|| Failure::NoSuchPort(call.claims.behind.clone(), call.port))?;
             let target = Target { workload, address: SocketAddr::new(address, call.port), service: None };
-            Ok(Endpoint { target, tls: None })
+            Ok(Endpoint { target, tls: None, is_hasty: false })
         }
     }
 }
@@ -68,6 +68,7 @@ pub(crate) async fn choose(
     port: u16,
 ) -> Result<Endpoint, Failure> {
     let network = &worker.shared.settings.network;
+    let avoided = |ip| worker.shared.peers.avoids(ip);
     let draw = async || {
         let choice = Choice {
             network,
@@ -75,6 +76,7 @@ pub(crate) async fn choose(
             node: call.workload.as_ref().map_or("", |workload| &workload.node),
             like: call.claims.address,
             seed: rand::random(),
+            avoided: Some(&avoided),
         };
         match snapshot.choose(service, port, &choice)? {
             Chosen::Target(target) => Ok(target),
@@ -94,7 +96,7 @@ pub(crate) async fn choose(
     let load = |target: &Target| worker.upstream.loads.now(target.address);
     let target = if load(&second) < load(&first) { second } else { first };
     let tls = snapshot.routes(&service.key).and_then(|routes| routes.tls(port));
-    Ok(Endpoint { target, tls: tls.cloned().map(Same) })
+    Ok(Endpoint { target, tls: tls.cloned().map(Same), is_hasty: false })
 }
 
 /// One of the addresses: of the caller's family, if there are any.

@@ -12,7 +12,7 @@ use hbone::{
     Stream,
     client::{Connect, Key},
 };
-use mesh::{HBONE_PORT, Target, Tunnel};
+use mesh::{HBONE_PORT, Tunnel};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::{Upstream, ahead::Plain};
+use super::{Endpoint, Upstream, ahead::Plain};
 use crate::{
     arrival::{Call, Failure},
     request::Version,
@@ -38,7 +38,7 @@ pub(crate) enum Io {
 pub(super) async fn open(
     upstream: &Upstream,
     call: &Call,
-    target: &Target,
+    target: &Endpoint,
     version: Option<Version>,
 ) -> Result<Io, Failure> {
     let shared = &upstream.shared;
@@ -48,14 +48,23 @@ pub(super) async fn open(
         // A ServiceEntry may name any address: this waypoint's own servers are nobody's backend.
         return Err(Failure::NoBackend(ip));
     }
+    let patience = target.is_hasty.then(|| shared.peers.patience(ip));
     match target.workload.tunnel {
         Tunnel::None => {
             let to = target.address;
-            let dialled = timeout(shared.settings.dial_timeout, TcpStream::connect(to)).await;
+            let longest = shared.settings.dial_timeout;
+            let patience = patience.unwrap_or(longest).min(longest);
+            let dialled = timeout(patience, TcpStream::connect(to)).await;
             let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             let stream = dialled.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
             // Of HTTP/1 the reads are as long as they can be.
             let ahead = version == Some(Version::Two);
+            match &stream {
+                Ok(_) => shared.peers.answered(ip),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => shared.peers.lost(ip, error),
+                // Another port of it may answer.
+                Err(_) => {}
+            }
             stream
                 .map(|stream| Io::Plain(Plain::new(stream, ahead)))
                 .map_err(|source| Failure::Dial { to, source })
@@ -81,7 +90,7 @@ pub(super) async fn open(
                 stream.set_nodelay(true)?;
                 Ok(stream)
             };
-            let (tunnel, _) = upstream.tunnels.open(&key, dial, &connect).await?;
+            let (tunnel, _) = upstream.tunnels.open_with(&key, dial, &connect, &mut |_| 0, patience).await?;
             Ok(Io::Tunnel(tunnel.into_stream()))
         }
     }

@@ -58,7 +58,12 @@ pub(crate) struct Upstream {
 pub(crate) struct Endpoint {
     target: Target,
     pub(crate) tls: Option<Same>,
+    /// Another may be chosen in its place: it is not waited for to the end.
+    pub(crate) is_hasty: bool,
 }
+
+/// Endpoints tried where none could be reached, the first among them; the last one is waited for.
+pub(crate) const REACHES: u32 = 3;
 
 impl Deref for Endpoint {
     type Target = Target;
@@ -132,7 +137,11 @@ impl SendError {
 impl Upstream {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            tunnels: Tunnels::new(shared.settings.hbone.clone(), shared.store.clone()),
+            tunnels: Tunnels::with_peers(
+                shared.settings.hbone.clone(),
+                shared.store.clone(),
+                shared.peers.clone(),
+            ),
             pools: Rc::new(Pools::new(shared.settings.backend_idle)),
             loads: Loads::default(),
             names: Names::default(),
