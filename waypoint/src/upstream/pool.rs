@@ -33,9 +33,9 @@ use crate::{
 /// Connections of HTTP/1 kept of one caller to one endpoint: as many as callers that ask at the same time are likely to
 /// be, since each that is not kept is dialled anew.
 const IDLE_EACH: usize = 1024;
-/// Connections of HTTP/1 kept in all; beyond it nothing more is.
+/// Connections of HTTP/1 kept in all, and callers and endpoints with something kept; beyond it what was idle the longest
+/// goes, so that no caller's remains are in another's way.
 const MOST_IDLE: usize = 16 << 10;
-/// Callers and endpoints with something kept; beyond it nothing more is.
 const MOST_KEYS: usize = 8192;
 /// Windows of HTTP/2 towards a backend: of a stream, of a connection. The second is for as many answers as wait at a time,
 /// since a backend serves those that wait for it in no fair order.
@@ -66,6 +66,8 @@ pub(super) struct Pools {
     /// Connections of HTTP/1 in all of them.
     ones: Cell<usize>,
     idle: Duration,
+    most_idle: usize,
+    most_keys: usize,
 }
 
 #[derive(Default)]
@@ -93,7 +95,13 @@ struct Two {
 
 impl Pools {
     pub(super) fn new(idle: Duration) -> Self {
-        Self { kept: RefCell::default(), ones: Cell::new(0), idle }
+        Self {
+            kept: RefCell::default(),
+            ones: Cell::new(0),
+            idle,
+            most_idle: MOST_IDLE,
+            most_keys: MOST_KEYS,
+        }
     }
 
     fn take_one(&self, key: &Key) -> Option<One> {
@@ -108,11 +116,10 @@ impl Pools {
     }
 
     fn put_one(&self, key: Key, one: One) {
-        let mut kept = self.kept.borrow_mut();
-        let is_new = !kept.contains_key(&key);
-        if one.sender.is_closed() || self.ones.get() >= MOST_IDLE || (is_new && kept.len() >= MOST_KEYS) {
+        if one.sender.is_closed() || !self.has_room(&key) {
             return;
         }
+        let mut kept = self.kept.borrow_mut();
         let ones = &mut kept.entry(key).or_default().ones;
         if ones.len() < IDLE_EACH {
             ones.push(one);
@@ -128,27 +135,73 @@ impl Pools {
     }
 
     fn put_two(&self, key: Key, sender: http2::SendRequest<Body>) {
-        let mut kept = self.kept.borrow_mut();
-        if kept.len() < MOST_KEYS || kept.contains_key(&key) {
+        if self.has_room(&key) {
+            let mut kept = self.kept.borrow_mut();
             kept.entry(key).or_default().two = Some(Two { sender, used: Instant::now() });
         }
     }
 
+    /// Whether one more has a place; where there is none, it is made.
+    fn has_room(&self, key: &Key) -> bool {
+        let is_full = || {
+            let kept = self.kept.borrow();
+            self.ones.get() >= self.most_idle || (kept.len() >= self.most_keys && !kept.contains_key(key))
+        };
+        if is_full() {
+            self.push_out();
+            return !is_full();
+        }
+        true
+    }
+
+    /// Lets go of the eighth that was idle the longest: many at a time, since all are looked through for it.
+    fn push_out(&self) {
+        let mut kept = self.kept.borrow_mut();
+        let times = kept.values().flat_map(|kept| {
+            kept.ones.iter().map(|one| one.since).chain(kept.two.iter().map(|two| two.used))
+        });
+        let mut times: Vec<Instant> = times.collect();
+        if times.is_empty() {
+            return;
+        }
+        let eighth = times.len() / 8;
+        let (_, last, _) = times.select_nth_unstable(eighth);
+        let last = *last;
+        retain(&mut kept, |one| one.since > last, |two| two.used > last);
+        self.count(&kept);
+    }
+
+    fn count(&self, kept: &HashMap<Key, Kept>) {
+        self.ones.set(kept.values().map(|kept| kept.ones.len()).sum());
+    }
+
     /// Lets go of what was idle for too long, and of half of what was not needed since the last time: what a burst has
-    /// left takes no room from others, here or at the backend. A connection of HTTP/2 serves what runs on it to the end.
+    /// left takes no room from others, here or at the backend. So does what cannot be used: a backend may have answered
+    /// before a request's body was over, and whoever sends the rest slowly is to keep no place with it. What runs on a
+    /// connection that goes is served to the end.
     pub(super) fn sweep(&self) {
         let fresh = |since: Instant| since.elapsed() < self.idle;
-        let mut ones = 0;
-        self.kept.borrow_mut().retain(|_, kept| {
+        let mut kept = self.kept.borrow_mut();
+        for kept in kept.values_mut() {
             kept.ones.drain(..(kept.spare / 2).min(kept.ones.len()));
-            kept.ones.retain(|one| fresh(one.since) && !one.sender.is_closed());
-            kept.spare = kept.ones.len();
-            kept.two.take_if(|two| two.sender.is_closed() || !fresh(two.used));
-            ones += kept.ones.len();
-            !kept.ones.is_empty() || kept.two.is_some()
-        });
-        self.ones.set(ones);
+        }
+        retain(
+            &mut kept,
+            |one| fresh(one.since) && !one.sender.is_closed() && one.sender.is_ready(),
+            |two| fresh(two.used) && !two.sender.is_closed(),
+        );
+        kept.values_mut().for_each(|kept| kept.spare = kept.ones.len());
+        self.count(&kept);
     }
+}
+
+fn retain(kept: &mut HashMap<Key, Kept>, ones: impl Fn(&One) -> bool, twos: impl Fn(&Two) -> bool) {
+    kept.retain(|_, kept| {
+        kept.ones.retain(&ones);
+        kept.two.take_if(|two| !twos(two));
+        kept.spare = kept.spare.min(kept.ones.len());
+        !kept.ones.is_empty() || kept.two.is_some()
+    });
 }
 
 /// A connection of HTTP/1 whose answer is being read: once that is gone it is kept for the next request.
@@ -331,3 +384,6 @@ async fn dial_two(
     });
     Ok(sender)
 }
+
+#[cfg(test)]
+mod tests;
