@@ -69,7 +69,7 @@ async fn collector(answers: Vec<Result<ExportTraceServiceResponse, Status>>) -> 
 
 fn start(address: SocketAddr) -> (Exporter, Recorder, Arc<runtime::metrics::Metrics>) {
     let registry = runtime::metrics::Metrics::new("test");
-    let metrics = Arc::new(Metrics::new(&registry));
+    let metrics = Arc::new(Metrics::new(&registry, &Arc::default()));
     let reporter = Reporter {
         gateway: "wp".into(),
         namespace: "shop".into(),

@@ -106,9 +106,8 @@ pub(super) fn node_lost(world: &World<'_>) -> Result<String> {
     })?;
     let all = Counted::now(world)?.since(&before);
     let meanwhile = begin.elapsed();
-    // Who has met the lost one waits for his patience, and then tries anew: most go on without noticing.
-    demand(all.failed > 0, || format!("the lost node has carried nothing: {all:?}"))?;
-    demand(all.failed * 20 <= all.requests, || format!("more than 5 % failed: {all:?}"))?;
+    // What was on its way to the lost one waits for its customer's patience. Who comes then goes to the other one.
+    demand(all.failed * 200 <= all.requests, || format!("more than 0.5 % failed: {all:?}"))?;
 
     drop(frozen);
     let back = recovered(world)?;
@@ -121,7 +120,7 @@ pub(super) fn node_lost(world: &World<'_>) -> Result<String> {
     close(world)?;
     Ok(format!(
         "{lost} is frozen: not ready after {}, and {} later none of {} requests failed; meanwhile, in {}, {} of {} did, \
-         each by its patience of 5 s; ztunnel tells of {told}\nthe node is back: {back}; {} requests, 0 failed",
+         each by its patience of 5 s; ztunnel tells of {told} peers that did not answer\nthe node is back: {back}; {} requests, 0 failed",
         span(noticed),
         span(took),
         again.requests,
@@ -132,17 +131,14 @@ pub(super) fn node_lost(world: &World<'_>) -> Result<String> {
     ))
 }
 
-/// How many connections the ztunnel beside the customers says that the waypoint did not take.
+/// How many peers the ztunnel beside the customers says that it has missed.
 fn said(world: &World<'_>, node: &str) -> Result<usize> {
     let of_node = format!("--field-selector=spec.nodeName={node}");
     let selector = "--selector=app.kubernetes.io/name=ztunnel";
     let name = world.ask(SYSTEM, &["get", "pods", selector, &of_node, "--output=name"])?;
     let name = name.lines().next().with_context(|| format!("no ztunnel on {node}"))?;
     let log = world.ask(SYSTEM, &["logs", name, "--since=5m"])?;
-    let lines = log.lines().filter(|line| line.contains(&format!("the waypoint {SPACE}/wp")));
-    let count = lines.filter(|line| line.contains("did not take it")).count();
-    demand(count > 0, || {
-        format!("ztunnel of {node} does not say that a waypoint did not take a connection")
-    })?;
+    let count = log.lines().filter(|line| line.contains("a peer does not answer")).count();
+    demand(count > 0, || format!("ztunnel of {node} does not say that a peer did not answer"))?;
     Ok(count)
 }
