@@ -121,6 +121,13 @@ fn a_principal_that_reads_like_one_of_a_longer_issuers_is_nobodys() {
         Ok("https://a/b/c".to_owned()),
         "no other is there"
     );
+    // An issuer beyond a service's rules: it has no key, and looks elsewhere.
+    let elsewhere = vec![Place::Parameter("elsewhere".into())];
+    let beyond = TokenRule { from: elsewhere, ..of("https://a/b", &long) };
+    let beyond = TokenRule { keys: Keys { source: "".into(), known: Some([].into()) }, ..beyond };
+    let beyond = by(&[of("https://a", &short), beyond]);
+    assert_eq!(outcome(&token("https://a", "b/c"), &beyond), Err(Refused::Subject));
+    assert_eq!(outcome(&token("https://a", "ann"), &beyond), Ok("https://a/ann".to_owned()));
 }
 
 #[test]

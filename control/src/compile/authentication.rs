@@ -1,14 +1,18 @@
 //! What a RequestAuthentication applies to: requests at the waypoints of its `targetRefs`; with the keys that were
 //! fetched.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+mod bound;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh::{
     PolicyKey, ServiceKey,
     request::{RequestPolicy, Subject},
     route::Protocol,
-    token::{Authentication, ClaimHeader, Keys, TokenRule},
+    token::{Authentication, Keys, TokenRule},
 };
+
+use bound::{Bounded, bounded};
 
 use super::Compiler;
 use crate::manifest::{JwtRule, KeysOf, Kind, Object, ObjectKey, RequestAuthentication};
@@ -43,7 +47,27 @@ impl<'v> Compiler<'v, '_> {
             }
         }
         let found = found.into_iter().filter(|(_, rules)| !rules.is_empty());
-        found.map(|(service, rules)| (service, Authentication::new(bounded(rules)))).collect()
+        found.map(|(service, rules)| self.bounded(service, rules)).collect()
+    }
+
+    fn bounded(&mut self, service: ServiceKey, rules: Vec<TokenRule>) -> (ServiceKey, Authentication) {
+        let Bounded { rules, closed } = bounded(rules);
+        let of_closed: BTreeSet<(&PolicyKey, &str)> = rules
+            .iter()
+            .filter(|rule| closed.contains(&rule.issuer))
+            .map(|rule| (&rule.policy, &*rule.issuer))
+            .collect();
+        for (PolicyKey { namespace, name }, issuer) in of_closed {
+            let reason = format!(
+                "no token of {issuer} is accepted at service {service}: of the rules beyond {}, too many are of issuers \
+                 whose names begin with {issuer}/, and whose a principal is could not be told",
+                Authentication::MOST
+            );
+            let (namespace, name) = (namespace.clone(), name.clone());
+            let key = ObjectKey { kind: Kind::RequestAuthentication, namespace, name };
+            self.warn(&key, "spec.jwtRules", reason);
+        }
+        (service, Authentication::new(rules))
     }
 
     fn all_authentications(&self) -> Vec<(ObjectKey, &'v RequestAuthentication)> {
@@ -134,24 +158,6 @@ impl<'v> Compiler<'v, '_> {
             }
         }
     }
-}
-
-/// So many rules as a service may have. Those beyond are one that accepts no token, and looks for them where they did:
-/// what is found there is refused, and the headers that they make are nobody else's to write.
-fn bounded(mut rules: Vec<TokenRule>) -> Vec<TokenRule> {
-    let beyond = rules.split_off(rules.len().min(Authentication::MOST));
-    let Some(first) = beyond.first() else { return rules };
-    let mut closed = TokenRule::of("(more rules than a service may have)", first.policy.clone());
-    let (mut places, mut headers) = (HashSet::new(), HashSet::new());
-    for rule in &beyond {
-        closed.from.extend(rule.from.iter().filter(|place| places.insert(*place)).cloned());
-        let made = rule.claims_to.iter().map(|to| &to.header).chain(&rule.payload_to);
-        for header in made.filter(|header| headers.insert(*header)) {
-            closed.claims_to.push(ClaimHeader { header: header.clone(), claim: "none".into() });
-        }
-    }
-    rules.push(closed);
-    rules
 }
 
 fn asks_for_token(policy: &RequestPolicy) -> bool {

@@ -189,6 +189,31 @@ fn of_more_rules_than_a_service_may_have_no_token_is_accepted_and_no_header_is_b
 }
 
 #[test]
+fn a_service_whose_issuers_cannot_be_told_apart_is_told() {
+    let of = |name: &str, issuers: &[String]| {
+        let rule = |issuer: &String| format!("{{issuer: '{issuer}', jwks: '{{\"keys\": []}}'}}");
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{targetRefs: [{{kind: Service, name: web}}], jwtRules: [{}]}}\n",
+            issuers.iter().map(rule).collect::<Vec<_>>().join(", ")
+        )
+    };
+    let many = |begin: &str, of: usize| (0..of).map(|at| format!("{begin}/{at}")).collect::<Vec<_>>();
+    let first = [vec!["https://a".to_owned()], many("https://other", 31)].concat();
+    let others = many("https://more", 32);
+    let longer = |name: &str| of(name, &many(&format!("https://a/{name}"), 32));
+    let few = compiled(&[SHOP, &of("a", &first), &of("b", &others), &longer("c")]);
+    let web = few.routes.values().find(|routes| *routes.service.hostname == *WEB).unwrap();
+    assert_eq!(web.authentication.rules().len(), 64 + 1 + 32, "all are kept in mind");
+    let closed = |compiled: &Compiled| {
+        told(compiled).into_iter().filter(|one| one.contains("no token of https://a is accepted")).count()
+    };
+    assert_eq!(closed(&few), 0);
+    let many = [SHOP, &of("a", &first), &of("b", &others), &longer("c"), &longer("d"), &longer("e")];
+    assert_eq!(closed(&compiled(&many)), 1);
+}
+
+#[test]
 fn a_port_that_nobody_says_what_it_speaks_of_is_told_where_tokens_are_read() {
     let one = authentication("shop", "one", "{kind: Service, name: web}");
     let of = |ports: &str, more: &str| {
