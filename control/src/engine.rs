@@ -133,7 +133,7 @@ impl Engine {
         let turn = self.compiled.shards.turn(&mut objects, reported, &word, &self.options);
         let nodes =
             turn.node_objects.then(|| objects.cluster_wide(Kind::Node).map(ToString::to_string).collect());
-        let sources = objects.key_sources();
+        let sources = objects.key_sources(&self.keys.wanted.borrow());
         self.keys.wanted.send_if_modified(|wanted| {
             let differs = *wanted != sources;
             *wanted = sources;

@@ -83,8 +83,8 @@ impl Metrics {
         registry.register("resources", "Resources published now", self.published.clone());
         let fetches = "Attempts to fetch keys of tokens";
         registry.register("jwks_fetches", fetches, self.key_fetches.clone());
-        let sources =
-            "Places that keys of tokens are fetched from; stale: the last attempt failed; missing: all did";
+        let sources = "Places that keys of tokens are fetched from; stale: the last attempt failed; missing: all did; beyond: \
+             not asked, since there are too many";
         registry.register("jwks_sources", sources, self.key_sources.clone());
     }
 
@@ -130,8 +130,9 @@ impl Metrics {
         self.key_fetches.get_or_create(&Outcome { outcome }).inc();
     }
 
-    pub(crate) fn set_key_sources(&self, fresh: usize, stale: usize, missing: usize) {
-        for (state, sources) in [("fresh", fresh), ("stale", stale), ("missing", missing)] {
+    pub(crate) fn set_key_sources(&self, fresh: usize, stale: usize, missing: usize, beyond: usize) {
+        let all = [("fresh", fresh), ("stale", stale), ("missing", missing), ("beyond", beyond)];
+        for (state, sources) in all {
             self.key_sources.get_or_create(&State { state }).set(sources as i64);
         }
     }

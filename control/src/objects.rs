@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     compile::automatic::Given,
-    keys::{Fetched, FetchedKeys, Want},
+    keys::{Fetched, FetchedKeys, Named, Wanted, share_out},
     manifest::{
         Authorization, BackendTlsPolicy, EndpointSlice, Gateway, KeySource, Kind, Object, ObjectKey, Parsed,
         Problem, RequestAuthentication, Route, Severity, Shared,
@@ -259,23 +259,15 @@ impl Objects {
     }
 
     /// Where keys of tokens are fetched from. Of what is for nobody none are, and a namespace has so many places and no
-    /// more.
-    pub fn key_sources(&self) -> BTreeMap<KeySource, Want> {
-        let mut sources: BTreeMap<KeySource, Want> = BTreeMap::new();
-        let mut of_namespaces: BTreeMap<&Arc<str>, BTreeSet<&KeySource>> = BTreeMap::new();
+    /// more: those that it has `before`, and then the older ones.
+    pub fn key_sources(&self, before: &Wanted) -> Wanted {
         let for_somebody = self.all_authentications().filter(|(_, of)| !of.targets.is_empty());
-        for (key, authentication) in for_somebody {
-            let own = of_namespaces.entry(&key.namespace).or_default();
-            for (source, timeout) in authentication.sources() {
-                let want = sources.entry(source.clone()).or_default();
-                if own.len() < Want::MOST_OF_NAMESPACE || own.contains(source) {
-                    own.insert(source);
-                    want.namespaces.insert(key.namespace.clone());
-                    want.patience = timeout.max(want.patience);
-                }
-            }
-        }
-        sources
+        let named = for_somebody.flat_map(|(key, of)| {
+            let since = of.metadata.creation_timestamp.as_deref();
+            let places = of.sources();
+            places.map(move |(source, timeout)| Named { namespace: &key.namespace, since, source, timeout })
+        });
+        share_out(named, before)
     }
 
     fn all_authentications(&self) -> impl Iterator<Item = (&ObjectKey, &RequestAuthentication)> {

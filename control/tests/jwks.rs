@@ -16,6 +16,7 @@ use control::{
     objects::Objects,
 };
 use mesh::token::Keys;
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls_pki_types::PrivateKeyDer;
 use tokio::{
@@ -213,6 +214,7 @@ spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80
 /// A keeper of the keys of these objects, which are looked at again within a moment.
 struct Kept {
     objects: Arc<Mutex<Objects>>,
+    metrics: Arc<Metrics>,
     handle: Handle,
 }
 
@@ -227,21 +229,31 @@ impl Kept {
     fn of(objects: Arc<Mutex<Objects>>) -> Self {
         let client = Client::new(&local()).unwrap();
         let metrics = Arc::new(Metrics::default());
-        let (keeper, handle) = Keeper::new(client, Duration::from_millis(50), objects.clone(), metrics);
+        let (keeper, handle) =
+            Keeper::new(client, Duration::from_millis(50), objects.clone(), metrics.clone());
         tokio::spawn(keeper.run());
-        Self { objects, handle }
+        Self { objects, metrics, handle }
     }
 
     fn write(&self, rules: &str) {
-        let text = format!(
-            "{SHOP}---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: p, namespace: shop}}\n\
+        self.apply("shop", "p", rules);
+    }
+
+    /// Writes a file with what is called and a RequestAuthentication of that name.
+    fn apply(&self, file: &str, name: &str, rules: &str) {
+        let mut text = format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: {name}, namespace: shop}}\n\
              spec: {{targetRefs: [{{kind: Service, name: web}}], jwtRules: [{rules}]}}\n"
         );
-        let parsed = parse(Path::new("shop"), &text);
+        if file == "shop" {
+            text = format!("{SHOP}---\n{text}");
+        }
+        let parsed = parse(Path::new(file), &text);
         assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
         let mut objects = self.objects.lock().unwrap();
-        objects.apply(Path::new("shop"), parsed);
-        self.handle.wanted.send_replace(objects.key_sources());
+        objects.apply(Path::new(file), parsed);
+        let wanted = objects.key_sources(&self.handle.wanted.borrow());
+        self.handle.wanted.send_replace(wanted);
     }
 
     /// The keys of each rule, and what is told of them.
@@ -288,28 +300,39 @@ async fn nobody_waits_for_the_silent_places_of_another_namespace() {
 }
 
 #[tokio::test]
-async fn what_is_beyond_a_namespaces_places_is_told_and_not_asked() {
+async fn what_is_beyond_a_namespaces_places_is_told_and_takes_nothing_from_what_was_fetched() {
+    let key = SigningKey::p256("a");
     let server = Server::default();
     let port = server.listen(None).await;
     let rule =
         |number: usize| format!("{{issuer: i, jwksUri: 'http://127.0.0.1:{port}/{number}', timeout: 100ms}}");
+    server.says("/31", ok(&set(&[&key])));
     let kept = Kept::new(&(0..32).map(rule).collect::<Vec<_>>().join(", "));
-    let text = format!(
-        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: q, namespace: shop}}\n\
-         spec: {{targetRefs: [{{kind: Service, name: web}}], jwtRules: [{}]}}\n",
-        rule(32)
-    );
-    {
-        let mut objects = kept.objects.lock().unwrap();
-        objects.apply(Path::new("more"), parse(Path::new("more"), &text));
-        kept.handle.wanted.send_replace(objects.key_sources());
-    }
-    kept.until("a word of it", |_, told| told.iter().any(|one| one.contains("more than 32 such places")))
-        .await;
-    while server.asked("/31") == 0 {
+    let is_held = |keys: &[Keys]| keys.iter().any(|keys| has(keys, &key));
+    kept.until("the keys of the last place", |keys, _| is_held(keys)).await;
+    // Of the two the new one is named first.
+    kept.apply("more", "a", &rule(32));
+    let beyond = |told: &&String| told.contains("more than 32 such places");
+    kept.until("a word of it", |_, told| told.iter().any(|one| beyond(&one))).await;
+    let (keys, told) = kept.compiled();
+    assert!(is_held(&keys), "{told:?}");
+    let told: Vec<&String> = told.iter().filter(beyond).collect();
+    assert!(told.len() == 1 && told[0].contains("/32:"), "{told:?}");
+    let asked = server.asked("/31");
+    while server.asked("/31") == asked {
         sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(server.asked("/32"), 0);
+    let mut registry = Registry::default();
+    kept.metrics.register(&mut registry);
+    let mut text = String::new();
+    encode(&mut text, &registry).unwrap();
+    assert!(text.contains("jwks_sources{state=\"beyond\"} 1"), "{text}");
+    // Once there is room it is asked.
+    kept.write(&rule(31));
+    while server.asked("/32") == 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 fn has(keys: &Keys, key: &SigningKey) -> bool {

@@ -15,7 +15,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    FetchedKeys,
+    FetchedKeys, Want, Wanted,
     client::{Client, Failed},
 };
 use crate::{
@@ -32,23 +32,6 @@ const MOST_AT_A_TIME: usize = 32;
 const MOST_FOR_NAMESPACE: usize = 4;
 /// Places that are asked at all.
 const MOST: usize = 1024;
-
-/// Where keys are to be fetched from.
-pub type Wanted = BTreeMap<KeySource, Want>;
-
-/// Who wants the keys of a place.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Want {
-    /// How long that may take.
-    pub patience: Duration,
-    /// Those that may have it asked; none: each that names it names too many.
-    pub namespaces: BTreeSet<Arc<str>>,
-}
-
-impl Want {
-    /// The most places of one namespace.
-    pub const MOST_OF_NAMESPACE: usize = 32;
-}
 
 /// Fetches, as long as it runs.
 pub struct Keeper {
@@ -116,7 +99,7 @@ impl Keeper {
         objects: Arc<Mutex<Objects>>,
         metrics: Arc<Metrics>,
     ) -> (Self, Handle) {
-        let first = objects.lock().unwrap_or_else(PoisonError::into_inner).key_sources();
+        let first = objects.lock().unwrap_or_else(PoisonError::into_inner).key_sources(&Wanted::new());
         let (wants, wanted) = watch::channel(first);
         let (changes, changed) = watch::channel(0);
         let (settled, is_settled) = watch::channel(false);
@@ -288,7 +271,8 @@ impl Keeper {
             |pick: fn(&FetchedKeys) -> bool| self.held.values().filter(|held| pick(&held.fetched)).count();
         let fresh = of(|fetched| fetched.keys.is_some() && fetched.problem.is_none());
         let stale = of(|fetched| fetched.keys.is_some() && fetched.problem.is_some());
-        self.metrics.set_key_sources(fresh, stale, self.held.len() - fresh - stale);
+        let missing = self.held.len() - fresh - stale;
+        self.metrics.set_key_sources(fresh, stale, missing, self.beyond.len());
     }
 }
 

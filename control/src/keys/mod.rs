@@ -3,13 +3,16 @@
 
 mod client;
 mod keep;
+mod wanted;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use mesh::token::Key;
 
 pub use client::{BadRoots, Client, Settings};
-pub use keep::{Handle, Keeper, Want, Wanted};
+pub use keep::{Handle, Keeper};
+pub(crate) use wanted::{Named, share_out};
+pub use wanted::{Want, Wanted};
 
 use crate::manifest::KeySource;
 

@@ -180,10 +180,11 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
 
 fn strip_metadata(kind: Kind, metadata: &mut Value) {
     remove(metadata, "managedFields");
-    // Of two policies, and of two routes, the older holds, of two hosts the older keeps its automatic address, and of
-    // two images of a static pod the older is believed.
+    // Of two policies, and of two routes, the older holds, of two hosts the older keeps its automatic address, of two
+    // RequestAuthentications the older has its keys fetched, and of two images of a static pod the older is believed.
     let is_image = !metadata["annotations"][MIRROR].is_null();
-    let by_age = kind.has_standings() || matches!(kind, Kind::PeerAuthentication | Kind::ServiceEntry);
+    let by_age = kind.has_standings()
+        || matches!(kind, Kind::PeerAuthentication | Kind::RequestAuthentication | Kind::ServiceEntry);
     if !by_age && !is_image {
         remove(metadata, "creationTimestamp");
     }
@@ -321,6 +322,21 @@ mod tests {
             text.starts_with("AuthorizationPolicy shop/p: spec.rules[0].to[0].operation.ports[0]: "),
             "{text}"
         );
+    }
+
+    #[test]
+    fn an_age_is_kept_where_the_older_comes_first() {
+        for (kind, kept) in [
+            (Kind::RequestAuthentication, true),
+            (Kind::PeerAuthentication, true),
+            (Kind::HTTPRoute, true),
+            (Kind::Service, false),
+        ] {
+            let made = "2026-01-01T00:00:00Z";
+            let mut object = json!({"metadata": {"name": "a", "creationTimestamp": made}});
+            strip(kind, &place(kind), &mut object);
+            assert_eq!(object["metadata"]["creationTimestamp"] == made, kept, "{kind:?}");
+        }
     }
 
     #[test]

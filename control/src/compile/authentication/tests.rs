@@ -11,7 +11,7 @@ use crate::{
         compile,
         tests::compiled,
     },
-    keys::{FetchedKeys, Want},
+    keys::{FetchedKeys, Want, Wanted},
     manifest::{KeySource, parse},
     objects::Objects,
 };
@@ -96,7 +96,7 @@ fn keys_are_those_that_were_fetched_and_a_failure_is_told() {
     apply("one", &authentication("shop", "one", "{kind: Service, name: web}"));
     let source = KeySource::Set(URI.into());
     let want = Want { patience: Duration::from_secs(5), namespaces: ["shop".into()].into() };
-    assert_eq!(objects.key_sources().into_iter().collect::<Vec<_>>(), [(source.clone(), want)]);
+    assert_eq!(objects.key_sources(&Wanted::new()).into_iter().collect::<Vec<_>>(), [(source.clone(), want)]);
     objects.take_changes();
     let look = |objects: &Objects| {
         let compiled = compile(&objects.view(), &|_, _| Word::None, &Options::default());
@@ -122,7 +122,7 @@ fn keys_are_those_that_were_fetched_and_a_failure_is_told() {
     let (known, problems) = look(&objects);
     assert!(known == Some(0) && problems[0].contains("those that were fetched last hold"), "{problems:?}");
     objects.remove(Path::new("one"));
-    assert!(objects.key_sources().is_empty());
+    assert!(objects.key_sources(&Wanted::new()).is_empty());
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_namespace_has_so_many_places_of_keys_and_none_for_what_is_for_nobody() {
     apply("shop", "nobodys", "", &[uri(50)]);
     apply("till", "a", web, &[uri(34)]);
     let asked: Vec<(String, usize)> = objects
-        .key_sources()
+        .key_sources(&Wanted::new())
         .into_iter()
         .map(|(source, want)| (source.to_string(), want.namespaces.len()))
         .collect();
