@@ -74,8 +74,8 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     jwks_ca: Option<PathBuf>,
 
-    /// Addresses that are control's own, link-local or those of clouds' metadata, in CIDR notation, and that keys of
-    /// tokens may be fetched from all the same; may be repeated
+    /// Addresses that are control's own, of Services that lead to it, link-local or those of clouds' metadata, in CIDR
+    /// notation, and that keys of tokens may be fetched from all the same; may be repeated
     #[arg(long, value_name = "CIDR")]
     jwks_allow: Vec<IpNet>,
 

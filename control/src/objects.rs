@@ -3,6 +3,8 @@
 //! They are kept by namespace, since a change in one namespace is nothing to the others: what has changed since
 //! the last look is known, and only that is compiled again.
 
+mod behind;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -469,14 +471,15 @@ impl Objects {
     }
 }
 
-/// The names of the objects of a kind, which are beside each other.
-fn names_of(space: &Space, kind: Kind) -> impl Iterator<Item = &Arc<str>> {
+/// The objects of a kind, which are beside each other, with their names.
+fn objects_of(space: &Space, kind: Kind) -> impl Iterator<Item = (&Arc<str>, &Object)> {
     let first: (Kind, Arc<str>) = (kind, "".into());
-    space
-        .range(first..)
-        .map(|((of, name), _)| (of, name))
-        .take_while(move |(of, _)| **of == kind)
-        .map(|(_, name)| name)
+    let all = space.range(first..).take_while(move |((of, _), _)| *of == kind);
+    all.map(|((_, name), held)| (name, &held.object))
+}
+
+fn names_of(space: &Space, kind: Kind) -> impl Iterator<Item = &Arc<str>> {
+    objects_of(space, kind).map(|(name, _)| name)
 }
 
 /// The names of pods, once for both.

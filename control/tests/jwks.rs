@@ -135,7 +135,7 @@ async fn what_is_fetched_stays_within_its_bounds() {
         (
             "/metadata",
             redirect("http://169.254.169.254/latest"),
-            "169.254.169.254 is this machine, its own link or a cloud's metadata",
+            "169.254.169.254 is this machine or a Service in front of it, its own link or a cloud's metadata",
         ),
     ] {
         server.says(path, answer);
@@ -158,6 +158,14 @@ async fn what_is_fetched_stays_within_its_bounds() {
         assert!(told.to_string().contains("is not asked"), "{host}: {told}");
     }
     assert_eq!(server.asked("/keys?a=b"), asked);
+    // Nor by a Service in front of it, though nobody is at its address here who could answer.
+    let service = SHOP.replace("selector: {app: web}", "selector: {app: control}");
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: c, namespace: shop, labels: {app: control}}, status: {podIP: 127.0.0.1}}";
+    let mut objects = Objects::default();
+    objects.apply(Path::new("a"), parse(Path::new("a"), &format!("{service}---\n{pod}\n")));
+    let strict = strict.among(Arc::new(Mutex::new(objects)));
+    let told = strict.get(&format!("http://10.96.0.1:{port}/keys"), LIMIT).await.unwrap_err();
+    assert!(told.to_string().contains("10.96.0.1 is this machine or a Service"), "{told}");
 }
 
 /// A root, and what a server of `localhost` proves itself by.

@@ -1,14 +1,13 @@
 //! A GET of something small: over TLS by the system's roots, or by those that are built in where it has none, with a
 //! bound on time, length and redirections.
 //!
-//! Whoever may write a RequestAuthentication decides what is asked for. So control's own machine and its link (loopback,
-//! its own addresses, link-local ones) and where clouds have their metadata are not asked unless an option says so,
-//! whatever name leads there; and of what is fetched nothing is told but the keys.
+//! Whoever may write a RequestAuthentication decides what is asked for: of the addresses that a name has only those that
+//! the guard lets through are, and of what is fetched nothing is told but the keys.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -26,6 +25,9 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
+
+use super::guard::Guard;
+use crate::objects::Objects;
 
 /// The longest answer, in bytes.
 const LONGEST: usize = jwt::keys::LONGEST;
@@ -62,7 +64,8 @@ pub enum Failed {
     #[error("{host} is not found: {source}")]
     Lookup { host: String, source: std::io::Error },
     #[error(
-        "{0} is this machine, its own link or a cloud's metadata, and is not asked (option --jwks-allow)"
+        "{0} is this machine or a Service in front of it, its own link or a cloud's metadata, and is not asked (option \
+         --jwks-allow)"
     )]
     Forbidden(IpAddr),
     #[error("{to} cannot be reached: {source}")]
@@ -97,7 +100,7 @@ pub struct BadRoots {
 #[derive(Clone)]
 pub struct Client {
     tls: Arc<ClientConfig>,
-    allow: Arc<[IpNet]>,
+    guard: Guard,
 }
 
 impl Client {
@@ -116,7 +119,14 @@ impl Client {
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let config = config.map_err(|error| BadRoots { path: PathBuf::new(), reason: error.to_string() })?;
         let tls = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
-        Ok(Self { tls, allow: settings.allow.as_slice().into() })
+        let guard = Guard { allow: settings.allow.as_slice().into(), objects: Arc::default() };
+        Ok(Self { tls, guard })
+    }
+
+    /// Knows by these objects which Services lead back to this machine.
+    pub fn among(mut self, objects: Arc<Mutex<Objects>>) -> Self {
+        self.guard.objects = objects;
+        self
     }
 
     /// Fetches what is at `uri`.
@@ -175,35 +185,18 @@ impl Client {
         let nobody = || std::io::Error::other("it has no address");
         let mut failed = Failed::Lookup { host: host.to_owned(), source: nobody() };
         for to in found.take(MOST_ADDRESSES) {
-            if self.is_forbidden(to.ip()) {
+            if self.guard.forbids(to.ip()) {
                 failed = Failed::Forbidden(to.ip());
                 continue;
             }
             let dialled = timeout(DIAL, TcpStream::connect(to)).await;
             let late = || Err(std::io::ErrorKind::TimedOut.into());
             match dialled.unwrap_or_else(|_| late()) {
-                // Whoever has dialled himself has said nothing yet.
-                Ok(stream) if self.is_himself(&stream, to.ip()) => failed = Failed::Forbidden(to.ip()),
                 Ok(stream) => return Ok(stream),
                 Err(source) => failed = Failed::Dial { to, source },
             }
         }
         Err(failed)
-    }
-
-    fn is_forbidden(&self, ip: IpAddr) -> bool {
-        is_own(ip.to_canonical()) && !self.is_allowed(ip)
-    }
-
-    /// Whether a connection leads to one of this machine's own addresses: then it comes from there, too.
-    fn is_himself(&self, stream: &TcpStream, to: IpAddr) -> bool {
-        let from = stream.local_addr().map(|from| from.ip().to_canonical());
-        from.is_ok_and(|from| from == to.to_canonical()) && !self.is_allowed(to)
-    }
-
-    fn is_allowed(&self, ip: IpAddr) -> bool {
-        let ip = ip.to_canonical();
-        self.allow.iter().any(|allowed| allowed.contains(&ip))
     }
 }
 
@@ -216,35 +209,6 @@ fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
         none = false;
     }
     if none { Err("no certificate is in it".to_owned()) } else { Ok(()) }
-}
-
-/// Where clouds have their metadata, beside 169.254.169.254: Alibaba's, Azure's wire server, Oracle's.
-const METADATA_V4: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
-/// Amazon's (with its DNS and time beside it) and Google's: what begins so.
-const METADATA_V6: [[u16; 7]; 2] = [[0xfd00, 0xec2, 0, 0, 0, 0, 0], [0xfd20, 0xce, 0, 0, 0, 0, 0]];
-
-/// Whether an address is of this machine or its link, nobody's, or where a cloud has its metadata.
-fn is_own(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => {
-            let nobody = v4.octets()[0] == 0 || v4.is_broadcast() || v4.is_multicast();
-            nobody || v4.is_loopback() || v4.is_link_local() || METADATA_V4.contains(&v4)
-        }
-        IpAddr::V6(v6) => {
-            // Of a v4 address within (RFC 6052, RFC 4291): what it stands for.
-            let [.., a, b, c, d] = v6.octets();
-            let translated =
-                matches!(v6.segments(), [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0, 0, 0, 0, 0, 0, _, _]);
-            let inner = Ipv4Addr::new(a, b, c, d);
-            v6.is_loopback()
-                || v6.is_unspecified()
-                || v6.is_multicast()
-                || v6.is_unicast_link_local()
-                || METADATA_V6.iter().any(|network| v6.segments().starts_with(network))
-                || (translated && is_own(IpAddr::V4(inner)))
-        }
-    }
 }
 
 async fn exchange(
@@ -289,64 +253,6 @@ fn next(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn this_machine_and_its_link_are_not_asked_in_any_spelling() {
-        for (text, own) in [
-            ("127.0.0.1", true),
-            ("127.8.8.8", true),
-            ("0.0.0.0", true),
-            ("0.1.2.3", true),
-            ("169.254.169.254", true),
-            ("224.0.0.1", true),
-            ("255.255.255.255", true),
-            ("::1", true),
-            ("::", true),
-            ("::ffff:127.0.0.1", true),
-            ("::127.0.0.1", true),
-            ("64:ff9b::169.254.169.254", true),
-            ("fe80::1", true),
-            ("ff02::1", true),
-            ("fd00:ec2::254", true),
-            ("fd00:ec2::23", true),
-            ("fd20:ce::254", true),
-            ("100.100.100.200", true),
-            ("168.63.129.16", true),
-            ("192.0.0.192", true),
-            ("::ffff:100.100.100.200", true),
-            ("64:ff9b::168.63.129.16", true),
-            ("100.100.100.1", false),
-            ("10.0.0.1", false),
-            ("192.168.1.1", false),
-            ("1.1.1.1", false),
-            ("::ffff:10.0.0.1", false),
-            ("fd00::1", false),
-            ("2606:4700::1111", false),
-            ("64:ff9b::1.1.1.1", false),
-        ] {
-            let ip: IpAddr = text.parse().unwrap();
-            assert_eq!(is_own(ip.to_canonical()), own, "{text}");
-        }
-        let settings = Settings { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Settings::default() };
-        let client = Client::new(&settings).unwrap();
-        let forbidden = |text: &str| client.is_forbidden(text.parse().unwrap());
-        assert!(!forbidden("127.0.0.1") && !forbidden("::ffff:127.0.0.1"));
-        assert!(forbidden("::1") && forbidden("169.254.169.254"));
-    }
-
-    #[tokio::test]
-    async fn an_address_of_its_own_is_told_by_where_a_connection_comes_from() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let to = listener.local_addr().unwrap();
-        let stream = TcpStream::connect(to).await.unwrap();
-        let client = |allow: &[&str]| {
-            let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
-            Client::new(&Settings { allow, ..Settings::default() }).unwrap()
-        };
-        assert!(client(&[]).is_himself(&stream, to.ip()));
-        assert!(!client(&["127.0.0.1/32"]).is_himself(&stream, to.ip()), "the operator says so");
-        assert!(!client(&[]).is_himself(&stream, [127, 0, 0, 2].into()), "another's");
-    }
 
     #[test]
     fn a_redirection_never_leads_out_of_tls() {

@@ -104,7 +104,7 @@ impl Keeper {
         let (changes, changed) = watch::channel(0);
         let (settled, is_settled) = watch::channel(false);
         let keeper = Self {
-            client,
+            client: client.among(objects.clone()),
             refresh,
             objects,
             metrics,

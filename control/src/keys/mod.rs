@@ -2,6 +2,7 @@
 //! one more thing that it is given.
 
 mod client;
+mod guard;
 mod keep;
 mod wanted;
 
