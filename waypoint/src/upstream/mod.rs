@@ -187,7 +187,10 @@ impl Upstream {
             return Err(Unsent { body: Some(request.into_body()), reason });
         }
         let busy = Busy::with(&self.loads.of(target.address));
-        let (response, lease) = pool::send(self, call, target, version, request, handover).await?;
+        let (response, lease) = match version {
+            Version::One => pool::one(self, call, target, request, handover).await?,
+            Version::Two => (pool::two(self, call, target, request).await?, None),
+        };
         Ok(Sent { response, hold: Hold { _busy: busy, _lease: lease.map(Box::new) } })
     }
 

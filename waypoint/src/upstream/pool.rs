@@ -60,6 +60,13 @@ struct Key {
     tls: Option<Same>,
 }
 
+impl Key {
+    fn new(call: &Call, target: &Endpoint) -> Self {
+        let (claims, asserted) = (call.claims.clone(), call.assertion.is_some());
+        Self { claims, asserted, endpoint: target.address, tls: target.tls.clone() }
+    }
+}
+
 /// All that is kept by one worker.
 pub(super) struct Pools {
     kept: RefCell<HashMap<Key, Kept>>,
@@ -219,31 +226,15 @@ impl Drop for Lease {
     }
 }
 
-/// Sends a request by a connection that was kept, or a new one.
-pub(super) async fn send(
+/// Sends a request over HTTP/1, by a connection that was kept or a new one.
+pub(super) async fn one(
     upstream: &Upstream,
-    call: &Rc<Call>,
-    target: &Endpoint,
-    version: Version,
-    request: Request<Body>,
-    handover: Option<&Handover>,
-) -> Result<(Response<Incoming>, Option<Lease>), Unsent> {
-    let (claims, asserted) = (call.claims.clone(), call.assertion.is_some());
-    let key = Key { claims, asserted, endpoint: target.address, tls: target.tls.clone() };
-    match version {
-        Version::One => one(upstream, key, call, target, request, handover).await,
-        Version::Two => two(upstream, key, call, target, request).await.map(|response| (response, None)),
-    }
-}
-
-async fn one(
-    upstream: &Upstream,
-    key: Key,
     call: &Rc<Call>,
     target: &Endpoint,
     mut request: Request<Body>,
     handover: Option<&Handover>,
 ) -> Result<(Response<Incoming>, Option<Lease>), Unsent> {
+    let key = Key::new(call, target);
     loop {
         // What may speak something else afterwards has a connection of its own.
         let held = if handover.is_none() { upstream.pools.take_one(&key) } else { None };
@@ -332,13 +323,14 @@ async fn close(mut unwanted: Rewind<Io>) {
     let _ = timeout(LINGER, closing).await;
 }
 
-async fn two(
+/// The same over HTTP/2.
+pub(super) async fn two(
     upstream: &Upstream,
-    key: Key,
     call: &Rc<Call>,
     target: &Endpoint,
     mut request: Request<Body>,
 ) -> Result<Response<Incoming>, Unsent> {
+    let key = Key::new(call, target);
     loop {
         let held = upstream.pools.take_two(&key);
         let reused = held.is_some();
