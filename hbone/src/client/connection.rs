@@ -56,9 +56,9 @@ pub(super) struct Connection {
     load: Cell<Load>,
     /// Something has moved since the driver has looked: an answer may be waited for.
     stirred: Cell<bool>,
-    /// Bytes that were received, as the driver has seen it last; and when somebody has looked, what it was then.
+    /// Bytes that were received, as the driver has seen it last.
     received: Cell<u64>,
-    looked: Cell<(Instant, u64)>,
+    looked: Cell<Looked>,
     /// The peer is not heard any more. Told to those who wait for its answer.
     silent: Cell<bool>,
     hushed: Notify,
@@ -74,6 +74,15 @@ struct Load {
     level: u64,
     fresh: u64,
     at: Instant,
+}
+
+/// What somebody saw who looked whether the peer was heard.
+#[derive(Clone, Copy)]
+struct Looked {
+    at: Instant,
+    received: u64,
+    /// Something was received after that.
+    heard_after: Instant,
 }
 
 /// One stream's place in a tunnel, given back on drop.
@@ -145,7 +154,7 @@ impl Connection {
             load: Cell::new(Load { level: 0, fresh: 0, at: now }),
             stirred: Cell::new(false),
             received: Cell::new(0),
-            looked: Cell::new((now, 0)),
+            looked: Cell::new(Looked { at: now, received: 0, heard_after: now }),
             silent: Cell::new(false),
             hushed: Notify::new(),
             driver: RefCell::new(None),
@@ -216,9 +225,10 @@ impl Connection {
 
     /// Whether the peer was certainly heard of late: what is sent to it now reaches somebody.
     pub(super) fn was_heard_lately(&self) -> bool {
-        let (now, received) = (Instant::now(), self.received.get());
-        let (before, had) = self.looked.replace((now, received));
-        now.duration_since(self.since) <= LATELY || (received > had && now.duration_since(before) <= LATELY)
+        let (now, received, before) = (Instant::now(), self.received.get(), self.looked.get());
+        let heard_after = if received > before.received { before.at } else { before.heard_after };
+        self.looked.set(Looked { at: now, received, heard_after });
+        now.duration_since(heard_after) <= LATELY
     }
 
     /// What it proves by is still valid.
