@@ -326,6 +326,14 @@ mod tests {
         ]
     }
 
+    /// Mostly of requests: those of connections are in no index.
+    fn kind() -> impl Strategy<Value = RouteKind> {
+        prop_oneof![
+            4 => select(vec![RouteKind::Http, RouteKind::Grpc]),
+            1 => select(vec![RouteKind::Tls, RouteKind::Tcp]),
+        ]
+    }
+
     fn route() -> impl Strategy<Value = Route> {
         let of_rule = (of_path(), proptest::option::of(select(vec!["GET", "PUT"])));
         let of_rule = of_rule.prop_map(|(path, method)| Match {
@@ -336,8 +344,8 @@ mod tests {
         let rule = vec(of_rule, 0..4).prop_map(|matches| Rule { matches, ..Rule::default() });
         let port = proptest::option::of(select(vec![80, 81]));
         let whose = proptest::option::of(select(vec!["x", "y"]));
-        (vec(rule, 0..4), port, whose).prop_map(|(rules, port, whose)| {
-            let key = RouteKey { kind: RouteKind::Http, namespace: "shop".into(), name: "route".into() };
+        (kind(), vec(rule, 0..4), port, whose).prop_map(|(kind, rules, port, whose)| {
+            let key = RouteKey { kind, namespace: "shop".into(), name: "route".into() };
             let for_namespace = whose.map(Into::into);
             Route { key, created: "".into(), port, for_namespace, hostnames: Vec::new(), rules }
         })
@@ -346,19 +354,21 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_found_by_the_path_is_what_the_whole_table_has_first(
-            routes in vec(route(), 0..5),
+            routes in vec(route(), 0..8),
             path in path(),
             namespace in proptest::option::of(select(vec!["x", "z"])),
+            kind in kind(),
+            port in select(vec![80, 81, 82]),
         ) {
             let table = Table::new(&routes).unwrap();
-            let followed = Followed { namespace, kind: RouteKind::Http };
+            let followed = Followed { namespace, kind };
             let first = table.entries.iter().find(|entry| {
                 entry.followed() == followed
-                    && entry.port.is_none_or(|of| of == 80)
+                    && entry.port.is_none_or(|of| of == port)
                     && entry.holds(&Get(&path))
             });
             let expected = first.map(|entry| (entry.route, entry.rule, entry.path.prefix()));
-            let found = match table.find(&routes, 80, Some(followed), &Get(&path)) {
+            let found = match table.find(&routes, port, Some(followed), &Get(&path)) {
                 Found::Rule(found) => {
                     let at = routes.iter().position(|route| std::ptr::eq(route, found.route)).unwrap();
                     Some((at, found.index, found.prefix))
