@@ -7,6 +7,7 @@
 
 pub mod apps;
 pub mod behind;
+pub mod broken;
 pub mod curl;
 pub mod envoy;
 pub mod frames;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use bed::{Process, World};
 use interop::{
     behind::{Behind, HTTP},
+    broken,
     frames::{self, GOAWAY, frame},
     nginx::{self, LARGE, NARROW, Nginx, UPLOAD},
     python::{self, GRPC, WEBSOCKETS},
@@ -69,6 +70,8 @@ struct Curled {
     body: Vec<u8>,
     /// What went to and fro.
     talk: String,
+    /// What curl itself thinks of it.
+    code: Option<i32>,
 }
 
 fn curl(behind: &Behind, arguments: &[&str]) -> Result<Curled> {
@@ -86,6 +89,7 @@ fn curl(behind: &Behind, arguments: &[&str]) -> Result<Curled> {
         connects: connects.parse()?,
         body: std::fs::read(&file).unwrap_or_default(),
         talk: finished.stderr,
+        code: finished.status.code(),
     })
 }
 
@@ -154,6 +158,41 @@ fn h2load(behind: &Behind) -> Result<()> {
         ensure!(said.contains(all) && said.contains("status codes: 3000 2xx"), "{more:?}: {said}");
     }
     Ok(())
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_no_whole_one_to_whoever_asks_and_the_log_says_so() -> Result<()> {
+    let ports = [
+        ("http-broken", 82, broken::PORT),
+        ("http2-ended", 83, broken::ENDED_PORT),
+        ("http2-reset", 84, broken::RESET_PORT),
+    ];
+    let mut behind = Behind::start_with(&[], &ports, |_| Ok(()))?;
+    broken::start(&behind.scene.server)?;
+    // What curl calls a part of a file, a connection that was reset, and a stream that was.
+    const PARTIAL: i32 = 18;
+    const RECEIVING: i32 = 56;
+    const STREAM: i32 = 92;
+    for (version, codes) in
+        [("--http1.1", &[PARTIAL, RECEIVING][..]), ("--http2-prior-knowledge", &[STREAM][..])]
+    {
+        for (port, how) in [(82, broken::CHUNKED), (82, broken::LENGTH), (83, "/ended"), (84, "/reset")] {
+            let path = format!("{how}{version}");
+            let answer = curl(&behind, &[version, &format!("http://{}{path}", behind.at(port))])?;
+            ensure!(
+                answer.code.is_some_and(|code| codes.contains(&code)),
+                "{path}: {:?}\n{}",
+                answer.code,
+                answer.talk
+            );
+            let body = String::from_utf8_lossy(&answer.body);
+            ensure!(answer.status == 200 && body == broken::SAID, "{path}: {} {body:?}", answer.status);
+            let line = format!("path={path} ");
+            let told = behind.waypoint.wait_for_line(PATIENCE, &path, |told| told.contains(&line))?;
+            ensure!(told.contains(" flags=UC "), "{path}: {told}");
+        }
+    }
+    behind.scene.all_alive()
 }
 
 #[test]
