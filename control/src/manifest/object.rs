@@ -29,6 +29,13 @@ pub enum Object {
     ConfigMap(Box<ConfigMap>),
 }
 
+/// The pattern of a route, of whichever kind.
+macro_rules! any_route {
+    ($route:ident) => {
+        Self::HTTPRoute($route) | Self::GRPCRoute($route) | Self::TLSRoute($route) | Self::TCPRoute($route)
+    };
+}
+
 impl Object {
     /// Whether other namespaces than its own are compiled by it, too: waypoints serve several.
     pub(crate) fn is_far(&self) -> bool {
@@ -43,10 +50,7 @@ impl Object {
     /// It, if it is a route.
     pub fn route(&self) -> Option<&Route> {
         match self {
-            Self::HTTPRoute(route)
-            | Self::GRPCRoute(route)
-            | Self::TLSRoute(route)
-            | Self::TCPRoute(route) => Some(route),
+            any_route!(route) => Some(route),
             _ => None,
         }
     }
@@ -69,10 +73,7 @@ impl Object {
 
     pub(crate) fn route_mut(&mut self) -> Option<&mut Route> {
         match self {
-            Self::HTTPRoute(route)
-            | Self::GRPCRoute(route)
-            | Self::TLSRoute(route)
-            | Self::TCPRoute(route) => Some(route),
+            any_route!(route) => Some(route),
             _ => None,
         }
     }
@@ -87,10 +88,7 @@ impl Object {
             Self::Node(object) => object.metadata.share(&[], shared),
             Self::Gateway(object) => object.metadata.share(&[], shared),
             // Its age counts.
-            Self::HTTPRoute(object)
-            | Self::GRPCRoute(object)
-            | Self::TLSRoute(object)
-            | Self::TCPRoute(object) => object.metadata.labels.share(shared),
+            any_route!(object) => object.metadata.labels.share(shared),
             Self::ReferenceGrant(object) => object.metadata.share(&[], shared),
             Self::BackendTLSPolicy(object) => object.metadata.labels.share(shared),
             Self::ConfigMap(_)
