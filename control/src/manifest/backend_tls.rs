@@ -16,6 +16,8 @@ type Wrong = (String, String);
 
 /// The most targets, references and names that the API allows.
 const MOST_TARGETS: usize = 16;
+/// The most targets that what cannot be used closes the way to: it may be refused for being too long.
+const MOST_CLOSED: usize = 1024;
 const MOST_CERTIFICATES: usize = 8;
 const MOST_NAMES: usize = 5;
 
@@ -39,6 +41,8 @@ pub struct BackendTlsPolicy {
 pub struct RefusedPolicy {
     /// The targets that could be read.
     pub targets: Vec<Reference>,
+    /// The fields of those to which no way is closed, and why.
+    pub left_out: Vec<Wrong>,
     /// The field's path and what is wrong with it.
     pub reason: String,
 }
@@ -149,46 +153,69 @@ impl BackendTlsPolicy {
 }
 
 /// A manifest of a policy of which nothing but its targets is read, and the server that they are.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
+#[serde(default)]
 pub(super) struct TargetsOnly {
-    #[serde(default)]
-    metadata: Metadata,
-    #[serde(default)]
+    metadata: serde_yaml_ng::Value,
     spec: serde_yaml_ng::Value,
 }
 
 impl TargetsOnly {
     /// What holds in the place of a policy that was refused and never was good: nobody is believed, so that its targets
-    /// are not spoken to in plaintext.
-    pub(super) fn refused(self, reason: String) -> BackendTlsPolicy {
-        let written = self.spec.get("targetRefs").and_then(serde_yaml_ng::Value::as_sequence);
-        let mut targets: Vec<Reference> = Vec::new();
-        for target in written.into_iter().flatten().take(MOST_TARGETS) {
-            let Some(target) = target_of(target) else { continue };
-            if !targets.contains(&target) {
-                targets.push(target);
-            }
-        }
+    /// are not spoken to in plaintext. They are of its own `namespace`.
+    pub(super) fn refused(self, namespace: &str, reason: String) -> BackendTlsPolicy {
+        let (targets, left_out) = self.targets(namespace);
         let hostname =
             self.spec.get("validation").and_then(|validation| validation.get("hostname")?.as_str());
         let hostname = hostname.filter(|name| is_server(name)).unwrap_or("unreadable").into();
-        let refused = Some(Box::new(RefusedPolicy { targets: targets.clone(), reason }));
-        let (metadata, trust) = (self.metadata, TrustManifest::Refused);
+        let refused = Some(Box::new(RefusedPolicy { targets: targets.clone(), left_out, reason }));
+        // Even metadata may be what cannot be read.
+        let metadata = serde_yaml_ng::from_value(self.metadata).unwrap_or_default();
+        let trust = TrustManifest::Refused;
         BackendTlsPolicy { metadata, targets, hostname, trust, refused, ..BackendTlsPolicy::default() }
+    }
+
+    /// Those that can be read, each once, and what is wrong with the others.
+    fn targets(&self, namespace: &str) -> (Vec<Reference>, Vec<Wrong>) {
+        let field = "spec.targetRefs";
+        let written = match self.spec.get("targetRefs") {
+            Some(serde_yaml_ng::Value::Sequence(written)) => &**written,
+            // One, without the list that it should be in.
+            Some(written @ serde_yaml_ng::Value::Mapping(_)) => std::slice::from_ref(written),
+            _ => &[],
+        };
+        let (mut targets, mut left_out): (Vec<Reference>, Vec<Wrong>) = (Vec::new(), Vec::new());
+        for (at, written) in written.iter().take(MOST_CLOSED).enumerate() {
+            match target_of(written, namespace) {
+                Ok(target) if targets.contains(&target) => {}
+                Ok(target) => targets.push(target),
+                Err(reason) => left_out.push((format!("{field}[{at}]"), reason)),
+            }
+        }
+        if written.len() > MOST_CLOSED {
+            let reason = format!("of {} targets those after the {MOST_CLOSED}th are not read", written.len());
+            left_out.push((field.to_owned(), reason));
+        }
+        if written.is_empty() {
+            left_out.push((field.to_owned(), "no target can be read".to_owned()));
+        }
+        (targets, left_out)
     }
 }
 
-/// A target, as far as it can be read. What says that it is in another namespace is none.
-fn target_of(written: &serde_yaml_ng::Value) -> Option<Reference> {
+/// A target, as far as it can be read. What says that it is in another namespace is none: nobody closes others' ways.
+fn target_of(written: &serde_yaml_ng::Value, namespace: &str) -> Result<Reference, String> {
     let text = |field: &str| written.get(field).and_then(serde_yaml_ng::Value::as_str).map(Arc::from);
-    if written.get("namespace").is_some() {
-        return None;
+    match written.get("namespace") {
+        None | Some(serde_yaml_ng::Value::Null) => {}
+        Some(serde_yaml_ng::Value::String(of)) if of.is_empty() || of == namespace => {}
+        Some(_) => return Err(format!("it is in another namespace than the policy ({namespace})")),
     }
-    Some(Reference {
+    Ok(Reference {
         group: text("group"),
         kind: text("kind"),
         namespace: None,
-        name: text("name")?,
+        name: text("name").ok_or("it names nothing")?,
         port: None,
         section_name: text("sectionName"),
     })

@@ -359,7 +359,7 @@ impl Reader<'_, '_> {
         match self.typed_object(&key, item) {
             Ok(object) => Ok(Some((key, object))),
             Err(problem) => {
-                let stand_in = self.stand_in(kind, written, &problem);
+                let stand_in = self.stand_in(&key, written, &problem);
                 self.parsed.stand_ins.extend(stand_in.map(|object| (key.clone(), object)));
                 Err(Box::new(problem.of(key)))
             }
@@ -369,19 +369,19 @@ impl Reader<'_, '_> {
     /// What is known of an object that was refused, of the kinds that say how they stand.
     fn stand_in(
         &self,
-        kind: Kind,
+        key: &ObjectKey,
         written: Option<(usize, serde_yaml_ng::Value)>,
         problem: &Problem,
     ) -> Option<Object> {
         let (field, reason) = (&problem.field, &problem.reason);
-        if kind == Kind::BackendTLSPolicy {
-            let policy: backend_tls::TargetsOnly = self.typed_or(written).ok()?;
+        if key.kind == Kind::BackendTLSPolicy {
+            // Of what cannot be read at all, it is told that it closes no way.
+            let policy: backend_tls::TargetsOnly = self.typed_or(written).unwrap_or_default();
             let colon = if field.is_empty() { "" } else { ": " };
-            return Some(Object::BackendTLSPolicy(Box::new(
-                policy.refused(format!("{field}{colon}{reason}")),
-            )));
+            let policy = policy.refused(&key.namespace, format!("{field}{colon}{reason}"));
+            return Some(Object::BackendTLSPolicy(Box::new(policy)));
         }
-        let of: fn(Box<Route>) -> Object = match kind {
+        let of: fn(Box<Route>) -> Object = match key.kind {
             Kind::HTTPRoute => Object::HTTPRoute,
             Kind::GRPCRoute => Object::GRPCRoute,
             Kind::TLSRoute => Object::TLSRoute,
