@@ -19,7 +19,7 @@ use mesh::{
 
 use crate::{
     authorize,
-    detect::{self, NoHello, Spoken},
+    detect::{self, MayBe, NoHello, Spoken},
     http,
     limits::{Beyond, Counted},
     shared::Settings,
@@ -164,20 +164,22 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut arrival: Arrival) {
         }
     };
     let way = way(&shared.mesh.current(), &call, &shared.settings);
-    if way == Way::Bytes {
-        return tcp::carry(worker, &call, arrival).await;
-    }
-    if way == Way::Tls {
-        return tcp::carry_tls(worker, &call, arrival).await;
+    match way {
+        Way::Bytes => return tcp::carry(worker, &call, arrival).await,
+        Way::BytesInTls => return tcp::carry_in_tls(worker, &call, arrival).await,
+        Way::Tls => return tcp::carry_tls(worker, &call, arrival).await,
+        Way::Http | Way::Unknown { .. } => {}
     }
     let has_bytes = arrival.has_bytes();
     let Ok(tunnel) = arrival.accept(None) else { return };
     let stream = tunnel.into_stream();
     if let Way::Unknown { is_routed } = way {
-        match detect::first_words(worker, &call, stream, has_bytes, is_routed).await {
+        match detect::first_words(worker, &call, stream, has_bytes, MayBe::Http { is_routed }).await {
             Ok((Spoken::Http1, stream)) => http::one(worker, &call, stream).await,
             Ok((Spoken::Http2, stream)) => http::two(worker, &call, stream).await,
-            Ok((Spoken::Tcp(backend), stream)) => tcp::relay(worker, &call, stream, backend).await,
+            Ok((Spoken::Tcp(begun, dialled), stream)) => {
+                tcp::relay(worker, &call, stream, begun, dialled).await;
+            }
             // The caller ended before it had said anything.
             Err(_) => {}
         }
@@ -197,6 +199,8 @@ enum Way {
     Http,
     /// As it is.
     Bytes,
+    /// As it is, within TLS that is begun here, unless its first bytes tell that the caller has.
+    BytesInTls,
     /// As it is, by the server that is asked for in it.
     Tls,
     /// Its first bytes tell; `is_routed` if routes of requests are for it.
@@ -231,7 +235,6 @@ fn refresh(worker: &Worker, arrival: Arrival) {
 /// HTTP: backends may read as a request what is none here, with headers that are only made of tokens.
 fn way(snapshot: &Snapshot, call: &Call, settings: &Settings) -> Way {
     let routes = match &call.called {
-        Called::Service(service) if service.passthrough => return Way::Bytes,
         Called::Service(service) => snapshot.routes(&service.key),
         // Of its ports nobody can say what they speak.
         Called::Workload(_) => {
@@ -239,14 +242,19 @@ fn way(snapshot: &Snapshot, call: &Call, settings: &Settings) -> Way {
             return Way::Unknown { is_routed: front.is_some_and(|routes| !routes.authentication.is_empty()) };
         }
     };
-    let Some(routes) = routes else { return Way::Unknown { is_routed: false } };
+    let is_passthrough = matches!(&call.called, Called::Service(service) if service.passthrough);
+    let Some(routes) = routes else {
+        return if is_passthrough { Way::Bytes } else { Way::Unknown { is_routed: false } };
+    };
     let namespace = call.namespace(settings);
+    let bytes = if routes.tls(call.port).is_some() { Way::BytesInTls } else { Way::Bytes };
     match (routes.kind(call.port, namespace), routes.protocol(call.port)) {
+        (Some(RouteKind::Tcp), _) => Way::Bytes,
+        _ if is_passthrough => bytes,
         (Some(RouteKind::Tls), _) => Way::Tls,
-        (Some(RouteKind::Tcp), _) | (_, Protocol::Tcp) => Way::Bytes,
+        (_, Protocol::Tcp) => bytes,
         (_, Protocol::Http1 | Protocol::Http2) => Way::Http,
-        (Some(_), _) if routes.is_named_by_routes(call.port, namespace) => Way::Http,
-        (_, Protocol::Unknown) if !routes.authentication.is_empty() => Way::Http,
+        (_, Protocol::Unknown) if !routes.may_be_bytes(call.port, namespace) => Way::Http,
         (kind, Protocol::Unknown) => Way::Unknown { is_routed: kind.is_some() },
     }
 }
@@ -343,117 +351,4 @@ impl Called {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use mesh::{
-        Identity, PolicyKey, ServiceKey, ServiceRoutes,
-        route::{Route, Rule},
-        token::{Authentication, TokenRule},
-    };
-
-    use super::*;
-    use crate::limits::Limits;
-
-    fn settings() -> Settings {
-        Settings {
-            identity: Identity::new("cluster.local", "shop", "wp"),
-            network: "".into(),
-            hbone: hbone::Settings::default(),
-            max_tunnels: 1,
-            max_connections: 1,
-            max_connections_per_source: 1,
-            patience: Duration::ZERO,
-            dial_timeout: Duration::ZERO,
-            backend_idle: Duration::ZERO,
-            http_idle: Duration::ZERO,
-            head_timeout: Duration::ZERO,
-        }
-    }
-
-    /// A call of somebody's of the namespace `till` to a port of `web`, and the mesh that it is in.
-    fn arrives(port: u16, routes: ServiceRoutes) -> (Snapshot, Call) {
-        let key = routes.service.clone();
-        let service = Service::named(key.clone(), "web");
-        let mut editor = Snapshot::default().edit();
-        editor.put_routes(routes);
-        let claims = Claims {
-            caller: Identity::new("cluster.local", "till", "client"),
-            address: [10, 0, 0, 9].into(),
-            waypoint: settings().identity,
-            behind: Behind::Service(key),
-        };
-        let call = Call {
-            source: ([10, 0, 0, 9], 0).into(),
-            workload: None,
-            called: Called::Service(Arc::new(service)),
-            address: None,
-            port,
-            assertion: None,
-            _counted: Limits::new(1, 1).count(claims.address).unwrap(),
-            claims,
-        };
-        (editor.finish(), call)
-    }
-
-    #[test]
-    fn where_tokens_are_read_nobody_speaks_what_is_only_almost_http() {
-        let key = || ServiceKey { namespace: "shop".into(), hostname: "web".into() };
-        let route = |kind, for_namespace: Option<&str>| Route {
-            key: RouteKey { namespace: "shop".into(), name: "r".into(), kind },
-            created: "".into(),
-            port: None,
-            for_namespace: for_namespace.map(Into::into),
-            hostnames: Vec::new(),
-            rules: vec![Rule::default()],
-        };
-        let rule = TokenRule::of("i", PolicyKey { namespace: "shop".into(), name: "p".into() });
-        let ports = vec![(80, Protocol::Http1), (5432, Protocol::Tcp)];
-        let (none, http) = (Vec::new(), vec![route(RouteKind::Http, None)]);
-        let (own, consumers) = (vec![route(RouteKind::Tcp, None)], vec![route(RouteKind::Tcp, Some("till"))]);
-        let unknown = |is_routed| Way::Unknown { is_routed };
-        for (case, routes, port, without, with_tokens) in [
-            ("declared", &none, 80, Way::Http, Way::Http),
-            ("declared as none", &none, 5432, Way::Bytes, Way::Bytes),
-            ("nothing is said", &none, 81, unknown(false), Way::Http),
-            ("routes are for all ports", &http, 81, unknown(true), Way::Http),
-            ("the owner says bytes", &own, 81, Way::Bytes, Way::Bytes),
-            ("a consumer says bytes", &consumers, 81, Way::Bytes, Way::Http),
-            ("a consumer says bytes, where HTTP is declared", &consumers, 80, Way::Http, Way::Http),
-        ] {
-            let of = |tokens: Vec<TokenRule>| {
-                let routes = ServiceRoutes::new(key(), ports.clone(), routes.clone()).unwrap();
-                let (snapshot, call) = arrives(port, routes.with_authentication(Authentication::new(tokens)));
-                way(&snapshot, &call, &settings())
-            };
-            assert_eq!((of(Vec::new()), of(vec![rule.clone()])), (without, with_tokens), "{case}");
-        }
-    }
-
-    #[test]
-    fn nobody_says_that_another_pods_address_is_his_be_it_of_the_same_account() {
-        let who = |name: &str| Identity::new("cluster.local", "shop", name);
-        let pod = |name: &str, account: &str, addresses: &[&str]| {
-            let mut pod = Workload::named(format!("c//Pod/shop/{name}"), "shop", name);
-            pod.service_account = account.into();
-            pod.addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-            pod
-        };
-        let mut editor = Snapshot::default().edit();
-        editor.put_workload(pod("a", "client", &["10.0.0.1", "fd00::1"]));
-        editor.put_workload(pod("b", "client", &["10.0.0.2"]));
-        editor.put_workload(pod("c", "intern", &["10.0.0.3", "fd00::3"]));
-        let snapshot = editor.finish();
-        let may = |says: &str, remote: &str| {
-            let address = says.parse().unwrap();
-            let behind = Behind::Workload("w".into());
-            let said = Claims { caller: who("client"), address, waypoint: who("wp"), behind };
-            may_have(&snapshot, "", &said, remote.parse().unwrap())
-        };
-        assert!(may("10.0.0.1", "10.0.0.1") && may("10.0.0.9", "10.0.0.9"), "the tunnel's own");
-        assert!(may("fd00::1", "10.0.0.1"), "the same pod's other one");
-        assert!(!may("10.0.0.2", "10.0.0.1"), "another pod's of the account");
-        assert!(!may("10.0.0.3", "10.0.0.1") && !may("fd00::3", "10.0.0.3"), "another account's");
-        assert!(!may("10.0.0.7", "10.0.0.1"), "nobody's");
-    }
-}
+mod tests;

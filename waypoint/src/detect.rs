@@ -14,18 +14,18 @@ use bytes::BytesMut;
 use hbone::Stream;
 use tokio::{
     io::AsyncReadExt,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 pub(crate) use self::hello::NoHello;
 use self::{
     hello::Hello,
-    sniff::{PREFACE, Sniff, sniff},
+    sniff::{PREFACE, Sniff, sniff, sniff_tls},
 };
 use crate::{
     arrival::{Call, Failure},
     body::Rewind,
-    tcp::{self, Backend},
+    tcp::{self, Backend, Begun},
     worker::Worker,
 };
 
@@ -33,6 +33,8 @@ use crate::{
 const SILENCE: Duration = Duration::from_millis(15);
 /// What has begun like HTTP and does not go on for so long is none.
 const HESITATION: Duration = Duration::from_secs(1);
+/// Where TLS was begun with a backend that speaks first, a caller has so long to begin its own.
+const COURTESY: Duration = Duration::from_millis(100);
 /// How long a caller may take to say whom it wants in TLS.
 const HELLO: Duration = Duration::from_secs(10);
 /// What dialling a backend came to.
@@ -43,7 +45,16 @@ pub(crate) enum Spoken {
     Http1,
     Http2,
     /// Neither; with a backend, where one is dialled already.
-    Tcp(Option<Dialled>),
+    Tcp(Begun<'static>, Option<Dialled>),
+}
+
+/// What a port may speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MayBe {
+    /// HTTP or something else; `is_routed` if routes of requests are for it.
+    Http { is_routed: bool },
+    /// No HTTP, but perhaps TLS.
+    Bytes,
 }
 
 /// Whether HTTP/2 is spoken on a port that speaks HTTP: there the caller speaks first.
@@ -84,37 +95,48 @@ async fn hello(stream: &mut Stream, said: &mut BytesMut) -> Result<Option<String
     }
 }
 
-/// What is spoken; `is_routed` if routes are for the port.
+/// What is spoken.
 pub(crate) async fn first_words(
     worker: &Rc<Worker>,
     call: &Rc<Call>,
     mut stream: Stream,
     has_bytes: bool,
-    is_routed: bool,
+    may_be: MayBe,
 ) -> io::Result<(Spoken, Rewind<Stream>)> {
     let mut said = BytesMut::new();
+    let courtesy = Instant::now() + COURTESY;
     let patience = if has_bytes { HESITATION } else { SILENCE };
-    if let Ok(sniff) = timeout(patience, listen(&mut stream, &mut said)).await {
+    if let Ok(sniff) = timeout(patience, listen(&mut stream, &mut said, may_be)).await {
         return Ok(found(sniff?, None, said, stream));
     }
     // It waits, perhaps for the server to speak.
-    let dial = tcp::dial(worker, call, None);
+    let dial = tcp::dial(worker, call, Begun::Other);
     tokio::pin!(dial);
     let mut backend: Option<Dialled> = None;
     let hesitation = sleep(HESITATION);
     tokio::pin!(hesitation);
     loop {
+        // Without a backend nobody will speak first, and of who speaks no HTTP no request is waited for.
+        let is_lost = may_be == MayBe::Bytes && backend.as_ref().is_some_and(|dialled| dialled.is_err());
         tokio::select! {
             biased;
-            sniff = listen(&mut stream, &mut said) => return Ok(found(sniff?, backend, said, stream)),
+            sniff = listen(&mut stream, &mut said, may_be) => return Ok(found(sniff?, backend, said, stream)),
             dialled = &mut dial, if backend.is_none() => backend = Some(Dialled::new(dialled)),
             spoke = speaks(&mut backend), if backend.as_ref().is_some_and(|dialled: &Dialled| dialled.is_ok()) => {
                 spoke?;
-                return Ok((Spoken::Tcp(backend), Rewind::new(said.freeze(), stream)));
+                if may_be == MayBe::Bytes
+                    && let Ok(sniff) = timeout_at(courtesy, listen(&mut stream, &mut said, may_be)).await
+                {
+                    return Ok(found(sniff?, backend, said, stream));
+                }
+                return Ok((Spoken::Tcp(Begun::Other, backend), Rewind::new(said.freeze(), stream)));
             }
-            () = &mut hesitation, if !said.is_empty() => {
+            () = &mut hesitation, if is_lost || !said.is_empty() => {
                 // Nobody gets round routes by saying slowly what they are for.
-                let spoken = if is_routed { Spoken::Http1 } else { Spoken::Tcp(backend) };
+                let spoken = match may_be {
+                    MayBe::Http { is_routed: true } => Spoken::Http1,
+                    MayBe::Http { is_routed: false } | MayBe::Bytes => Spoken::Tcp(Begun::Other, backend),
+                };
                 return Ok((spoken, Rewind::new(said.freeze(), stream)));
             }
         }
@@ -133,13 +155,18 @@ fn found(sniff: Sniff, backend: Option<Dialled>, said: BytesMut, stream: Stream)
     let spoken = match sniff {
         Sniff::Http1 => Spoken::Http1,
         Sniff::Http2 => Spoken::Http2,
-        Sniff::Other | Sniff::More => Spoken::Tcp(backend),
+        Sniff::Tls => Spoken::Tcp(Begun::Tls(None), backend),
+        Sniff::Other | Sniff::More => Spoken::Tcp(Begun::Other, backend),
     };
     (spoken, Rewind::new(said.freeze(), stream))
 }
 
 /// Reads until it is clear what is spoken. What was read is in `said`, also when this is given up.
-async fn listen(stream: &mut Stream, said: &mut BytesMut) -> io::Result<Sniff> {
+async fn listen(stream: &mut Stream, said: &mut BytesMut, may_be: MayBe) -> io::Result<Sniff> {
+    let sniff = match may_be {
+        MayBe::Http { .. } => sniff,
+        MayBe::Bytes => sniff_tls,
+    };
     loop {
         if !said.is_empty() {
             match sniff(said) {
@@ -148,7 +175,9 @@ async fn listen(stream: &mut Stream, said: &mut BytesMut) -> io::Result<Sniff> {
             }
         }
         if stream.read_buf(said).await? == 0 {
-            return if said.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Sniff::Other) };
+            // Who says nothing may listen all the same, where no request is to come.
+            let is_gone = said.is_empty() && may_be != MayBe::Bytes;
+            return if is_gone { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Sniff::Other) };
         }
     }
 }

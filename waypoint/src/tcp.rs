@@ -16,10 +16,19 @@ use crate::{
     arrival::{Call, Called, Failure},
     authorize,
     body::Rewind,
-    detect::{self, Dialled},
+    detect::{self, Dialled, MayBe, Spoken},
     upstream::{self, Endpoint, Io, REACHES},
     worker::Worker,
 };
+
+/// What a caller has begun with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begun<'a> {
+    /// TLS of its own, which is passed through; with the server that it asks for, where that was read.
+    Tls(Option<&'a str>),
+    /// Something else, or nothing yet.
+    Other,
+}
 
 /// A connection to an endpoint.
 pub(crate) struct Backend {
@@ -41,17 +50,13 @@ impl Backend {
     }
 }
 
-/// Connects to an endpoint of what was called, or of what the route leads to that is for the connection. `server` is
-/// the name that is asked for in TLS, where that was read.
-pub(crate) async fn dial(
-    worker: &Rc<Worker>,
-    call: &Rc<Call>,
-    server: Option<&str>,
-) -> Result<Backend, Failure> {
+/// Connects to an endpoint of what was called, or of what the route leads to that is for the connection; in TLS, where a
+/// policy says so and the caller has not begun it itself.
+pub(crate) async fn dial(worker: &Rc<Worker>, call: &Rc<Call>, begun: Begun<'_>) -> Result<Backend, Failure> {
     let mut reaches = 0;
     loop {
         reaches += 1;
-        let (mut endpoint, route) = pick(worker, call, server).await?;
+        let (mut endpoint, route) = pick(worker, call, begun).await?;
         endpoint.is_hasty = reaches < REACHES;
         match worker.upstream.open(call, &endpoint, None).await {
             // Nothing was sent to it.
@@ -69,8 +74,12 @@ pub(crate) async fn dial(
 async fn pick(
     worker: &Worker,
     call: &Call,
-    server: Option<&str>,
+    begun: Begun<'_>,
 ) -> Result<(Endpoint, Option<RouteKey>), Failure> {
+    let (is_tls, server) = match begun {
+        Begun::Tls(server) => (true, server),
+        Begun::Other => (false, None),
+    };
     let snapshot = worker.shared.mesh.current();
     let called = match &call.called {
         Called::Service(service) => Some(&service.key),
@@ -82,7 +91,9 @@ async fn pick(
     let matched = match found {
         Found::NoRoute => {
             let mut endpoint = upstream::endpoint_in(worker, call, &snapshot).await?;
-            endpoint.tls = None;
+            if is_tls {
+                endpoint.tls = None;
+            }
             return Ok((endpoint, None));
         }
         Found::NoMatch => {
@@ -117,7 +128,7 @@ async fn pick(
 pub(crate) async fn carry(worker: &Rc<Worker>, call: &Rc<Call>, arrival: Arrival) {
     let mut record = begin(worker, call);
     let backend = match authorize::connection(worker, call, &mut record) {
-        Ok(()) => dial(worker, call, None).await,
+        Ok(()) => dial(worker, call, Begun::Other).await,
         Err(refused) => Err(refused),
     };
     let backend = match backend {
@@ -146,7 +157,10 @@ pub(crate) async fn carry_tls(worker: &Rc<Worker>, call: &Rc<Call>, arrival: Arr
     };
     let (server, stream) = detect::server(tunnel.into_stream()).await;
     let dialled = match server {
-        Ok(server) => dial(worker, call, server.as_deref()).await.map(|backend| (backend, server)),
+        Ok(server) => {
+            let begun = Begun::Tls(server.as_deref());
+            dial(worker, call, begun).await.map(|backend| (backend, server))
+        }
         Err(no_hello) => Err(no_hello.into()),
     };
     match dialled {
@@ -156,19 +170,71 @@ pub(crate) async fn carry_tls(worker: &Rc<Worker>, call: &Rc<Call>, arrival: Arr
     }
 }
 
+/// Carries an arrival that is known to be no HTTP, of a port with which TLS is begun: unless the caller has begun it
+/// itself, which its first bytes tell.
+pub(crate) async fn carry_in_tls(worker: &Rc<Worker>, call: &Rc<Call>, mut arrival: Arrival) {
+    let mut record = begin(worker, call);
+    if let Err(refused) = authorize::connection(worker, call, &mut record) {
+        fail(worker, &mut record, &refused);
+        return arrival.refuse(refused.status());
+    }
+    let has_bytes = arrival.has_bytes();
+    let Ok(tunnel) = arrival.accept(None) else {
+        return record.end_because(End::ResetBySource, "the caller gave up");
+    };
+    match detect::first_words(worker, call, tunnel.into_stream(), has_bytes, MayBe::Bytes).await {
+        Ok((spoken, stream)) => {
+            let (begun, dialled) = match spoken {
+                Spoken::Tcp(begun, dialled) => (begun, dialled),
+                Spoken::Http1 | Spoken::Http2 => (Begun::Other, None),
+            };
+            let backend = settle(worker, call, begun, dialled).await;
+            finish(worker, record, stream, backend).await;
+        }
+        Err(error) => record.end_because(End::Broken, error),
+    }
+}
+
 /// Carries what has turned out to be no HTTP.
 pub(crate) async fn relay(
     worker: &Rc<Worker>,
     call: &Rc<Call>,
     stream: Rewind<Stream>,
-    backend: Option<Dialled>,
+    begun: Begun<'_>,
+    dialled: Option<Dialled>,
 ) {
     let mut record = begin(worker, call);
-    let backend = match (authorize::connection(worker, call, &mut record), backend) {
-        (Err(refused), _) => Err(refused),
-        (Ok(()), Some(dialled)) => *dialled,
-        (Ok(()), None) => dial(worker, call, None).await,
+    let backend = match authorize::connection(worker, call, &mut record) {
+        Err(refused) => Err(refused),
+        Ok(()) => settle(worker, call, begun, dialled).await,
     };
+    finish(worker, record, stream, backend).await;
+}
+
+/// The backend that was dialled before the caller had spoken; another, where the caller has begun TLS since.
+async fn settle(
+    worker: &Rc<Worker>,
+    call: &Rc<Call>,
+    begun: Begun<'_>,
+    dialled: Option<Dialled>,
+) -> Result<Backend, Failure> {
+    let is_fit = |dialled: &Dialled| match (begun, &**dialled) {
+        (Begun::Other, _) => true,
+        (Begun::Tls(_), Ok(backend)) => !matches!(backend.io, Io::Tls(_)),
+        (Begun::Tls(_), Err(_)) => false,
+    };
+    match dialled.filter(is_fit) {
+        Some(dialled) => *dialled,
+        None => dial(worker, call, begun).await,
+    }
+}
+
+async fn finish(
+    worker: &Worker,
+    mut record: Record,
+    stream: Rewind<Stream>,
+    backend: Result<Backend, Failure>,
+) {
     match backend {
         Ok(backend) => copy(record, stream, backend, None).await,
         // Dropping the stream resets the caller.
@@ -207,6 +273,10 @@ async fn copy(mut record: Record, caller: Rewind<Stream>, backend: Backend, serv
             record.progress(Carried { forth, back });
             record.end(End::Finished);
         }
-        Err(error) => record.end_because(End::Broken, error),
+        Err(error) => {
+            record.end_because(End::Broken, error);
+            // The reset takes what is not sent yet along: the tunnel has its turn first.
+            tokio::task::yield_now().await;
+        }
     }
 }

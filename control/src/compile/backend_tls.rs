@@ -2,7 +2,10 @@
 //!
 //! What cannot be used closes the way: a waypoint that was to prove whom it speaks with does not speak in plaintext.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mesh::{
     ServiceKey,
@@ -23,6 +26,15 @@ const MOST_BYTES: usize = 256 << 10;
 
 /// By service, each for a port or for all of them.
 pub(super) type OfBackends = BTreeMap<ServiceKey, Vec<Arc<BackendTls>>>;
+
+/// When what a caller sends is passed through as it is, and no TLS begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passed {
+    /// It is his own TLS.
+    Always,
+    /// Where it is his own TLS.
+    Begun,
+}
 
 /// What a policy says is not accepted, and why.
 type Rejected = Option<(&'static str, String)>;
@@ -94,9 +106,9 @@ impl Compiler<'_, '_> {
         found
     }
 
-    /// Says of each target at which ports no TLS is begun, since their bytes are carried as they are: what a caller
-    /// sends there is his own TLS, or none. When all routes are known.
-    pub(super) fn tls_of_bytes(&mut self) {
+    /// Says of each target at which ports what callers have begun in TLS themselves is passed through. When all routes are
+    /// known.
+    pub(super) fn tls_of_callers(&mut self) {
         let all = self.of_kind(Kind::BackendTLSPolicy, |object| match object {
             Object::BackendTLSPolicy(policy) => Some(&**policy),
             _ => None,
@@ -105,43 +117,61 @@ impl Compiler<'_, '_> {
             for target in &policy.targets {
                 let Ok((services, _)) = self.tls_target(&key, target) else { continue };
                 let name = format!("{}/{}", key.namespace, key.name);
-                let ports = services.iter().flat_map(|service| self.carried_as_they_are(service, &name));
-                let ports: Vec<String> = ports.map(|port| port.to_string()).collect();
+                let own: Vec<(u16, Passed)> =
+                    services.iter().flat_map(|service| self.passed_through(service, &name)).collect();
+                let ports = |passed: Passed| -> String {
+                    let ports: BTreeSet<u16> =
+                        own.iter().filter(|(_, of)| *of == passed).map(|(port, _)| *port).collect();
+                    ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+                };
+                let mut message = String::new();
+                let (always, begun) = (ports(Passed::Always), ports(Passed::Begun));
+                if !always.is_empty() {
+                    message += &format!(", but not at port {always}, whose TLS a TLSRoute leads on as it is");
+                }
+                if !begun.is_empty() {
+                    message += &format!(
+                        "; at port {begun}, which may speak no HTTP, TLS that a caller has begun himself is passed through"
+                    );
+                }
                 let statuses = self.out.routes_status.get_mut(&key).into_iter().flatten();
                 let mut conditions = statuses
                     .filter(|status| status.parent == *target)
                     .flat_map(|status| &mut status.conditions);
-                let accepted = conditions.find(|condition| condition.kind == "Accepted" && condition.status);
-                if let Some(condition) = accepted.filter(|_| !ports.is_empty()) {
-                    condition.message = format!(
-                        "waypoints begin TLS with it, but not at port {}, whose connections are carried as they are: no \
-                         TCPRoute is for it",
-                        ports.join(", ")
-                    );
+                if let Some(condition) = conditions.find(|of| of.kind == "Accepted" && of.status) {
+                    condition.message += &message;
                 }
             }
         }
     }
 
-    /// The ports of a service that speak no HTTP, that no TCPRoute is for, and that this policy would be for.
-    fn carried_as_they_are(&self, service: &ServiceKey, policy: &str) -> Vec<u16> {
+    /// The ports of a service that this policy is for, and at which callers' own TLS is passed through.
+    fn passed_through(&self, service: &ServiceKey, policy: &str) -> Vec<(u16, Passed)> {
         let (Some(held), Some(routes)) = (self.out.services.get(service), self.out.routes.get(service))
         else {
             return Vec::new();
         };
-        let is_own = |port: u16| routes.tls(port).is_some_and(|tls| *tls.policy == *policy);
-        let is_bytes = |port: u16| {
-            routes.protocol(port) == Protocol::Tcp && routes.kind(port, None) != Some(RouteKind::Tcp)
-        };
         let ports = held.ports.iter().map(|mapping| mapping.service_port);
-        ports.filter(|port| is_own(*port) && is_bytes(*port)).collect()
+        let own = ports.filter(|port| routes.tls(*port).is_some_and(|tls| *tls.policy == *policy));
+        let passed = |port: u16| match (routes.kind(port, None), routes.protocol(port)) {
+            (Some(RouteKind::Tls), _) => Some(Passed::Always),
+            (Some(RouteKind::Tcp), _) => None,
+            (_, Protocol::Tcp) => Some(Passed::Begun),
+            (_, Protocol::Unknown) if routes.may_be_bytes(port, None) => Some(Passed::Begun),
+            (_, Protocol::Http1 | Protocol::Http2 | Protocol::Unknown) => None,
+        };
+        own.filter_map(|port| Some((port, passed(port)?))).collect()
     }
 
-    /// Says to each target of what is written now that it is refused, and what holds instead.
+    /// Says to each target of what is written now that it is refused, and what holds instead; and of what nothing holds.
     fn refused_tls(&mut self, key: &ObjectKey, policy: &BackendTlsPolicy, refused: &RefusedPolicy) {
-        let instead = match policy.is_stand_in() {
-            true => "until it is mended no request is sent to its targets",
-            false => "the last version that was accepted holds while this control runs",
+        let instead = if policy.is_stand_in() {
+            for (field, reason) in &refused.left_out {
+                self.warn(key, field, format!("{reason}: the policy is refused, and closes no way to it"));
+            }
+            "until it is mended nothing is sent to its targets but what callers have begun in TLS themselves"
+        } else {
+            "the last version that was accepted holds while this control runs"
         };
         let message = format!("{}; {instead}", refused.reason);
         self.out.routes_status.remove(key);

@@ -148,7 +148,7 @@ impl<'v> Compiler<'v, '_> {
                 Err(error) => tracing::error!(%service, %error, "routes cannot be ordered"),
             }
         }
-        self.tls_of_bytes();
+        self.tls_of_callers();
         for standing in standings {
             self.stands(standing);
         }

@@ -412,6 +412,12 @@ impl ServiceRoutes {
         self.routes.iter().any(|route| named(route) && route.is_for(port, caller))
     }
 
+    /// Whether a port of which nobody has said what it speaks may speak no HTTP: no route of requests names it, and no
+    /// tokens are read there.
+    pub fn may_be_bytes(&self, port: u16, caller: Option<&str>) -> bool {
+        self.authentication.is_empty() && !self.is_named_by_routes(port, caller)
+    }
+
     /// Its routes.
     pub fn routes(&self) -> &[Route] {
         &self.routes

@@ -6,6 +6,38 @@ use bed::{Pod, Process};
 use node::{PATIENCE, Scene, app, fails, port, same, web, well};
 use serde_json::Value;
 
+/// Where [`MAIL`] serves.
+const MAIL_PORT: u16 = 8600;
+
+/// A server that speaks first, within TLS, and then ends.
+const MAIL: &str = r#"
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+server = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    try:
+        connection = context.wrap_socket(server.accept()[0], server_side=True)
+        connection.sendall(b"220 mail\r\n")
+        connection.unwrap()
+    except OSError: pass
+"#;
+
+/// A caller that asks in a method that is none, and prints what is answered; itself in TLS, once it has been silent for a
+/// while, or not.
+const ASK: &str = r#"
+import socket, ssl, sys, time
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+if sys.argv[3] == "tls":
+    time.sleep(0.3)
+    connection = context.wrap_socket(connection)
+connection.sendall(b"x / HTTP/1.1\r\n\r\n")
+print(connection.recv(100).decode())
+"#;
+
 /// A caller on node a; two servers of TLS and of something else on node b, behind services with a waypoint, of which
 /// the first is at 10.96.0.1; and one that is of no mesh.
 struct Stage {
@@ -31,6 +63,10 @@ impl Stage {
             ("tls", 443, web::TLS_PORT),
             ("unknown", 81, web::PORT),
             ("echo", 82, port::ECHO),
+            // Servers of TLS, of which that is not said.
+            ("tcp-orders", 83, web::TLS_PORT),
+            ("orders", 84, web::TLS_PORT),
+            ("tcp-mail", 85, MAIL_PORT),
         ];
         let services = [("web", "web-v1", true), ("web-v2", "web-v2", true)];
         let (scene, pod) = Scene::behind_waypoint(&pods, &ports, &services, |_| Ok(()))?;
@@ -218,6 +254,69 @@ fn tls_is_begun_with_a_backend_that_proves_itself_and_with_no_other() -> Result<
     bed::report::wait_access(&mut stage.waypoint, 0, PATIENCE, "why", told)?;
     believed(&stage, service, &stage.certificate)?;
     bed::eventually(PATIENCE, "the right one again", || answered(&stage, 200)).map(drop)
+}
+
+#[test]
+fn connections_without_a_route_are_in_tls_too_and_what_a_caller_has_begun_is_passed_through() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let mail = stage.scene.pod("web-v1").job("python3").args(["-u", "-c", MAIL, &MAIL_PORT.to_string()]);
+    let mail = mail.args([&stage.certificate.certificate, &stage.certificate.key]);
+    let mut mail = mail.spawn("mail")?;
+    mail.wait_for_line(PATIENCE, "its port to listen", |line| line == "ready")?;
+    let client = |stage: &Stage| stage.scene.pod("client").clone();
+    // Whether a server of HTTP answers what begins like none; asked in the caller's own TLS or not.
+    let answers = |stage: &Stage, port: u16, how: &str| -> Result<bool> {
+        let said =
+            client(stage).job("python3").args(["-c", ASK, "10.96.0.1", &port.to_string(), how]).run()?;
+        Ok(said.success() && said.stdout.contains(" 501 "))
+    };
+    let own = |stage: &Stage, port: u16| -> Result<Option<String>> {
+        let to = format!("own.shop.test:{port}:10.96.0.1");
+        let url = format!("https://own.shop.test:{port}/");
+        let answers = web::curl(&client(stage), &["-k", "--resolve", &to, &url])?;
+        Ok(answers.seen.last().and_then(|seen| seen["sni"].as_str().map(str::to_owned)))
+    };
+    let own_tls = |stage: &Stage| -> Result<()> {
+        for port in [83, 84] {
+            same("a caller's own TLS", own(stage, port)?.as_deref(), Some("own.shop.test"))?;
+        }
+        same("TLS that a caller begins late", answers(stage, 83, "tls")?, true)
+    };
+    own_tls(&stage)?;
+    let policy = |rest: &str| {
+        let pem = std::fs::read_to_string(&stage.certificate.certificate)?;
+        let lines: String = pem.lines().map(|line| format!("    {line}\n")).collect();
+        let target = |port: &str| format!("{{group: '', kind: Service, name: web, sectionName: {port}}}");
+        let targets = ["tcp-orders", "orders", "tcp-mail"].map(target).join(", ");
+        let yaml = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: roots, namespace: mesh}}\ndata:\n  ca.crt: |\n{lines}---\n\
+             apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: tls, namespace: mesh}}\n\
+             spec:\n  targetRefs: [{targets}]\n  validation: {{hostname: b.shop.test, {rest}}}\n"
+        );
+        stage.scene.world.manifests().put("tls", &yaml)
+    };
+    // Refused, and never good: nothing goes in plaintext.
+    policy("roots: [roots]")?;
+    let closed = || Ok((!answers(&stage, 83, "plain")? && stage.refused("backend-tls")? > 0).then_some(()));
+    bed::eventually(PATIENCE, "the way to be closed", closed)?;
+    same("a port of which nothing is said", answers(&stage, 84, "plain")?, false)?;
+    ensure!(web::say(&client(&stage), "10.96.0.1", 85, "").is_err(), "a server that speaks first is heard");
+    own_tls(&stage)?;
+    policy("caCertificateRefs: [{group: '', kind: ConfigMap, name: roots}]")?;
+    let in_tls = || Ok(answers(&stage, 83, "plain")?.then_some(()));
+    bed::eventually(PATIENCE, "TLS with the backend", in_tls)?;
+    let in_tls = || Ok(answers(&stage, 84, "plain")?.then_some(()));
+    bed::eventually(PATIENCE, "TLS where nobody has said what is spoken", in_tls)?;
+    same(
+        "a server that speaks first",
+        web::say(&client(&stage), "10.96.0.1", 85, "")?.as_str(),
+        "220 mail\r\n",
+    )?;
+    own_tls(&stage)?;
+    let told = |line: &Value| {
+        line["error"].as_str().is_some_and(|error| error.contains("(BackendTLSPolicy mesh/tls) failed"))
+    };
+    bed::report::wait_access(&mut stage.waypoint, 0, PATIENCE, "why the way was closed", told).map(drop)
 }
 
 #[test]

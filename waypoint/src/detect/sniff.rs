@@ -13,11 +13,32 @@ pub(crate) enum Sniff {
     More,
     Http1,
     Http2,
+    /// A ClientHello has begun.
+    Tls,
     Other,
 }
 
 /// What the bytes say that a caller has begun with.
 pub(crate) fn sniff(said: &[u8]) -> Sniff {
+    match sniff_tls(said) {
+        Sniff::Other => sniff_http(said),
+        found => found,
+    }
+}
+
+/// Whether the bytes begin TLS: the head of a record of the handshake, whose first message is a ClientHello (RFC 8446,
+/// 4 and 5.1).
+pub(crate) fn sniff_tls(said: &[u8]) -> Sniff {
+    let is = |at: usize, holds: fn(u8) -> bool| said.get(at).is_none_or(|byte| holds(*byte));
+    let version = is(1, |major| major == 3) && is(2, |minor| minor <= 4);
+    match is(0, |kind| kind == 22) && version && is(5, |message| message == 1) {
+        true if said.len() > 5 => Sniff::Tls,
+        true => Sniff::More,
+        false => Sniff::Other,
+    }
+}
+
+fn sniff_http(said: &[u8]) -> Sniff {
     let common = said.len().min(PREFACE.len());
     if said[..common] == PREFACE[..common] {
         return if common == PREFACE.len() { Sniff::Http2 } else { Sniff::More };
@@ -72,7 +93,14 @@ mod tests {
             (b"PING\r\n", Sniff::Other),
             (b"SSH-2.0-OpenSSH\r\n", Sniff::Other),
             (b"*1\r\n$4\r\nPING\r\n", Sniff::Other),
-            (b"\x16\x03\x01\x02\x00", Sniff::Other),
+            (b"\x16\x03\x01\x02\x00\x01", Sniff::Tls),
+            (b"\x16\x03\x04\x02\x00\x01\xff", Sniff::Tls),
+            (b"\x16\x03\x01\x02\x00", Sniff::More),
+            (b"\x16", Sniff::More),
+            (b"\x16\x03\x01\x02\x00\x02", Sniff::Other),
+            (b"\x16\x03\x05", Sniff::Other),
+            (b"\x16\x02", Sniff::Other),
+            (b"\x17\x03\x01\x02\x00\x01", Sniff::Other),
             (b"\0\0\0\x0b", Sniff::Other),
             (b"get / HTTP/1.1\r\n", Sniff::Other),
             (b"G / HTTP/1.1\r\n", Sniff::Other),
@@ -89,6 +117,7 @@ mod tests {
         fn what_is_clear_stays_so_whatever_follows(
             said in prop_oneof![
                 proptest::collection::vec(any::<u8>(), 0..64),
+                (0..6usize).prop_map(|end| b"\x16\x03\x01\x02\x00\x01"[..end].to_vec()),
                 "[\r\n]{0,6}[A-Z-]{0,30} ?[ -~]{0,40}( HTTP/1.[01])?\r?\n?".prop_map(String::into_bytes),
                 (0..PREFACE.len()).prop_map(|end| PREFACE[..end].to_vec()),
             ],

@@ -160,33 +160,86 @@ fn what_was_refused_and_never_good_closes_the_way_to_what_it_is_for() {
             "web.test",
         ),
         (
+            "its own namespace",
+            policy("p", "", SYSTEM).replace("name: web}", "name: web, namespace: shop}"),
+            Some(None),
+            "web.test",
+        ),
+        (
+            "one target that is in no list",
+            policy("p", "", SYSTEM).replace("[{group", "{group").replace("web}]", "web}"),
+            Some(None),
+            "web.test",
+        ),
+        (
+            "odd metadata",
+            policy("p", "", SYSTEM).replace("namespace: shop", "namespace: shop, labels: [x]"),
+            Some(None),
+            "web.test",
+        ),
+        (
             "another namespace",
             policy("p", "", SYSTEM).replace("name: web}", "name: web, namespace: x}"),
             None,
-            "",
+            "spec.targetRefs[0]: it is in another namespace than the policy (shop)",
         ),
-        ("no targets", policy("p", "", SYSTEM).replace("targetRefs:", "targets:"), None, ""),
+        (
+            "no targets",
+            policy("p", "", SYSTEM).replace("targetRefs:", "targets:"),
+            None,
+            "spec.targetRefs: no target can be read",
+        ),
+        (
+            "a spec of which nothing can be read",
+            policy("p", "", SYSTEM).replace("spec: {", "spec: {targetRefs: [], "),
+            None,
+            "spec.targetRefs: no target can be read",
+        ),
     ] {
         let compiled = compiled_as_is(&[SHOP, GATEWAY, &refused], word);
-        assert_eq!(problems(&compiled).len(), 1, "{case}: {:?}", problems(&compiled));
         let told = told(&compiled);
         let Some(port) = port else {
             assert_eq!((told, standing(&compiled)), (Vec::new(), Vec::new()), "{case}: nobody is named");
+            let [_, left_out] = &problems(&compiled)[..] else { panic!("{case}: {:?}", problems(&compiled)) };
+            let said = format!("{hostname}: the policy is refused, and closes no way to it");
+            assert!(left_out.contains(&said), "{case}: {left_out}");
             continue;
         };
         let [BackendTls { trust: Trust::Nobody(reason), port: of, hostname: asked, .. }] = &told[..] else {
             panic!("{case}: {told:?}")
         };
-        assert!(reason.starts_with("the policy is refused: spec"), "{case}: {reason}");
+        assert!(reason.starts_with("the policy is refused: "), "{case}: {reason}");
         assert_eq!((*of, &**asked), (port, hostname), "{case}");
         assert_eq!(standing(&compiled), ["p Accepted=false/Invalid"], "{case}");
         let said = compiled.routes_status.values().flatten().flat_map(|status| &status.conditions);
         let said: Vec<&str> = said.map(|condition| condition.message.as_str()).collect();
         assert!(
-            said[0].ends_with("until it is mended no request is sent to its targets"),
+            said[0].ends_with(
+                "until it is mended nothing is sent to its targets but what callers have begun in TLS themselves"
+            ),
             "{case}: {said:?}"
         );
     }
+}
+
+#[test]
+fn what_was_refused_for_its_many_targets_closes_the_way_to_them_and_tells_which_it_does_not() {
+    let word: &dyn Fn(&str, &str) -> Word = &|_, _| Word::Fresh { measured: true };
+    let of = |others: usize| {
+        let others: String =
+            (0..others).map(|number| format!("{{kind: Service, name: n{number}}}, ")).collect();
+        let many = policy("p", "", SYSTEM).replace("[{group", &format!("[{others}{{group"));
+        let compiled = compiled_as_is(&[SHOP, GATEWAY, &many], word);
+        let refused = standing(&compiled).iter().filter(|one| *one == "p Accepted=false/Invalid").count();
+        let left_out = problems(&compiled).into_iter().filter(|one| one.contains("closes no way")).collect();
+        (told(&compiled).len(), refused, left_out)
+    };
+    assert_eq!(of(16), (1, 17, Vec::new()));
+    assert_eq!(of(1023), (1, 1024, Vec::new()));
+    let (told, refused, left_out): (_, _, Vec<String>) = of(1024);
+    assert_eq!((told, refused), (0, 1024));
+    let [left_out] = &left_out[..] else { panic!("{left_out:?}") };
+    assert!(left_out.contains("of 1025 targets those after the 1024th are not read"), "{left_out}");
 }
 
 #[test]
@@ -203,32 +256,54 @@ fn an_option_that_nobody_knows_changes_nothing_and_is_told() {
 }
 
 #[test]
-fn a_port_whose_bytes_are_carried_as_they_are_is_named() {
-    let shop = SHOP.replacen("{name: x, port: 81, appProtocol: grpc}", "{name: tcp-sql, port: 81}", 1);
-    let tcp = "apiVersion: gateway.networking.k8s.io/v1\nkind: TCPRoute\nmetadata: {name: r, namespace: shop}\n\
-               spec: {parentRefs: [{group: '', kind: Service, name: web, port: 81}], rules: [{backendRefs: [{name: web, port: 81}]}]}\n";
+fn a_port_at_which_callers_own_tls_is_passed_through_is_named() {
+    let shop = SHOP.replacen(
+        "{name: x, port: 81, appProtocol: grpc}",
+        "{name: tcp-sql, port: 81}, {name: bare, port: 82}",
+        1,
+    );
+    let route = |kind: &str, port: u16| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r{port}, namespace: shop}}\n\
+             spec: {{parentRefs: [{{group: '', kind: Service, name: web, port: {port}}}], rules: [{{backendRefs: \
+             [{{name: web, port: {port}}}]}}]}}\n"
+        )
+    };
     let said = |texts: &[&str]| {
         let compiled = compiled(&[&[&*shop, GATEWAY], texts].concat());
         let statuses = compiled.routes_status.iter().filter(|(key, _)| &*key.name == "p");
         let conditions = statuses.flat_map(|(_, all)| all).flat_map(|status| status.conditions.clone());
-        conditions
-            .filter(|one| one.kind == "Accepted")
-            .map(|one| (one.status, one.message))
-            .collect::<Vec<_>>()
+        let accepted: Vec<_> = conditions.filter(|one| one.kind == "Accepted").collect();
+        assert!(accepted.len() == 1 && accepted[0].status, "{accepted:?}");
+        let said = accepted[0].message.strip_prefix("waypoints begin TLS with it");
+        said.expect("what is accepted").to_owned()
     };
-    let (all, http, sql) = (
-        policy("p", "", SYSTEM),
-        policy("p", ", sectionName: http", SYSTEM),
-        policy("p", ", sectionName: tcp-sql", SYSTEM),
-    );
-    let plain = "waypoints begin TLS with it".to_owned();
-    let not = format!(
-        "{plain}, but not at port 81, whose connections are carried as they are: no TCPRoute is for it"
-    );
-    assert_eq!(said(&[&all]), [(true, not.clone())]);
-    assert_eq!(said(&[&sql]), [(true, not)]);
-    assert_eq!(said(&[&http]), [(true, plain.clone())]);
-    assert_eq!(said(&[&all, tcp]), [(true, plain.clone())]);
-    // Another policy is for the port.
-    assert_eq!(said(&[&all, &sql.replace("name: p,", "name: q,")]), [(true, plain)]);
+    let of = |section: &str| policy("p", &format!(", sectionName: {section}"), SYSTEM);
+    let all = policy("p", "", SYSTEM);
+    let begun = |ports: &str| {
+        format!(
+            "; at port {ports}, which may speak no HTTP, TLS that a caller has begun himself is passed through"
+        )
+    };
+    let led = |ports: &str| format!(", but not at port {ports}, whose TLS a TLSRoute leads on as it is");
+    for (case, policies, routes, expected) in [
+        ("all", vec![&*all], vec![], begun("81, 82")),
+        ("no HTTP", vec![&*of("tcp-sql")], vec![], begun("81")),
+        ("nothing is said", vec![&*of("bare")], vec![], begun("82")),
+        ("HTTP", vec![&*of("http")], vec![], String::new()),
+        ("TCPRoutes", vec![&*all], vec![("TCPRoute", 81), ("TCPRoute", 82)], String::new()),
+        ("a TLSRoute", vec![&*all], vec![("TLSRoute", 81)], led("81") + &begun("82")),
+        ("a TLSRoute where nothing is said", vec![&*all], vec![("TLSRoute", 82)], led("82") + &begun("81")),
+        ("a route says HTTP", vec![&*all], vec![("HTTPRoute", 82)], begun("81")),
+        (
+            "another policy's",
+            vec![&*all, &*of("tcp-sql").replace("name: p,", "name: q,")],
+            vec![],
+            begun("82"),
+        ),
+    ] {
+        let routes: Vec<String> = routes.iter().map(|(kind, port)| route(kind, *port)).collect();
+        let texts: Vec<&str> = policies.into_iter().chain(routes.iter().map(String::as_str)).collect();
+        assert_eq!(said(&texts), expected, "{case}");
+    }
 }
