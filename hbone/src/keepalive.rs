@@ -20,6 +20,8 @@ use crate::Settings;
 const ASK: Duration = Duration::from_millis(500);
 /// …and is in doubt after so much time more.
 pub(crate) const DOUBT: Duration = Duration::from_millis(1500);
+/// The last of it: who was not run himself for the rest has the answer lying there.
+const GRACE: Duration = Duration::from_millis(100);
 
 pub(crate) struct Keepalive {
     pings: Option<PingPong>,
@@ -38,6 +40,7 @@ enum State {
     Resting,
     Stirred,
     Asked { is_awaited: bool },
+    Late,
     Silent,
 }
 
@@ -81,16 +84,16 @@ impl Keepalive {
         loop {
             let is_heard = received > self.received || self.pong(cx);
             match self.state {
-                State::Asked { .. } | State::Silent if is_heard => {
+                State::Asked { .. } | State::Late | State::Silent if is_heard => {
                     self.enter(State::Resting, self.every, received)
                 }
                 State::Resting if stirred.is_some_and(|stirred| stirred.take()) => {
                     self.enter(State::Stirred, ASK, received);
                 }
                 State::Asked { is_awaited: false } if stirred.is_some_and(|stirred| stirred.take()) => {
-                    self.enter(State::Asked { is_awaited: true }, DOUBT, received);
+                    self.enter(State::Asked { is_awaited: true }, DOUBT - GRACE, received);
                 }
-                State::Resting | State::Stirred | State::Asked { .. } | State::Silent => {
+                State::Resting | State::Stirred | State::Asked { .. } | State::Late | State::Silent => {
                     if self.timer.as_mut().poll(cx).is_pending() {
                         break;
                     }
@@ -100,7 +103,8 @@ impl Keepalive {
                         }
                         State::Resting => self.ask(cx, false, received),
                         State::Stirred => self.ask(cx, true, received),
-                        State::Asked { is_awaited: true } => {
+                        State::Asked { is_awaited: true } => self.enter(State::Late, GRACE, received),
+                        State::Late => {
                             self.enter(State::Silent, self.timeout.saturating_sub(DOUBT), received);
                             // The timer is new, and is to be looked at.
                             cx.waker().wake_by_ref();
@@ -132,7 +136,7 @@ impl Keepalive {
             self.is_out = true;
             cx.waker().wake_by_ref();
         }
-        let time = if is_awaited { DOUBT } else { self.timeout };
+        let time = if is_awaited { DOUBT - GRACE } else { self.timeout };
         self.enter(State::Asked { is_awaited }, time, received);
     }
 

@@ -111,8 +111,8 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     servers.spawn(ending_watch);
 
     let (drain, drain_watch) = drain::channel();
-    let peers = Arc::default();
-    let own_metrics = Arc::new(metrics::Metrics::new(&metrics, &peers));
+    let peers = Arc::<hbone::client::Peers>::default();
+    let own_metrics = Arc::new(metrics::Metrics::new(&metrics, peers.tally()));
     let (tracer, exporter) = tracer(&args, &own_metrics)?.unzip();
     let shared = shared(&args, logging, &metrics, own_metrics, peers, tracer, drain_watch);
     let listener = worker::listen(args.listen)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hbone::client::Peers;
+use hbone::client::Tally;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -35,7 +35,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(registry: &Arc<Registry>, peers: &Arc<Peers>) -> Self {
+    pub(crate) fn new(registry: &Arc<Registry>, tally: &Arc<Tally>) -> Self {
         let metrics = Self {
             tunnels: Gauge::default(),
             handshake_failures: Counter::default(),
@@ -57,9 +57,9 @@ impl Metrics {
             registry.register("backends_dialled", help, metrics.backends_dialled.clone());
             let help = "Times that another endpoint was chosen, since the one before could not be reached";
             registry.register("chosen_again", help, metrics.chosen_again.clone());
-            let (absent, lost) = (peers.clone(), peers.clone());
+            let (absent, lost) = (tally.clone(), tally.clone());
             let help = "Peers that do not answer now, and are passed over where there are others";
-            registry.register_collector(Reading::gauge("peers_absent", help, move || absent.swept() as u64));
+            registry.register_collector(Reading::gauge("peers_absent", help, move || absent.marked() as u64));
             let help = "How often a peer that had answered did not any more";
             registry.register_collector(Reading::counter("peers_lost", help, move || lost.losses()));
             registry.register("retries", "Requests tried again", metrics.retries.clone());

@@ -161,15 +161,15 @@ fn shared(
     if let Some(path) = &args.extra_roots {
         store.set_roots(&std::fs::read_to_string(path)?)?;
     }
-    let peers = Arc::default();
+    let tally = Arc::default();
     Ok(Arc::new(Shared {
         settings: args.settings(),
         mesh: xds::Mesh::new(),
         store,
         assertions: identity::assertion::Assertions::default(),
         pods: Directory::default(),
-        metrics: metrics::Metrics::new(metrics, &peers),
-        peers,
+        metrics: metrics::Metrics::new(metrics, &tally),
+        tally,
         records: Records::new(metrics, access_log, runtime::record::Options::default()),
         drain: tunnels,
         carried: Arc::default(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hbone::client::Peers;
+use hbone::client::Tally;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -31,7 +31,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(registry: &Arc<Registry>, peers: &Arc<Peers>) -> Self {
+    pub(crate) fn new(registry: &Arc<Registry>, tally: &Arc<Tally>) -> Self {
         let metrics = Self {
             pods: Gauge::default(),
             agent_connected: Gauge::default(),
@@ -65,9 +65,9 @@ impl Metrics {
             );
             let help = "Connections that turned to another endpoint or waypoint, since the one chosen did not answer";
             registry.register("chosen_again", help, metrics.chosen_again.clone());
-            let (absent, lost) = (peers.clone(), peers.clone());
+            let (absent, lost) = (tally.clone(), tally.clone());
             let help = "Peers that do not answer now, and are passed over where there are others";
-            registry.register_collector(Reading::gauge("peers_absent", help, move || absent.swept() as u64));
+            registry.register_collector(Reading::gauge("peers_absent", help, move || absent.marked() as u64));
             let help = "How often a peer that had answered did not any more";
             registry.register_collector(Reading::counter("peers_lost", help, move || lost.losses()));
             registry.register(

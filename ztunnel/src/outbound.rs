@@ -61,14 +61,15 @@ async fn go(worker: &Rc<Worker>, carried: &Carried, accepted: &Accepted) -> Resu
         // Whatever the state of the mesh, so it need not be waited for.
         return Err(Failure::OwnListener(accepted.original));
     }
-    let state = worker.shared.state_for(pod, accepted.peer.ip());
-    let (snapshot, source) = until_stopped(carried, state).await??;
-    carried.record().source(&source);
-    check(pod, &source, accepted)?;
-    let call = Call { worker, pod, carried, accepted, source: &source };
     let limit = worker.shared.settings.hbone.dial_timeout + worker.shared.settings.hbone.handshake_timeout;
-    let tries = Tries::new(&worker.shared.peers, limit);
+    let tries = Tries::new(&pod.peers, limit);
     loop {
+        // Anew for each try: one may take seconds, and what is decided on a node is decided by what holds now.
+        let state = worker.shared.state_for(pod, accepted.peer.ip());
+        let (snapshot, source) = until_stopped(carried, state).await??;
+        carried.record().source(&source);
+        check(pod, &source, accepted)?;
+        let call = Call { worker, pod, carried, accepted, source: &source };
         let plan = call.plan(&snapshot, &tries).await?;
         match call.follow(plan, &snapshot, &tries).await {
             // Nothing was sent: it may go to another, or wait for this one after all.

@@ -19,6 +19,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use capture::{Netns, Pins, PodSlots, Role, Splices, sockdiag::Diag, socket_cookie};
+use hbone::client::Peers;
 use mesh::{Identity, Workload};
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +64,8 @@ pub(crate) struct Pod {
     /// `None` where its queries are none of ours.
     pub(crate) dns: Option<Dns>,
     pub(crate) names: Names,
+    /// Who does not answer it.
+    pub(crate) peers: Arc<Peers>,
 }
 
 /// Who holds a pod's slots.
@@ -325,6 +328,7 @@ impl Manager {
             cookies,
             dns,
             names: Names::default(),
+            peers: Arc::new(Peers::counted(self.shared.tally.clone())),
         })
     }
 
@@ -527,6 +531,7 @@ impl Pod {
             listeners: Mutex::default(),
             cookies: vec![0; 3],
             dns: None,
+            peers: Arc::default(),
             names: Names::default(),
         })
     }

@@ -146,15 +146,15 @@ impl Ring {
         let store = Store::new(Arc::new(Here(authority.clone())), StoreOptions::default());
         let registry = runtime::metrics::Metrics::new("test");
         let (drain, watch) = drain::channel();
-        let peers = Arc::default();
+        let tally = Arc::default();
         let shared = Arc::new(Shared {
             settings: args().settings(),
             mesh: xds::Mesh::new(),
             store,
             assertions: identity::assertion::Assertions::default(),
             pods: Directory::default(),
-            metrics: crate::metrics::Metrics::new(&registry, &peers),
-            peers,
+            metrics: crate::metrics::Metrics::new(&registry, &tally),
+            tally,
             records: Records::new(&registry, AccessLog::none(), Options::default()),
             drain: watch,
             carried: Arc::default(),

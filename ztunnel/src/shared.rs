@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     pub(crate) assertions: identity::assertion::Assertions,
     pub(crate) pods: Directory,
     /// Who does not answer.
-    pub(crate) peers: Arc<hbone::client::Peers>,
+    pub(crate) tally: Arc<hbone::client::Tally>,
     pub(crate) metrics: Metrics,
     pub(crate) records: runtime::record::Records,
     /// Started when a successor is to get the tunnels of our peers.

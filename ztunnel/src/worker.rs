@@ -228,8 +228,8 @@ impl Worker {
         if let Some(pool) = self.pools.borrow().get(&pod.uid) {
             return pool.clone();
         }
-        let Shared { settings, store, peers, .. } = &*self.shared;
-        let pool = Pool::with_peers(settings.hbone.clone(), store.clone(), peers.clone());
+        let Shared { settings, store, .. } = &*self.shared;
+        let pool = Pool::with_peers(settings.hbone.clone(), store.clone(), pod.peers.clone());
         self.pools.borrow_mut().insert(pod.uid.clone(), pool.clone());
         pool
     }

@@ -14,7 +14,7 @@ mod pool;
 mod request;
 
 pub use error::OpenError;
-pub use peers::{PATIENCE, Peers, Tries};
+pub use peers::{PATIENCE, Peers, Tally, Tries};
 pub use pool::Pool;
 
 pub(crate) use connection::Seat;

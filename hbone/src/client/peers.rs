@@ -1,4 +1,4 @@
-//! The peers that do not answer, as all pools of a process know them, and how long each connection waits for whom.
+//! The peers that do not answer, as those know them who dial from one place, and how long each connection waits for whom.
 //!
 //! Pools tell what became of their dials and tunnels; who chooses a peer asks. Here are the lock, the clock and the log;
 //! what follows from what is [`mesh::Absent`]'s.
@@ -7,7 +7,7 @@ use std::{
     cell::RefCell,
     net::IpAddr,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -22,18 +22,30 @@ use super::OpenError;
 /// after a second.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// …for one that has not answered before. Its dial goes on without the connection.
-const TRIAL: Duration = Duration::from_millis(200);
+pub(super) const TRIAL: Duration = Duration::from_millis(200);
+/// Peers that one connection tries; the last of them is waited for.
+const MOST: usize = 3;
 /// Lines of log in so much time.
 const LINES: u32 = 10;
 const LINES_IN: Duration = Duration::from_secs(10);
 
 /// See the module. Shared by all threads; as long as nobody is marked no lock is taken.
+///
+/// What one place cannot reach another may, and who is in one place may see to it that something is not reached from
+/// there: places do not share what they know.
 #[derive(Debug, Default)]
 pub struct Peers {
     absent: Mutex<Absent>,
     marked: AtomicUsize,
-    lines: Mutex<Option<Lines>>,
+    tally: Arc<Tally>,
+}
+
+/// What the peers of all places of a program come to, for its metrics and its log.
+#[derive(Debug, Default)]
+pub struct Tally {
+    marked: AtomicUsize,
     lost: AtomicU64,
+    lines: Mutex<Option<Lines>>,
 }
 
 /// What was said of late.
@@ -45,14 +57,27 @@ struct Lines {
 }
 
 impl Peers {
+    /// None is marked yet; what becomes of them counts in `tally`.
+    pub fn counted(tally: Arc<Tally>) -> Self {
+        Self { tally, absent: Mutex::default(), marked: AtomicUsize::default() }
+    }
+
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.tally
+    }
+
     /// A peer did not answer, for this reason.
     pub fn lost(&self, peer: IpAddr, reason: &dyn std::fmt::Display) {
         let now = Instant::now();
-        let lost = self.change(|absent| absent.lost(peer, now, random()));
+        let lost = self.change(|absent| {
+            // Who was forgotten is a stranger.
+            absent.sweep(now);
+            absent.lost(peer, now, random())
+        });
         match lost {
             Lost::Marked { wait } => {
-                self.lost.fetch_add(1, Ordering::Relaxed);
-                if let Some(unsaid) = self.may_say(now) {
+                self.tally.lost.fetch_add(1, Ordering::Relaxed);
+                if let Some(unsaid) = self.tally.may_say(now) {
                     tracing::warn!(%peer, %reason, for_ms = wait.as_millis(), unsaid, "a peer does not answer; others are chosen");
                 }
             }
@@ -70,7 +95,7 @@ impl Peers {
         }
         let now = Instant::now();
         if let Some(after) = self.change(|absent| absent.answered(peer, now))
-            && let Some(unsaid) = self.may_say(now)
+            && let Some(unsaid) = self.tally.may_say(now)
         {
             tracing::info!(%peer, after_ms = after.as_millis(), unsaid, "a peer answers again");
         }
@@ -110,21 +135,31 @@ impl Peers {
         self.marked.load(Ordering::Relaxed)
     }
 
-    /// How often one was marked.
-    pub fn losses(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
-    }
-
-    /// The same, without those that nobody has tried for long.
-    pub fn swept(&self) -> usize {
-        if self.marked() == 0 { 0 } else { self.change(|absent| absent.sweep(Instant::now())) }
-    }
-
     fn change<T>(&self, change: impl FnOnce(&mut Absent) -> T) -> T {
         let mut absent = lock(&self.absent);
         let changed = change(&mut absent);
-        self.marked.store(absent.len(), Ordering::Relaxed);
+        let before = self.marked.swap(absent.len(), Ordering::Relaxed);
+        self.tally.marked.fetch_add(absent.len(), Ordering::Relaxed);
+        self.tally.marked.fetch_sub(before, Ordering::Relaxed);
         changed
+    }
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        self.tally.marked.fetch_sub(self.marked(), Ordering::Relaxed);
+    }
+}
+
+impl Tally {
+    /// Peers that are marked now; one that is lost to several places counts for each.
+    pub fn marked(&self) -> usize {
+        self.marked.load(Ordering::Relaxed)
+    }
+
+    /// How often one was marked.
+    pub fn losses(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Whether there is a line left to say something, and how many had none.
@@ -179,17 +214,21 @@ impl<'a> Tries<'a> {
     /// How long the one that was chosen is waited for.
     pub fn patience(&self, peer: IpAddr) -> Duration {
         let rest = self.end.saturating_duration_since(Instant::now());
-        if self.has_tried(peer) { rest } else { self.peers.patience(peer).min(rest) }
+        if self.has_tried(peer) || self.is_last() { rest } else { self.peers.patience(peer).min(rest) }
     }
 
     /// Whether another may be tried after this failure. One that has come twice has no other in its place.
     pub fn again(&self, failure: &OpenError) -> bool {
         let Some(peer) = failure.unanswered() else { return false };
-        if self.has_tried(peer.ip()) || Instant::now() >= self.end {
+        if self.has_tried(peer.ip()) || self.is_last() || Instant::now() >= self.end {
             return false;
         }
         self.tried.borrow_mut().push(peer.ip());
         true
+    }
+
+    fn is_last(&self) -> bool {
+        self.tried.borrow().len() + 1 >= MOST
     }
 
     fn has_tried(&self, peer: IpAddr) -> bool {
@@ -228,7 +267,29 @@ mod tests {
         assert_eq!((others.patience(ip(1)), others.patience(ip(2))), (TRIAL, PATIENCE));
         assert!(others.again(&silent(1)) && others.patience(ip(1)) > PATIENCE);
         peers.answered(ip(1));
-        assert_eq!((peers.marked(), peers.losses(), peers.avoids(ip(1))), (0, 1, false));
+        assert_eq!((peers.marked(), peers.tally().losses(), peers.avoids(ip(1))), (0, 1, false));
+    }
+
+    #[test]
+    fn the_third_is_waited_for_however_many_there_are() {
+        let peers = Peers::default();
+        let tries = Tries::new(&peers, Duration::from_secs(20));
+        assert!(tries.again(&silent(1)) && tries.again(&silent(2)));
+        assert!(tries.patience(ip(3)) > PATIENCE);
+        assert!(!tries.again(&silent(3)));
+    }
+
+    #[test]
+    fn what_one_place_cannot_reach_another_may_and_both_are_counted() {
+        let tally = Arc::<Tally>::default();
+        let [one, other] = [(); 2].map(|()| Peers::counted(tally.clone()));
+        one.lost(ip(1), &silent(1));
+        assert!(one.avoids(ip(1)) && !other.avoids(ip(1)));
+        other.lost(ip(1), &silent(1));
+        assert_eq!((tally.marked(), tally.losses()), (2, 2));
+        other.answered(ip(1));
+        drop(one);
+        assert_eq!((tally.marked(), tally.losses()), (0, 2));
     }
 
     #[test]
@@ -245,9 +306,9 @@ mod tests {
 
     #[test]
     fn a_lost_node_does_not_fill_the_log() {
-        let (peers, now) = (Peers::default(), Instant::now());
-        let said = (0..200).filter(|_| peers.may_say(now).is_some()).count();
+        let (tally, now) = (Tally::default(), Instant::now());
+        let said = (0..200).filter(|_| tally.may_say(now).is_some()).count();
         assert_eq!(said, 10);
-        assert_eq!(peers.may_say(now + LINES_IN), Some(190), "how many were not said");
+        assert_eq!(tally.may_say(now + LINES_IN), Some(190), "how many were not said");
     }
 }

@@ -20,6 +20,7 @@ use super::{
     connection::Connection,
     dial::dial as dial_tunnel,
     error::READY,
+    peers::TRIAL,
     request::{self, Early, Failed},
 };
 use crate::{Settings, Transport, Tunnel};
@@ -117,7 +118,11 @@ impl Pool {
             };
             let patience = self.inner.settings.connect_timeout;
             match request::send(seat, head.clone(), &mut early, reused, patience).await {
-                Ok(opened) => return Ok(opened),
+                Ok(opened) => {
+                    // Also by a tunnel that was there: somebody else's dial may have failed meanwhile.
+                    self.inner.peers.answered(key.peer.ip());
+                    return Ok(opened);
+                }
                 Err(Failed::Unprocessed(error)) if first_failure.is_some() => return Err(error),
                 Err(Failed::Unprocessed(error)) => {
                     tracing::debug!(peer = %key.peer, %error, "the request was not looked at; once more");
@@ -147,13 +152,25 @@ impl Pool {
         // On the heap: few wait. What our own certificate takes is no fault of the peer's.
         Box::pin(async {
             self.inner.store.certified(&key.source).await?;
-            timeout(patience, self.seat(key, dial)).await.unwrap_or_else(|_elapsed| {
-                let error = OpenError::Timeout { peer: key.peer, what: READY, after: patience };
-                self.inner.peers.lost(key.peer.ip(), &error);
-                Err(error)
-            })
+            timeout(patience, self.seat(key, dial))
+                .await
+                .unwrap_or_else(|_elapsed| self.too_late(key, patience))
         })
         .await
+    }
+
+    /// What is to be had of a peer whose new tunnel does not come: a seat in one that carries bulk, or nothing.
+    fn too_late(&self, key: &Key, patience: Duration) -> Result<(Seat, bool), OpenError> {
+        let slot = self.inner.slots.borrow().get(key).cloned();
+        if let Some(Offer::Seat(seat) | Offer::Dial(Some(seat))) = slot.map(|slot| slot.offer(&self.inner)) {
+            return Ok((seat, true));
+        }
+        let error = OpenError::Timeout { peer: key.peer, what: READY, after: patience };
+        // In less time nobody can show that he is there.
+        if patience >= TRIAL {
+            self.inner.peers.lost(key.peer.ip(), &error);
+        }
+        Err(error)
     }
 
     /// A seat in some tunnel, and whether the tunnel was there already.

@@ -126,7 +126,7 @@ fn what_was_said_to_a_peer_that_was_just_heard_is_never_said_to_another() {
             assert!(error.unanswered().is_none(), "{error}");
             assert!(took > Duration::from_secs(15), "{took:?}");
         }
-        assert_eq!((stage.asked.get(), stage.peers.losses()), (4, 1));
+        assert_eq!((stage.asked.get(), stage.peers.tally().losses()), (4, 1));
     });
 }
 
@@ -155,6 +155,20 @@ fn a_dial_is_left_after_its_patience_and_goes_on() {
 }
 
 #[test]
+fn an_answer_by_a_tunnel_that_was_there_takes_the_mark_away() {
+    run(async {
+        let stage = Stage::new().await;
+        stage.open().await.0.expect("opened");
+        let peer = stage.world.key().peer;
+        // Another worker's dial has failed.
+        stage.peers.lost(peer.ip(), &"nobody took the connection");
+        assert_eq!(stage.peers.marked(), 1);
+        stage.open_by(async || panic!("there is a tunnel")).await.0.expect("opened");
+        assert_eq!(stage.peers.marked(), 0);
+    });
+}
+
+#[test]
 fn what_is_refused_marks_nobody() {
     run(async {
         let stage = Stage::new().await;
@@ -164,9 +178,9 @@ fn what_is_refused_marks_nobody() {
         let refused = async || Err(io::ErrorKind::PermissionDenied.into());
         stage.pool.retain(|_| false);
         assert!(stage.open_by(refused).await.0.is_err());
-        assert_eq!(stage.peers.losses(), 0);
+        assert_eq!(stage.peers.tally().losses(), 0);
         let nobody = async || Err(io::ErrorKind::HostUnreachable.into());
         assert!(stage.open_by(nobody).await.0.is_err());
-        assert_eq!(stage.peers.losses(), 1);
+        assert_eq!(stage.peers.tally().losses(), 1);
     });
 }

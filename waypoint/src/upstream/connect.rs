@@ -48,29 +48,21 @@ pub(super) async fn open(
         // A ServiceEntry may name any address: this waypoint's own servers are nobody's backend.
         return Err(Failure::NoBackend(ip));
     }
-    let patience = target.is_hasty.then(|| shared.peers.patience(ip));
     match target.workload.tunnel {
         Tunnel::None => {
             let to = target.address;
-            let longest = shared.settings.dial_timeout;
-            let patience = patience.unwrap_or(longest).min(longest);
-            let dialled = timeout(patience, TcpStream::connect(to)).await;
+            let dialled = timeout(shared.settings.dial_timeout, TcpStream::connect(to)).await;
             let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             let stream = dialled.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
             // Of HTTP/1 the reads are as long as they can be.
             let ahead = version == Some(Version::Two);
-            match &stream {
-                Ok(_) => shared.peers.answered(ip),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => shared.peers.lost(ip, error),
-                // Another port of it may answer.
-                Err(_) => {}
-            }
             stream
                 .map(|stream| Io::Plain(Plain::new(stream, ahead)))
                 .map_err(|source| Failure::Dial { to, source })
         }
         Tunnel::Hbone => {
             let peer = SocketAddr::new(target.address.ip(), HBONE_PORT);
+            let patience = target.is_hasty.then(|| shared.peers.patience(peer.ip()));
             let any: IpAddr =
                 if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
             let names = target.service.iter().flat_map(|service| service.subject_alt_names.iter().cloned());

@@ -191,6 +191,8 @@ impl Upstream {
             Version::One => pool::one(self, call, target, request, handover).await?,
             Version::Two => (pool::two(self, call, target, request).await?, None),
         };
+        // Also by a connection that was kept: somebody else's dial may have failed meanwhile.
+        self.shared.peers.answered(target.address.ip());
         Ok(Sent { response, hold: Hold { _busy: busy, _lease: lease.map(Box::new) } })
     }
 
