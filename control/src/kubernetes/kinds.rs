@@ -157,8 +157,9 @@ pub fn strip(kind: Kind, place: &Place, object: &mut Value) {
                 status.retain(|field, _| field == "addresses");
             }
         }
+        // Nodes lead there what is sent to its load balancer's addresses.
+        Kind::Service => retain_keys(object, "status", |field| field == "loadBalancer"),
         Kind::Namespace
-        | Kind::Service
         | Kind::EndpointSlice
         | Kind::WorkloadEntry
         | Kind::AuthorizationPolicy
@@ -296,16 +297,21 @@ mod tests {
     }
 
     #[test]
-    fn what_a_service_says_of_who_is_to_see_it_is_read_and_nothing_else_is() {
+    fn what_a_service_says_of_who_is_to_see_it_and_of_its_load_balancer_is_read_and_nothing_else_is() {
         let mut service = json!({
             "metadata": {
                 "name": "web", "namespace": "shop",
                 "annotations": {"networking.istio.io/exportTo": ".", "meta.helm.sh/release-name": "shop"},
             },
             "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}, {"hostname": "a.example"}]}, "conditions": []},
         });
         strip(Kind::Service, &place(Kind::Service), &mut service);
         assert_eq!(service["metadata"]["annotations"], json!({"networking.istio.io/exportTo": "."}));
+        assert!(service["status"]["conditions"].is_null());
+        let parsed = parse_json(&service);
+        let [(_, Object::Service(service))] = &parsed.objects[..] else { panic!("{parsed:?}") };
+        assert_eq!(*service.outside, ["198.51.100.1".parse::<std::net::IpAddr>().unwrap()]);
     }
 
     #[test]

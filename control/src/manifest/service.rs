@@ -21,6 +21,8 @@ pub struct Service {
     pub metadata: Metadata,
     /// The virtual addresses; none for a headless service.
     pub addresses: Box<[IpAddr]>,
+    /// Others that nodes lead to it: external ones, and those of load balancers.
+    pub outside: Box<[IpAddr]>,
     /// The TCP ports, which are those that ztunnel carries.
     pub ports: Box<[ServicePort]>,
     pub selector: Labels,
@@ -55,6 +57,27 @@ pub(super) struct ServiceManifest {
     metadata: Metadata,
     #[serde(default)]
     spec: ServiceSpec,
+    #[serde(default)]
+    status: Option<ServiceStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ServiceStatus {
+    load_balancer: Option<LoadBalancer>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct LoadBalancer {
+    ingress: Option<Vec<Ingress>>,
+}
+
+/// One has an address or a name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Ingress {
+    ip: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -66,6 +89,8 @@ struct ServiceSpec {
     cluster_ip: Option<String>,
     #[serde(rename = "clusterIPs")]
     cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<Vec<String>>,
     ports: Option<Vec<Port>>,
     selector: Labels,
     publish_not_ready_addresses: bool,
@@ -117,16 +142,15 @@ impl ServiceManifest {
     }
 
     fn addresses(&self) -> Box<[IpAddr]> {
-        let mut found: Vec<IpAddr> = Vec::new();
         let all = self.spec.cluster_ips.iter().flatten().map(String::as_str);
-        for ip in self.spec.cluster_ip.as_deref().into_iter().chain(all) {
-            if let Ok(ip) = ip.parse()
-                && !found.contains(&ip)
-            {
-                found.push(ip);
-            }
-        }
-        found.into()
+        each_once(self.spec.cluster_ip.as_deref().into_iter().chain(all))
+    }
+
+    fn outside(&self) -> Box<[IpAddr]> {
+        let external = self.spec.external_ips.iter().flatten().map(String::as_str);
+        let balancer = self.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
+        each_once(external.chain(ingress.filter_map(|one| one.ip.as_deref())))
     }
 
     /// The families that a headless service's names are answered in, where it says so.
@@ -139,10 +163,23 @@ impl ServiceManifest {
     }
 }
 
+/// What is no address is left out.
+fn each_once<'t>(texts: impl Iterator<Item = &'t str>) -> Box<[IpAddr]> {
+    let mut found: Vec<IpAddr> = Vec::new();
+    for ip in texts {
+        if let Ok(ip) = ip.parse()
+            && !found.contains(&ip)
+        {
+            found.push(ip);
+        }
+    }
+    found.into()
+}
+
 impl From<ServiceManifest> for Service {
     fn from(manifest: ServiceManifest) -> Self {
-        let (addresses, families) = (manifest.addresses(), manifest.families());
-        let ServiceManifest { metadata, spec } = manifest;
+        let (addresses, outside, families) = (manifest.addresses(), manifest.outside(), manifest.families());
+        let ServiceManifest { metadata, spec, .. } = manifest;
         let ports = spec.ports.into_iter().flatten().filter(|port| is_tcp(port.protocol.as_deref()));
         let ports = ports.map(|port| ServicePort {
             protocol: protocol_of(port.app_protocol.as_deref(), port.name.as_deref()),
@@ -157,6 +194,7 @@ impl From<ServiceManifest> for Service {
         Self {
             metadata,
             addresses,
+            outside,
             ports: ports.collect(),
             selector: spec.selector,
             families,

@@ -6,14 +6,15 @@ use super::{Objects, Space, objects_of};
 use crate::manifest::{Endpoint, Kind, Object, Service};
 
 impl Objects {
-    /// The addresses of all endpoints of the Services that have this one, ready or not: those of their EndpointSlices,
-    /// and of the pods that they select.
+    /// The addresses of all endpoints of the Services that have this one, in the cluster, as an external one or as their
+    /// load balancer's, ready or not: those of their EndpointSlices, and of the pods that they select.
     pub fn behind(&self, address: IpAddr) -> BTreeSet<IpAddr> {
         let mut found = BTreeSet::new();
+        let is_it = |own: &IpAddr| own.to_canonical() == address.to_canonical();
         for space in self.spaces.values() {
             for (name, object) in objects_of(space, Kind::Service) {
                 if let Object::Service(service) = object
-                    && service.addresses.iter().any(|own| own.to_canonical() == address.to_canonical())
+                    && service.addresses.iter().chain(&service.outside).any(is_it)
                 {
                     add_endpoints(space, name, service, &mut found);
                 }
@@ -73,12 +74,20 @@ mod tests {
                  status: {{podIP: {address}}}}}"
             )
         };
+        let balanced = ", selector: {app: web}}, status: {loadBalancer: {ingress: [{hostname: a.example}, {ip: 198.51.100.2}]}";
         let text = [
             service("shop", "web", "10.96.0.1", ", selector: {app: web}"),
             service("shop", "sliced", "10.96.0.2", ""),
             service("shop", "six", "fd00:96::3", ", selector: {app: web}"),
             service("shop", "bare", "10.96.0.4", ""),
             service("bank", "web", "10.96.0.5", ", selector: {app: web}"),
+            service(
+                "shop",
+                "outer",
+                "10.96.0.6",
+                ", selector: {app: web}, externalIPs: [198.51.100.1, '2001:db8::1']",
+            ),
+            service("shop", "balanced", "10.96.0.7", balanced),
             slice("a", "sliced", "{addresses: [10.0.0.7], conditions: {ready: false}}"),
             slice("b", "sliced", "{addresses: [10.0.0.8], targetRef: {kind: Pod, name: till}}"),
             pod("shop", "web", "10.0.0.1"),
@@ -96,6 +105,10 @@ mod tests {
             ("fd00:96::3", &["10.0.0.1"]),
             ("10.96.0.4", &[]),
             ("10.96.0.5", &["10.0.0.9"]),
+            ("198.51.100.1", &["10.0.0.1"]),
+            ("2001:db8::1", &["10.0.0.1"]),
+            ("198.51.100.2", &["10.0.0.1"]),
+            ("198.51.100.3", &[]),
             ("10.0.0.1", &[]),
         ] {
             let found = objects.behind(address.parse().unwrap());
