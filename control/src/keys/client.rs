@@ -68,6 +68,10 @@ pub enum Failed {
          --jwks-allow)"
     )]
     Forbidden(IpAddr),
+    #[error(
+        "whether {ip} is this machine cannot be told, and it is not asked (option --jwks-allow): {source}"
+    )]
+    Unsure { ip: IpAddr, source: std::io::Error },
     #[error("{to} cannot be reached: {source}")]
     Dial { to: SocketAddr, source: std::io::Error },
     #[error("TLS with {host}: {source}")]
@@ -185,8 +189,13 @@ impl Client {
         let nobody = || std::io::Error::other("it has no address");
         let mut failed = Failed::Lookup { host: host.to_owned(), source: nobody() };
         for to in found.take(MOST_ADDRESSES) {
-            if self.guard.forbids(to.ip()) {
-                failed = Failed::Forbidden(to.ip());
+            let refused = match self.guard.forbids(to.ip()) {
+                Ok(false) => None,
+                Ok(true) => Some(Failed::Forbidden(to.ip())),
+                Err(source) => Some(Failed::Unsure { ip: to.ip(), source }),
+            };
+            if let Some(refused) = refused {
+                failed = refused;
                 continue;
             }
             let dialled = timeout(DIAL, TcpStream::connect(to)).await;
