@@ -10,7 +10,7 @@ use bed::Pod;
 
 use crate::{
     apps::serve,
-    frames::{DATA, END_HEADERS, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame},
+    frames::{DATA, END_HEADERS, HEADERS, OK, PREFACE, RST_STREAM, SETTINGS, frame},
 };
 
 /// Where HTTP/1.1 is spoken. The path says how the answer's length is told: [`CHUNKED`] or [`LENGTH`].
@@ -28,8 +28,6 @@ pub const SAID: &str = "hello";
 
 /// ACK of SETTINGS (RFC 9113, 6.5).
 const ACK: u8 = 1;
-/// `:status: 200`, by HPACK's static table.
-const OK: u8 = 0x88;
 const INTERNAL_ERROR: [u8; 4] = [0, 0, 0, 2];
 
 /// Starts them in a pod: threads that end with the test's process.

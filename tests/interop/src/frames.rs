@@ -10,6 +10,8 @@ pub const GOAWAY: u8 = 7;
 pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
+/// `:status: 200`, by HPACK's static table.
+pub const OK: u8 = 0x88;
 
 /// A frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -20,6 +22,11 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 /// `GET / http web`, by HPACK's static table (RFC 7541).
 pub fn get() -> Vec<u8> {
     [&[0x82, 0x86, 0x84, 0x41, 3][..], b"web"].concat()
+}
+
+/// `GET http web` of a path of less than 127 bytes.
+pub fn get_of(path: &str) -> Vec<u8> {
+    [&[0x82, 0x86, 0x04, path.len() as u8], path.as_bytes(), &[0x41, 3], b"web"].concat()
 }
 
 /// What a client says first.

@@ -76,6 +76,8 @@ struct Curled {
 
 fn curl(behind: &Behind, arguments: &[&str]) -> Result<Curled> {
     let file = behind.scene.world.folder().join("curled");
+    // Without a body nothing is written, and what the last one wrote stays.
+    let _ = std::fs::remove_file(&file);
     let job = behind.scene.client.job("curl").args(["-s", "-v", "--max-time", "30", "-o"]).arg(&file);
     let job = job.args(["-w", "%{http_code} %{size_upload} %{num_connects}\n"]).args(arguments);
     let finished = job.limit(Duration::from_secs(60)).run()?;
@@ -160,6 +162,20 @@ fn h2load(behind: &Behind) -> Result<()> {
     Ok(())
 }
 
+/// What comes by HTTP/2 of an answer that breaks off, frame by frame: a head of status 200, a body, and a reset.
+fn broken_answer(behind: &Behind, port: u16, path: &str) -> Result<()> {
+    let mut stream = behind.scene.client.netns().connect(behind.at(port), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&frames::opening())?;
+    let request = frame(frames::HEADERS, frames::END_STREAM | frames::END_HEADERS, 1, &frames::get_of(path));
+    stream.write_all(&request)?;
+    let head = read_until(&mut stream, frames::HEADERS)?;
+    ensure!(head.first() == Some(&frames::OK), "{path}: {head:?}");
+    let body = read_until(&mut stream, frames::DATA)?;
+    ensure!(body == broken::SAID.as_bytes(), "{path}: {body:?}");
+    read_until(&mut stream, frames::RST_STREAM).context("a reset").map(drop)
+}
+
 #[test]
 fn an_answer_that_breaks_off_is_no_whole_one_to_whoever_asks_and_the_log_says_so() -> Result<()> {
     let ports = [
@@ -173,24 +189,30 @@ fn an_answer_that_breaks_off_is_no_whole_one_to_whoever_asks_and_the_log_says_so
     const PARTIAL: i32 = 18;
     const RECEIVING: i32 = 56;
     const STREAM: i32 = 92;
-    for (version, codes) in
-        [("--http1.1", &[PARTIAL, RECEIVING][..]), ("--http2-prior-knowledge", &[STREAM][..])]
-    {
-        for (port, how) in [(82, broken::CHUNKED), (82, broken::LENGTH), (83, "/ended"), (84, "/reset")] {
+    fn logged(behind: &mut Behind, path: &str) -> Result<()> {
+        let line = format!("path={path} ");
+        let told = behind.waypoint.wait_for_line(PATIENCE, path, |told| told.contains(&line))?;
+        ensure!(told.contains(" flags=UC "), "{path}: {told}");
+        Ok(())
+    }
+    for (port, how) in [(82, broken::CHUNKED), (82, broken::LENGTH), (83, "/ended"), (84, "/reset")] {
+        for (version, codes) in
+            [("--http1.1", &[PARTIAL, RECEIVING][..]), ("--http2-prior-knowledge", &[STREAM][..])]
+        {
             let path = format!("{how}{version}");
             let answer = curl(&behind, &[version, &format!("http://{}{path}", behind.at(port))])?;
-            ensure!(
-                answer.code.is_some_and(|code| codes.contains(&code)),
-                "{path}: {:?}\n{}",
-                answer.code,
-                answer.talk
-            );
-            let body = String::from_utf8_lossy(&answer.body);
-            ensure!(answer.status == 200 && body == broken::SAID, "{path}: {} {body:?}", answer.status);
-            let line = format!("path={path} ");
-            let told = behind.waypoint.wait_for_line(PATIENCE, &path, |told| told.contains(&line))?;
-            ensure!(told.contains(" flags=UC "), "{path}: {told}");
+            let is_told = answer.code.is_some_and(|code| codes.contains(&code));
+            ensure!(is_told, "{path}: {:?}\n{}", answer.code, answer.talk);
+            // Of HTTP/2 Debian's curl forgets what came before a reset that it reads at the same time.
+            if version == "--http1.1" {
+                let body = String::from_utf8_lossy(&answer.body);
+                let is_there = answer.status == 200 && body == broken::SAID;
+                ensure!(is_there, "{path}: {} {body:?}\n{}", answer.status, answer.talk);
+            }
+            logged(&mut behind, &path)?;
         }
+        broken_answer(&behind, port, how)?;
+        logged(&mut behind, how)?;
     }
     behind.scene.all_alive()
 }
