@@ -32,7 +32,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     steps.step("lints", || lints(root));
     steps.step("tests", || tests(root));
     steps.step("demo", || demo::play_built().map(drop));
-    steps.step("fuzz", || fuzz::run(root, &fuzz::Args { seconds: FUZZ_SECONDS, target: None }));
+    steps.step("fuzz", || fuzz::run(root, &fuzz::Args { seconds: FUZZ_SECONDS, target: None, dev: true }));
     if args.without_cluster {
         println!("\n==== NOT RUN: e2e and conformance, as was asked for");
     } else {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell;
+use crate::{lanes, shell};
 
 /// How long to fuzz.
 #[derive(Debug, clap::Args)]
@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// Only this target.
     #[arg(long)]
     pub(crate) target: Option<String>,
+    /// Compile fast rather than well, which pays for a run of seconds.
+    #[arg(long)]
+    pub(crate) dev: bool,
 }
 
 /// The release of cargo-fuzz that is installed where there is none.
@@ -34,18 +37,22 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let cargo_fuzz = |verb: &str| {
         let mut command = Command::new(&cargo_fuzz);
         command.current_dir(root).args(["fuzz", verb, "--fuzz-dir"]).arg(&fuzz);
-        command.args(["--sanitizer", "none"]);
+        command.args(["--sanitizer", "none"]).args(args.dev.then_some("--dev"));
         command
     };
     shell::run(&mut cargo_fuzz("build"), "build the fuzz targets")?;
-    for target in &targets {
+    let one = |target: &String| {
         println!("  fuzzing  {target} for {} s", args.seconds);
         let mut command = cargo_fuzz("run");
         command.arg(target).args(inputs(&fuzz, target)?).arg("--");
         command.args([&format!("-max_total_time={}", args.seconds), "-rss_limit_mb=2048", "-timeout=10"]);
         command.args(["-verbosity=0", "-print_final_stats=1"]);
-        shell::run(&mut command, &format!("fuzz {target}"))?;
-    }
+        shell::run(&mut command, &format!("fuzz {target}"))
+    };
+    lanes::each(&targets, lanes::cores(), one)?
+        .into_iter()
+        .map(|(_, found)| found)
+        .collect::<Result<()>>()?;
     println!("{} fuzz targets, no finding", targets.len());
     Ok(())
 }

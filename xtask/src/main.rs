@@ -19,6 +19,7 @@ mod fuzz;
 mod gateway_api;
 mod image;
 mod kind;
+mod lanes;
 mod manifests;
 mod setup;
 mod shell;

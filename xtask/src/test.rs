@@ -1,4 +1,5 @@
-//! Every test, ring by ring: built once, in one profile, then run test program by test program.
+//! Every test, ring by ring: built once, in one profile, then run test program by test program, some at a time: most
+//! of what they do is to wait. What one prints is shown once it has ended.
 //!
 //! A ring without a test, a test that is ignored and a test program that printed no result are failures:
 //! silence proves nothing.
@@ -19,7 +20,7 @@ use nix::{
 };
 use serde::Deserialize;
 
-use crate::{ebpf, kind, setup, shell, tool_table::Use};
+use crate::{ebpf, kind, lanes, setup, shell, tool_table::Use};
 
 /// The reason by which a test may be ignored: it is the part of another test that runs in a process of its
 /// own, and that test starts it.
@@ -27,6 +28,9 @@ pub(crate) const PART_OF_A_TEST: &str = "runs within another test";
 
 /// How long one test program may take.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// How many test programs run at a time at most; each has threads of its own, too.
+const MOST_AT_A_TIME: usize = 4;
 
 /// Which tests to run.
 #[derive(Debug, clap::Args)]
@@ -87,33 +91,73 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     bed::sweep()?;
     ebpf::build(root)?;
     let programs = build_all(root)?;
-    let mut total = Tally::default();
-    let mut lines = Vec::new();
-    for ring in RINGS.into_iter().filter(|ring| args.ring.is_none_or(|only| only == *ring)) {
+    let begun = Instant::now();
+    let mut outcomes: Vec<Outcome> =
+        RINGS.iter().filter(|ring| args.ring.is_none_or(|only| only == **ring)).map(Outcome::of).collect();
+    let chosen: Vec<&TestProgram> = outcomes
+        .iter()
+        .flat_map(|outcome| programs.iter().filter(|program| Ring::of(&program.package) == outcome.ring))
+        .collect();
+    let run = |program: &&TestProgram| {
         let start = Instant::now();
-        let mut tally = Tally::default();
-        for program in programs.iter().filter(|program| Ring::of(&program.package) == ring) {
-            tally.add(program.run(root, args.only.as_deref())?);
-        }
-        if tally.passed + tally.failed == 0 && args.only.is_none() {
-            tally.broken.push(format!("the ring {} has no test", ring.name()));
-        }
-        lines.push((ring.name(), tally.passed, tally.failed, start.elapsed()));
-        total.add(tally);
+        program.run(root, args.only.as_deref()).map(|tally| (tally, start.elapsed()))
+    };
+    for (program, done) in lanes::each(&chosen, lanes::cores().min(MOST_AT_A_TIME), run)? {
+        let (ring, (tally, took)) = (Ring::of(&program.package), done?);
+        outcomes
+            .iter_mut()
+            .filter(|outcome| outcome.ring == ring)
+            .for_each(|outcome| outcome.add(&tally, took));
+    }
+    if args.only.is_none() {
+        outcomes.iter_mut().for_each(Outcome::demand_tests);
     }
     bed::sweep()?;
-    report(&lines, &total)
+    report(&outcomes, begun.elapsed())
 }
 
-fn report(lines: &[(&str, u32, u32, Duration)], total: &Tally) -> Result<()> {
+/// What came of a ring.
+#[derive(Debug)]
+struct Outcome {
+    ring: Ring,
+    tally: Tally,
+    /// Of its programs, one after the other.
+    took: Duration,
+}
+
+impl Outcome {
+    fn of(ring: &Ring) -> Self {
+        Self { ring: *ring, tally: Tally::default(), took: Duration::ZERO }
+    }
+
+    fn add(&mut self, tally: &Tally, took: Duration) {
+        self.tally.add(tally);
+        self.took += took;
+    }
+
+    fn demand_tests(&mut self) {
+        if self.tally.passed + self.tally.failed == 0 {
+            self.tally.broken.push(format!("the ring {} has no test", self.ring.name()));
+        }
+    }
+}
+
+fn report(rings: &[Outcome], took: Duration) -> Result<()> {
     println!();
-    for (ring, passed, failed, took) in lines {
-        println!("  {ring:<8} {passed:>4} passed  {failed:>3} failed  {:>6.1} s", took.as_secs_f64());
+    let mut total = Tally::default();
+    for Outcome { ring, tally, took } in rings {
+        let Tally { passed, failed, .. } = tally;
+        println!(
+            "  {:<8} {passed:>4} passed  {failed:>3} failed  {:>6.1} s",
+            ring.name(),
+            took.as_secs_f64()
+        );
+        total.add(tally);
     }
     for failure in &total.broken {
         println!("  {failure}");
     }
-    println!("\n{} passed, {} failed", total.passed, total.failed);
+    println!("\n{} passed, {} failed, in {:.1} s", total.passed, total.failed, took.as_secs_f64());
     if total.passed + total.failed == 0 {
         bail!("no test was run");
     }
@@ -133,10 +177,10 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, other: Self) {
+    fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
-        self.broken.extend(other.broken);
+        self.broken.extend_from_slice(&other.broken);
     }
 }
 
@@ -206,7 +250,7 @@ fn package_name(folder: &Path, id: &str) -> String {
 }
 
 impl TestProgram {
-    /// Runs it, showing what it prints, and reads its result.
+    /// Runs it, shows what it printed, and reads its result.
     fn run(&self, root: &Path, only: Option<&str>) -> Result<Tally> {
         let name = format!("{} {}", self.package, self.target);
         let mut command = Command::new(&self.path);
@@ -240,27 +284,25 @@ impl TestProgram {
     }
 }
 
-/// Prints a test program's lines as they come, and gives the last result among them. A program without
+/// Prints a test program's lines once there are no more, and gives the last result among them. A program without
 /// a test (a binary that has none) prints nothing.
 fn show(name: &str, lines: impl BufRead) -> Result<Option<Results>> {
     let mut results = None;
-    let mut titled = false;
     let mut parts = 0;
+    let mut shown = String::new();
     for line in lines.split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
         results = Results::parse(&line).or(results);
         parts += u32::from(line.contains(&format!("... ignored, {PART_OF_A_TEST}")));
-        let idle = line.trim().is_empty() || line == "running 0 tests" || (!titled && results.is_some());
-        if idle {
-            continue;
+        let idle =
+            line.trim().is_empty() || line == "running 0 tests" || (shown.is_empty() && results.is_some());
+        if !idle {
+            shown.extend([&line, "\n"]);
         }
-        let mut out = std::io::stdout().lock();
-        if !titled {
-            writeln!(out, "\n== {name}")?;
-            titled = true;
-        }
-        writeln!(out, "{line}")?;
+    }
+    if !shown.is_empty() {
+        write!(std::io::stdout().lock(), "\n== {name}\n{shown}")?;
     }
     Ok(results.map(|results: Results| Results { ignored: results.ignored.saturating_sub(parts), ..results }))
 }
