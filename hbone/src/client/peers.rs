@@ -109,13 +109,21 @@ impl Peers {
         }
         let now = Instant::now();
         let mut absent = lock(&self.absent);
-        match absent.standing(peer, now) {
-            Standing::Present => false,
-            Standing::Due => {
-                absent.try_it(peer, now);
-                false
-            }
-            Standing::Absent => true,
+        // Does nothing to those whose time is not over, or who have none.
+        let is_absent = absent.standing(peer, now) == Standing::Absent;
+        absent.try_it(peer, now);
+        is_absent
+    }
+
+    /// The same for who may choose another all the same, and says so with [`Self::turn_to`] if he does not.
+    pub fn is_absent(&self, peer: IpAddr) -> bool {
+        self.marked() > 0 && lock(&self.absent).standing(peer, Instant::now()) == Standing::Absent
+    }
+
+    /// It is chosen: if its time was over, it is tried by this.
+    pub fn turn_to(&self, peer: IpAddr) {
+        if self.marked() > 0 {
+            lock(&self.absent).try_it(peer, Instant::now());
         }
     }
 
@@ -268,6 +276,22 @@ mod tests {
         assert!(others.again(&silent(1)) && others.patience(ip(1)) > PATIENCE);
         peers.answered(ip(1));
         assert_eq!((peers.marked(), peers.tally().losses(), peers.avoids(ip(1))), (0, 1, false));
+    }
+
+    #[test]
+    fn who_is_asked_about_and_not_chosen_is_left_for_another_to_try() {
+        let peers = Peers::default();
+        peers.lost(ip(1), &silent(1));
+        assert!(peers.is_absent(ip(1)) && !peers.is_absent(ip(2)));
+        let long_ago =
+            Instant::now().checked_sub(Duration::from_secs(60)).expect("a clock that runs that long");
+        peers.change(|absent| {
+            absent.answered(ip(1), long_ago);
+            absent.lost(ip(1), long_ago, 0)
+        });
+        assert!(!peers.is_absent(ip(1)) && !peers.is_absent(ip(1)), "its time is over for whoever asks");
+        peers.turn_to(ip(1));
+        assert!(peers.is_absent(ip(1)), "one tries it");
     }
 
     #[test]

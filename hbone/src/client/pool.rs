@@ -113,6 +113,8 @@ impl Pool {
         loop {
             let (seat, reused) = match self.seat_within(key, &mut dial, patience).await {
                 Ok(seated) => seated,
+                // It may be asked of another peer, unless the caller's bytes are with us already.
+                Err(error) if error.unanswered().is_some() && !early.was_read() => return Err(error),
                 // Without a second way, what happened on the first is what matters.
                 Err(error) => return Err(first_failure.unwrap_or(error)),
             };

@@ -63,7 +63,7 @@ impl<'a> Early<'a> {
         Self { read, said: None }
     }
 
-    fn was_read(&self) -> bool {
+    pub(super) fn was_read(&self) -> bool {
         self.said.is_some()
     }
 

@@ -12,6 +12,7 @@ use tokio::{
     task::spawn_local,
     time::{Instant, sleep},
 };
+use tokio_rustls::TlsAcceptor;
 
 struct Stage {
     world: Rc<World>,
@@ -151,6 +152,42 @@ fn a_dial_is_left_after_its_patience_and_goes_on() {
         let (opened, took) = stage.open_by(async || panic!("there is a tunnel")).await;
         opened.expect("opened");
         assert!(took < Duration::from_millis(100), "{took:?}");
+    });
+}
+
+/// A node that takes one stream, and says of all others that it has not looked at them.
+async fn takes_one(world: Rc<World>, far: Pipe) {
+    let certified = world.called_store.certified(&world.called).await.expect("a certificate");
+    let acceptor = TlsAcceptor::from(world.called_store.server_config(&certified));
+    let tls = acceptor.accept(far).await.expect("a handshake");
+    let mut connection = h2::server::handshake(tls).await.expect("a preface");
+    let mut taken = Vec::new();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        if taken.is_empty() {
+            let sending = respond.send_response(http::Response::new(()), false).expect("answered");
+            taken.push((request, sending));
+        } else {
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
+    }
+}
+
+#[test]
+fn who_is_silent_after_a_tunnel_that_took_no_more_is_left_for_another_peer() {
+    run(async {
+        let stage = Stage::new().await;
+        let (world, key) = (&stage.world, stage.world.key());
+        let (near, far) = world.wire();
+        spawn_local(takes_one(world.clone(), far));
+        let held = stage.pool.open(&key, async || io::Result::Ok(near), &world.connect()).await;
+        let _held = held.expect("the first");
+        sleep(Duration::from_secs(5)).await;
+        let (near, _nobody) = world.wire();
+        let (failed, took) = stage.open_by(async || io::Result::Ok(near)).await;
+        let error = failed.expect_err("nobody is there");
+        assert!(error.unanswered().is_some(), "{error}");
+        assert!((PATIENCE..PATIENCE * 2).contains(&took), "{took:?}");
+        assert_eq!((stage.asked.get(), stage.peers.marked()), (0, 1), "what the app has said is there still");
     });
 }
 

@@ -68,7 +68,7 @@ pub(crate) async fn choose(
     port: u16,
 ) -> Result<Endpoint, Failure> {
     let network = &worker.shared.settings.network;
-    let avoided = |ip| worker.shared.peers.avoids(ip);
+    let avoided = |ip| worker.shared.peers.is_absent(ip);
     let draw = async || {
         let choice = Choice {
             network,
@@ -95,6 +95,7 @@ pub(crate) async fn choose(
     let (first, second) = (draw().await?, draw().await?);
     let load = |target: &Target| worker.upstream.loads.now(target.address);
     let target = if load(&second) < load(&first) { second } else { first };
+    worker.shared.peers.turn_to(target.address.ip());
     let tls = snapshot.routes(&service.key).and_then(|routes| routes.tls(port));
     Ok(Endpoint { target, tls: tls.cloned().map(Same), is_hasty: false })
 }
