@@ -9,6 +9,7 @@ pub mod config;
 pub mod drain;
 pub mod logging;
 pub mod metrics;
+pub mod proxy;
 pub mod readiness;
 pub mod record;
 

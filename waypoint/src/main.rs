@@ -35,17 +35,16 @@ mod worker;
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use identity::{Identity, Store, StoreOptions};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use runtime::{
     admin::{Handlers, Servers},
     drain,
-    logging::{self, Logging},
+    logging::Logging,
     readiness::Readiness,
     record::{Records, Requests},
 };
 
 use crate::{
-    config::{AccessLog, Args},
+    config::Args,
     shared::Shared,
     trace::{
         Tracer,
@@ -59,35 +58,8 @@ const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 
 fn main() -> ExitCode {
     let args: Args = runtime::config::resolve_checked(Args::check);
-    let logging = match logging::init(args.common.log_format, &args.common.log_level) {
-        Ok(logging) => logging,
-        Err(error) => return fail(&error),
-    };
-    raise_descriptor_limit();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
-    let outcome = runtime.block_on(run(args, &logging));
-    logging.flush();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&*error),
-    }
-}
-
-fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("waypoint: {error}");
-    ExitCode::FAILURE
-}
-
-/// Each tunnel takes a descriptor; the default limit of 1,024 is soon reached.
-fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files cannot be raised; connections may fail for want of descriptors");
-    }
+    let common = args.proxy.common.clone();
+    runtime::proxy::run("waypoint", &common, async move |logging| run(args, logging).await)
 }
 
 async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
@@ -100,7 +72,7 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     let handlers = Handlers::new();
     let servers = Servers::bind(
         "waypoint",
-        args.common.addresses(),
+        args.proxy.common.addresses(),
         metrics.clone(),
         readiness.clone(),
         logging.levels(),
@@ -116,10 +88,11 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     let (tracer, exporter) = tracer(&args, &own_metrics)?.unzip();
     let shared = shared(&args, logging, &metrics, own_metrics, peers, tracer, drain_watch);
     let listener = worker::listen(args.listen)?;
-    let workers = Workers::start(args.worker_count(), &shared)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = Workers::start(args.proxy.worker_count(cores), &shared)?;
     admin::register(&handlers, &shared, &workers);
     tracing::info!(
-        version = runtime::VERSION, identity = %shared.settings.identity, control = %args.control,
+        version = runtime::VERSION, identity = %shared.settings.identity, control = %args.proxy.control,
         listen = %args.listen, workers = workers.count(), "waypoint begins"
     );
     tokio::spawn(xds::run(xds_options(&args), shared.mesh.clone()));
@@ -134,7 +107,7 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     ending.start();
     tokio::time::sleep(args.linger).await;
     drain.start();
-    if tokio::time::timeout(args.drain_deadline, drain.finished()).await.is_err() {
+    if tokio::time::timeout(args.proxy.drain_deadline, drain.finished()).await.is_err() {
         tracing::warn!(connections = drain.holds(), "the time to end is over; what is left is cut");
     }
     if let Some(exporter) = exporter {
@@ -161,17 +134,13 @@ fn shared(
     tracer: Option<Arc<Tracer>>,
     drain: drain::Watch,
 ) -> Arc<Shared> {
-    let access_log = || match args.access_log {
-        Some(AccessLog::None) => logging::AccessLog::none(),
-        Some(AccessLog::As(format)) => logging.access_log(Some(format)),
-        None => logging.access_log(None),
-    };
+    let access_log = || args.proxy.access_log(logging);
     let options = StoreOptions {
-        trust_domains: args.trust_domains(),
-        patience: args.patience,
+        trust_domains: args.proxy.trust_domains(),
+        patience: args.proxy.patience,
         ..StoreOptions::default()
     };
-    let issuer = xds::CaClient::new(control(args), &*args.cluster, CERTIFICATE_VALIDITY);
+    let issuer = xds::CaClient::new(control(args), &*args.proxy.cluster, CERTIFICATE_VALIDITY);
     let store = Store::new(Arc::new(issuer), options);
     let settings = args.settings();
     store.hold(&settings.identity);
@@ -192,10 +161,10 @@ fn shared(
 
 fn control(args: &Args) -> xds::Control {
     xds::Control {
-        uri: args.control.clone(),
-        ca: args.control_ca.clone(),
-        token: args.token_file.clone(),
-        server_name: args.control_name.clone(),
+        uri: args.proxy.control.clone(),
+        ca: args.proxy.control_ca.clone(),
+        token: args.proxy.token_file.clone(),
+        server_name: args.proxy.control_name.clone(),
     }
 }
 
@@ -203,13 +172,13 @@ fn xds_options(args: &Args) -> xds::Options {
     xds::Options {
         control: control(args),
         proxy: xds::Proxy {
-            node: args.node.clone(),
+            node: args.proxy.node.clone(),
             name: args.name.clone(),
             namespace: args.namespace.clone(),
             address: args.listen.ip(),
         },
-        cluster: args.cluster.clone(),
-        trust_domain: args.trust_domain.clone(),
+        cluster: args.proxy.cluster.clone(),
+        trust_domain: args.proxy.trust_domain.clone(),
         routes: true,
     }
 }

@@ -7,15 +7,14 @@ use std::{
 };
 
 use runtime::{
-    config::{Common, Problems, values},
-    logging,
+    config::{Problems, values},
+    proxy::{Proxy, longer_than_nothing},
 };
 
 use crate::{
     dns, foreign,
     shared::Settings,
     sockets::{Keepalive, SocketOptions},
-    worker,
 };
 
 /// The layer-4 proxy of a node: takes the connections of enrolled pods, carries them through mutual-TLS
@@ -24,19 +23,11 @@ use crate::{
 #[command(name = "ztunnel", version)]
 pub(crate) struct Args {
     #[command(flatten)]
-    pub(crate) common: Common,
-
-    /// Form of the access log, one line for each connection; none switches it off
-    #[arg(long, value_name = "text|json|none", value_parser = access_log, help_heading = "Common")]
-    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) proxy: Proxy,
 
     /// `proxy ztunnel`, which Istio's chart has on the command line: passed over, so that the chart fits
     #[arg(hide = true, value_parser = ["proxy", "ztunnel"])]
     pub(crate) as_istio_has_it: Vec<String>,
-
-    /// Name of the node, as Kubernetes knows it
-    #[arg(long, value_name = "NAME", help_heading = "Mesh")]
-    pub(crate) node: String,
 
     /// Name of ztunnel's own pod, by which control reports it; ztunnel-NODE unless given
     #[arg(long, value_name = "NAME", help_heading = "Mesh")]
@@ -46,38 +37,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", default_value = "culvert-system", help_heading = "Mesh")]
     pub(crate) pod_namespace: String,
 
-    /// Where control serves discovery and certificates
-    #[arg(long, value_name = "https://HOST:PORT", help_heading = "Mesh")]
-    pub(crate) control: String,
-
-    /// PEM file with the roots that may have signed control's certificate
-    #[arg(long, value_name = "FILE", help_heading = "Mesh")]
-    pub(crate) control_ca: PathBuf,
-
-    /// Name that control's certificate must bear, where it is not the host of --control
-    #[arg(long, value_name = "NAME", help_heading = "Mesh")]
-    pub(crate) control_name: Option<String>,
-
-    /// File with the token that proves which node this is; read again for each request
-    #[arg(long, value_name = "FILE", help_heading = "Mesh")]
-    pub(crate) token_file: PathBuf,
-
-    /// Trust domain of this node's pods
-    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = mesh::identity::trust_domain)]
-    #[arg(help_heading = "Mesh")]
-    pub(crate) trust_domain: String,
-
-    /// Further trust domains whose callers are accepted; may be repeated
-    #[arg(long, value_name = "NAME", value_parser = mesh::identity::trust_domain, help_heading = "Mesh")]
-    pub(crate) accept_trust_domain: Vec<String>,
-
     /// PEM file with roots to trust besides those that control hands out; read again when it changes
     #[arg(long, value_name = "FILE", help_heading = "Mesh")]
     pub(crate) extra_roots: Option<PathBuf>,
-
-    /// Identifier of the cluster
-    #[arg(long, value_name = "ID", default_value = "Kubernetes", help_heading = "Mesh")]
-    pub(crate) cluster: String,
 
     /// Suffix of the host names of Kubernetes services
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", help_heading = "Mesh")]
@@ -104,10 +66,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", default_value = "/run/culvert/handover.sock", help_heading = "Node")]
     pub(crate) handover_socket: PathBuf,
 
-    /// Threads that carry connections; 0: as many as there are cores
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Limits")]
-    pub(crate) workers: usize,
-
     /// Bind each worker to a core of its own: for nodes whose cores are set aside for ztunnel
     #[arg(long, help_heading = "Limits")]
     pub(crate) bind_workers: bool,
@@ -115,18 +73,6 @@ pub(crate) struct Args {
     /// Connections that one pod may have at a time; one more is reset
     #[arg(long, value_name = "N", default_value_t = 50_000, help_heading = "Limits")]
     pub(crate) max_connections_per_pod: usize,
-
-    /// How long a new connection waits for the state of the mesh, or for its pod to appear in it
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::duration, help_heading = "Limits")]
-    pub(crate) patience: Duration,
-
-    /// How long a TCP connection may take to be made
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration, help_heading = "Limits")]
-    pub(crate) dial_timeout: Duration,
-
-    /// How long a TLS handshake may take, on either side
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration, help_heading = "Limits")]
-    pub(crate) handshake_timeout: Duration,
 
     /// How long an outbound tunnel without connections is kept
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::duration, help_heading = "Limits")]
@@ -147,26 +93,6 @@ pub(crate) struct Args {
     /// How long the connections of a pod that is gone may go on
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::duration, help_heading = "Limits")]
     pub(crate) pod_grace: Duration,
-
-    /// How long connections are still served after SIGTERM
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration, help_heading = "Limits")]
-    pub(crate) drain_deadline: Duration,
-}
-
-/// `--access-log`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AccessLog {
-    None,
-    As(logging::Format),
-}
-
-fn access_log(text: &str) -> Result<AccessLog, String> {
-    match text {
-        "none" => Ok(AccessLog::None),
-        "text" => Ok(AccessLog::As(logging::Format::Text)),
-        "json" => Ok(AccessLog::As(logging::Format::Json)),
-        _ => Err("write text, json or none".into()),
-    }
 }
 
 fn switch(text: &str) -> Result<bool, String> {
@@ -180,38 +106,19 @@ fn switch(text: &str) -> Result<bool, String> {
 impl Args {
     /// What is wrong between values that are each right.
     pub(crate) fn check(&self, problems: &mut Problems) {
-        let mut positive = |flag: &str, time: Duration| {
-            if time.is_zero() {
-                problems.add(flag, Some("0".into()), "must be longer than nothing");
-            }
-        };
-        positive("--dial-timeout", self.dial_timeout);
-        positive("--handshake-timeout", self.handshake_timeout);
-        positive("--keepalive-time", self.keepalive_time);
-        positive("--keepalive-interval", self.keepalive_interval);
+        self.proxy.check(problems);
+        let times =
+            [("--keepalive-time", self.keepalive_time), ("--keepalive-interval", self.keepalive_interval)];
+        longer_than_nothing(problems, &times);
         if self.max_connections_per_pod == 0 {
             problems.add("--max-connections-per-pod", Some("0".into()), "a pod needs at least one");
         }
-        if self.workers > 1024 {
-            problems.add("--workers", Some(self.workers.to_string()), "1024 at most");
-        }
-    }
-
-    pub(crate) fn worker_count(&self) -> usize {
-        if self.workers == 0 { worker::available_cores() } else { self.workers }
-    }
-
-    /// Trust domains whose callers are accepted.
-    pub(crate) fn trust_domains(&self) -> Vec<String> {
-        let mut domains = vec![self.trust_domain.clone()];
-        domains.extend(self.accept_trust_domain.iter().cloned());
-        domains
     }
 
     pub(crate) fn settings(&self) -> Settings {
         let hbone = hbone::Settings {
-            dial_timeout: self.dial_timeout,
-            handshake_timeout: self.handshake_timeout,
+            dial_timeout: self.proxy.dial_timeout,
+            handshake_timeout: self.proxy.handshake_timeout,
             client_idle: self.tunnel_idle,
             ..hbone::Settings::default()
         };
@@ -221,16 +128,16 @@ impl Args {
             retries: self.keepalive_probes,
         };
         Settings {
-            node: self.node.as_str().into(),
-            trust_domain: self.trust_domain.as_str().into(),
+            node: self.proxy.node.as_str().into(),
+            trust_domain: self.proxy.trust_domain.as_str().into(),
             cluster_domain: self.cluster_domain.trim_matches('.').to_ascii_lowercase().into(),
             dns: self.dns,
             resolver: self.resolver.or_else(foreign::resolver).map(|ip| SocketAddr::new(ip, dns::PORT)),
-            sockets: SocketOptions { keepalive, dial_timeout: self.dial_timeout },
+            sockets: SocketOptions { keepalive, dial_timeout: self.proxy.dial_timeout },
             hbone,
             connections_per_pod: self.max_connections_per_pod,
             pod_grace: self.pod_grace,
-            patience: self.patience,
+            patience: self.proxy.patience,
         }
     }
 }
@@ -256,7 +163,7 @@ mod tests {
         let settings = args.settings();
         assert_eq!(&*settings.trust_domain, "cluster.local");
         assert_eq!(settings.sockets.keepalive.idle, Duration::from_secs(180));
-        assert!(args.worker_count() >= 1);
+        assert_eq!((args.proxy.worker_count(3), args.proxy.trust_domains().len()), (3, 1));
     }
 
     #[test]

@@ -33,17 +33,16 @@ mod zds;
 use std::{net::Ipv4Addr, process::ExitCode, sync::Arc, time::Duration};
 
 use identity::{Store, StoreOptions};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use runtime::{
     admin::{Handlers, Servers},
     drain,
-    logging::{self, Logging},
+    logging::Logging,
     readiness::Readiness,
     record::Records,
 };
 
 use crate::{
-    config::{AccessLog, Args},
+    config::Args,
     pods::{Directory, Manager},
     shared::Shared,
     worker::Workers,
@@ -59,37 +58,10 @@ const WATCH_SLOTS_EVERY: Duration = Duration::from_millis(500);
 const WATCH_ROOTS_EVERY: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let args: Args = runtime::config::resolve_checked(Args::check);
-    let logging = match logging::init(args.common.log_format, &args.common.log_level) {
-        Ok(logging) => logging,
-        Err(error) => return fail(&error),
-    };
     memory::keep_freed();
-    raise_descriptor_limit();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
-    let outcome = runtime.block_on(run(args, &logging));
-    logging.flush();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&*error),
-    }
-}
-
-fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("ztunnel: {error}");
-    ExitCode::FAILURE
-}
-
-/// Each connection takes two descriptors; the default limit of 1,024 is soon reached.
-fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files cannot be raised; connections may fail for want of descriptors");
-    }
+    let args: Args = runtime::config::resolve_checked(Args::check);
+    let common = args.proxy.common.clone();
+    runtime::proxy::run("ztunnel", &common, async move |logging| run(args, logging).await)
 }
 
 async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
@@ -101,7 +73,7 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     let handlers = Handlers::new();
     let servers = Servers::bind(
         "ztunnel",
-        args.common.addresses(),
+        args.proxy.common.addresses(),
         metrics.clone(),
         readiness.clone(),
         logging.levels(),
@@ -118,10 +90,11 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     if let Some(path) = args.extra_roots.clone() {
         tokio::spawn(follow_roots(path, shared.store.clone()));
     }
-    let workers = Workers::start(args.worker_count(), args.bind_workers, &shared)?;
+    let workers =
+        Workers::start(args.proxy.worker_count(worker::available_cores()), args.bind_workers, &shared)?;
     admin::register(&handlers, &shared, &workers);
     tracing::info!(
-        version = runtime::VERSION, node = %args.node, control = %args.control, workers = workers.count(),
+        version = runtime::VERSION, node = %args.proxy.node, control = %args.proxy.control, workers = workers.count(),
         certificates_taken_over = imported, "ztunnel begins"
     );
 
@@ -136,7 +109,7 @@ async fn run(args: Args, logging: &Logging) -> anyhow::Result<()> {
     tracing::info!(signal, "told to end");
     ending.start();
     handover::give(&args.handover_socket, &shared.store).await;
-    takeover::end(&shared, &workers, tunnels, args.drain_deadline).await;
+    takeover::end(&shared, &workers, tunnels, args.proxy.drain_deadline).await;
     Ok(())
 }
 
@@ -146,15 +119,10 @@ fn shared(
     metrics: &Arc<runtime::metrics::Metrics>,
     tunnels: drain::Watch,
 ) -> anyhow::Result<Arc<Shared>> {
-    let access_log = match args.access_log {
-        Some(AccessLog::None) => logging::AccessLog::none(),
-        Some(AccessLog::As(format)) => logging.access_log(Some(format)),
-        None => logging.access_log(None),
-    };
-    let issuer = xds::CaClient::new(control(args), &*args.cluster, CERTIFICATE_VALIDITY);
+    let issuer = xds::CaClient::new(control(args), &*args.proxy.cluster, CERTIFICATE_VALIDITY);
     let options = StoreOptions {
-        trust_domains: args.trust_domains(),
-        patience: args.patience,
+        trust_domains: args.proxy.trust_domains(),
+        patience: args.proxy.patience,
         ..StoreOptions::default()
     };
     let store = Store::new(Arc::new(issuer), options);
@@ -170,7 +138,7 @@ fn shared(
         pods: Directory::default(),
         metrics: metrics::Metrics::new(metrics, &tally),
         tally,
-        records: Records::new(metrics, access_log, runtime::record::Options::default()),
+        records: Records::new(metrics, args.proxy.access_log(logging), runtime::record::Options::default()),
         drain: tunnels,
         carried: Arc::default(),
     }))
@@ -178,10 +146,10 @@ fn shared(
 
 fn control(args: &Args) -> xds::Control {
     xds::Control {
-        uri: args.control.clone(),
-        ca: args.control_ca.clone(),
-        token: args.token_file.clone(),
-        server_name: args.control_name.clone(),
+        uri: args.proxy.control.clone(),
+        ca: args.proxy.control_ca.clone(),
+        token: args.proxy.token_file.clone(),
+        server_name: args.proxy.control_name.clone(),
     }
 }
 
@@ -189,13 +157,13 @@ fn xds_options(args: &Args) -> xds::Options {
     xds::Options {
         control: control(args),
         proxy: xds::Proxy {
-            node: args.node.clone(),
-            name: args.pod_name.clone().unwrap_or_else(|| format!("ztunnel-{}", args.node)),
+            node: args.proxy.node.clone(),
+            name: args.pod_name.clone().unwrap_or_else(|| format!("ztunnel-{}", args.proxy.node)),
             namespace: args.pod_namespace.clone(),
             address: Ipv4Addr::LOCALHOST.into(),
         },
-        cluster: args.cluster.clone(),
-        trust_domain: args.trust_domain.clone(),
+        cluster: args.proxy.cluster.clone(),
+        trust_domain: args.proxy.trust_domain.clone(),
         routes: false,
     }
 }

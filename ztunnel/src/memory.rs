@@ -17,9 +17,8 @@ const MAPPED: libc::c_int = 4 << 20;
 pub(crate) fn keep_freed() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in [(libc::M_TRIM_THRESHOLD, KEPT), (libc::M_MMAP_THRESHOLD, MAPPED)] {
+        // One that it does not take costs speed alone.
         // SAFETY: sets a number of the allocator; there is no other thread yet.
-        if unsafe { libc::mallopt(parameter, value) } == 0 {
-            tracing::debug!(parameter, value, "the allocator does not take a setting");
-        }
+        let _ = unsafe { libc::mallopt(parameter, value) };
     }
 }
