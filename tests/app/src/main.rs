@@ -141,3 +141,14 @@ fn allow_many_files() -> Result<()> {
         .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
         .context("raise the limit of open files")
 }
+
+/// What a command line says, to a test.
+#[cfg(test)]
+fn args<T: Args>(args: &[&str]) -> T {
+    #[derive(Parser)]
+    struct Of<T: Args> {
+        #[command(flatten)]
+        args: T,
+    }
+    Of::parse_from([&["app"], args].concat()).args
+}

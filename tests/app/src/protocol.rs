@@ -142,20 +142,10 @@ fn same(got: &[u8], wanted: &[u8]) -> io::Result<Answer> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use tokio::task::LocalSet;
 
     use super::*;
-
-    #[derive(Parser)]
-    struct Of<T: clap::Args> {
-        #[command(flatten)]
-        args: T,
-    }
-
-    fn args<T: clap::Args>(args: &[&str]) -> T {
-        Of::parse_from([&["app"], args].concat()).args
-    }
+    use crate::args;
 
     #[tokio::test]
     async fn every_protocol_is_spoken_and_compared_on_kept_and_new_connections() {

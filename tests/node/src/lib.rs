@@ -4,6 +4,7 @@
 
 pub mod behind;
 pub mod dns;
+pub mod leak;
 pub mod web;
 
 use std::{

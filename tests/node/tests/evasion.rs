@@ -5,10 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use bed::{Job, Pod, mesh::program, sniff::Sniffer};
-use node::{PATIENCE, Scene, outcome, port, well};
+use node::{PATIENCE, Scene, leak::SECRET, outcome, port, well};
 use serde_json::Value;
 
-const SECRET: &str = "the-safe-opens-at-7-31-88";
 /// The mark of packets that were turned round, as the kernel programs set it.
 const TURNED_MARK: u32 = 0x0c01_5e27;
 /// The mark by which a foreign CNI plugin's rules know a proxy's own packets.

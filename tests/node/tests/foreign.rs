@@ -4,19 +4,18 @@
 use std::{io::Write, net::IpAddr, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use bed::sniff::{HBONE, Sniffer};
+use bed::sniff::HBONE;
 use nix::sys::signal::Signal;
 use node::{
     PATIENCE, Scene, app,
     dns::{A, Resolver, addresses, ask, odd_answer, query, read_framed, write_framed},
-    fails, outcome, port, same, well,
+    fails,
+    leak::{SECRET, nothing_leaks_after_sigkill},
+    port, same, well,
 };
 
-const SECRET: &str = "the-safe-opens-at-7-31-88";
 /// Handshakes that may be under way on two nodes when a listener closes.
 const HALF_OPEN: u64 = 16;
-/// Seconds; the kernel's default is 60.
-const FIN_TIMEOUT: u64 = 1;
 
 const PODS: [(&str, &str, &str); 4] = [
     ("mesh", "client", "a"),
@@ -120,55 +119,22 @@ fn a_forged_mark_passes_by_and_no_other_does() -> Result<()> {
 
 #[test]
 fn nothing_leaks_when_a_foreign_ztunnel_is_killed() -> Result<()> {
-    let mut scene = Scene::start_foreign(&PODS)?;
-    let (client, server) = (scene.pod("client").clone(), scene.pod("server").clone());
-    client.netns().sysctl("net/ipv4/tcp_fin_timeout", &FIN_TIMEOUT.to_string())?;
-    let targets = [server.at(port::ECHO), server.at6(port::ECHO), scene.pod("neighbour").at(port::ECHO)];
-    let mut idle = Vec::new();
-    for to in targets {
-        well(app(&client, "echo", to)?)?;
-        idle.push(client.netns().connect(to, PATIENCE)?);
-    }
-    let secrets: &[(&str, &[u8])] = &[("secret", SECRET.as_bytes())];
-    let wire = scene.world.sniff(secrets)?;
-    let link = Sniffer::both_ways(scene.world.node("a").netns(), client.host_device(), secrets)?;
-
-    scene.mesh.on("a").ztunnel.kill();
-    for to in targets {
-        fails(app(&client, "echo", to)?.args(["--patience", "1"]), &["timeout", "reset", "refused"])?;
-    }
+    let scene = Scene::start_foreign(&PODS)?;
+    let to = scene.pod("server").at(port::ECHO);
     // Nor does an application that takes the port for itself become a ztunnel: it has no mark.
-    let mut taken = client.job("python3").args(["-m", "http.server", "15001"]).spawn("taken")?;
-    bed::eventually(PATIENCE, "the port to be taken", || {
-        let listening = client.job("ss").args(["-Htln"]).check()?.stdout;
-        Ok(listening.contains(":15001 ").then_some(()))
-    })?;
-    fails(
-        app(&client, "echo", server.at(port::ECHO))?.args(["--patience", "1"]),
-        &["timeout", "reset", "refused"],
-    )?;
-    taken.kill();
-    thread::sleep(Duration::from_secs(2 * FIN_TIMEOUT + 1));
-    for stream in &mut idle {
-        // That the kernel refuses to write at all is as good.
-        let _ = stream.write_all(SECRET.as_bytes());
-    }
-    // Retransmissions come after 200, 400, 800 ms.
-    thread::sleep(Duration::from_millis(1700));
-    wire.so_far()?.only_tunnels()?;
-
-    let programs = scene.mesh.on("a");
-    programs.ztunnel = programs.node.spawn_foreign_ztunnel("ztunnel-2", &[])?;
-    programs.node.wait_ztunnel(&mut programs.ztunnel)?;
-    for to in targets {
-        let served = || Ok(Some(outcome(app(&client, "echo", to)?)?).filter(|value| value["ok"] == true));
-        bed::eventually(PATIENCE, "the new ztunnel to serve", served)?;
-    }
-    wire.stop()?.only_tunnels()?;
-    let seen = link.stop()?;
-    seen.complete()?;
-    ensure!(seen.showed("secret").is_empty(), "it left the pod: {seen:?}");
-    Ok(())
+    let taken = |client: &bed::Pod| {
+        let mut taken = client.job("python3").args(["-m", "http.server", "15001"]).spawn("taken")?;
+        bed::eventually(PATIENCE, "the port to be taken", || {
+            let listening = client.job("ss").args(["-Htln"]).check()?.stdout;
+            Ok(listening.contains(":15001 ").then_some(()))
+        })?;
+        fails(app(client, "echo", to)?.args(["--patience", "1"]), &["timeout", "reset", "refused"])?;
+        taken.kill();
+        Ok(())
+    };
+    nothing_leaks_after_sigkill(scene, taken, |programs| {
+        programs.node.spawn_foreign_ztunnel("ztunnel-2", &[])
+    })
 }
 
 /// A second ztunnel beside the first, as a DaemonSet rolls: it asks `resolver` what it does not know.

@@ -4,9 +4,7 @@
 use std::{fs, net::SocketAddr};
 
 use anyhow::{Result, ensure};
-use node::{PATIENCE, Scene, app, port, same, well};
-
-const SECRET: &str = "the-safe-opens-at-7-31-88";
+use node::{PATIENCE, Scene, app, leak::SECRET, port, same, well};
 
 fn scene() -> Result<Scene> {
     Scene::start_with(

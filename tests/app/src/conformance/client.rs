@@ -250,20 +250,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-    use crate::conformance::server::Server;
-
-    #[derive(Parser)]
-    struct Of<T: clap::Args> {
-        #[command(flatten)]
-        args: T,
-    }
-
-    fn args<T: clap::Args>(args: &[&str]) -> T {
-        Of::parse_from([&["app"], args].concat()).args
-    }
+    use crate::{args, conformance::server::Server};
 
     async fn ask(words: &[&str]) -> Vec<String> {
         args::<Client>(words).requests().await.unwrap()
