@@ -1,6 +1,9 @@
 //! Building: the kernel programs first (the capture crate embeds them), then the workspace.
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::Result;
 
@@ -31,4 +34,19 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         cargo.arg("--release");
     }
     shell::run(&mut cargo, "build the workspace")
+}
+
+/// Builds all programs and their tests, as development and tests have them, by one command: another would compile much
+/// of it again, since tests turn on features of dependencies. The lines of `cargo --message-format=json`.
+pub(crate) fn with_tests(root: &Path) -> Result<String> {
+    ebpf::build(root)?;
+    let mut cargo = shell::cargo(root);
+    cargo.args(["build", "--workspace", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
+    shell::output(cargo.stderr(Stdio::inherit()), "build the programs and their tests")
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_folder(root: &Path) -> PathBuf {
+    let all = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    root.join(all)
 }

@@ -20,7 +20,7 @@ use nix::{
 };
 use serde::Deserialize;
 
-use crate::{ebpf, kind, lanes, setup, shell, tool_table::Use};
+use crate::{build, kind, lanes, setup, shell, tool_table::Use};
 
 /// The reason by which a test may be ignored: it is the part of another test that runs in a process of its
 /// own, and that test starts it.
@@ -89,7 +89,6 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     // The tests of `culvert install` compare with what helm makes of the chart.
     kind::demand_helm(root)?;
     bed::sweep()?;
-    ebpf::build(root)?;
     let programs = build_all(root)?;
     let begun = Instant::now();
     let mut outcomes: Vec<Outcome> =
@@ -216,14 +215,10 @@ struct Profile {
     test: bool,
 }
 
-/// Builds tests and programs by one command: two would compile what they share twice, since tests turn on
-/// features of dependencies.
+/// Builds all programs; those that are tests.
 fn build_all(root: &Path) -> Result<Vec<TestProgram>> {
-    let mut cargo = shell::cargo(root);
-    cargo.args(["build", "--workspace", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
-    let text = shell::output(cargo.stderr(Stdio::inherit()), "build the tests")?;
     let mut programs = Vec::new();
-    for line in text.lines() {
+    for line in build::with_tests(root)?.lines() {
         let message: Message = serde_json::from_str(line).context("cargo's messages")?;
         let (Some(path), Some(target), Some(Profile { test: true })) =
             (message.executable, message.target, message.profile)

@@ -33,6 +33,8 @@ pub(crate) const TOOLS: &[Tool] = &[
         why: "builds aws-lc, the cryptography under TLS",
         uses: BUILD,
     },
+    Tool { program: "strip", package: "binutils", why: "makes the tests' images small", uses: &[Use::Image] },
+    Tool { program: "ldd", package: "libc-bin", why: "names the libraries for them", uses: &[Use::Image] },
     Tool {
         program: "ip",
         package: "iproute2",

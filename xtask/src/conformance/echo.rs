@@ -69,8 +69,9 @@ impl fmt::Display for Echo {
 fn stand_in(root: &Path) -> Result<String> {
     let name = image::name("echo");
     let mut build = Command::new("docker");
-    build.args(["build", "--quiet", "--tag", &name, "--file"]);
-    build.arg(root.join("tests/conformance/echo.Dockerfile")).arg(root.join("target/image/app"));
+    let context = root.join("target/image/app");
+    let file = image::dockerfile(&root.join("tests/conformance/echo.Dockerfile"), &context)?;
+    build.args(["build", "--quiet", "--tag", &name, "--file"]).arg(file).arg(&context);
     shell::output(&mut build, &format!("build the image {name}"))?;
     Ok(name)
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask image`: one image per program, each a static binary and its bill of materials on nothing.
 //!
-//! Only what a program needs is in its image, so there is nothing else to update: no shell, no libc, no roots.
+//! Only what a program needs is in its image, so there is nothing else to update: no shell, no libc, no roots. Images of
+//! the profile `dev` are made of the programs that the tests use, with the libraries that these are linked to.
 
 use std::{
     fs,
@@ -10,9 +11,12 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{ebpf, setup, shell, tool_table::Use};
+use crate::{build, ebpf, setup, shell, tool_table::Use};
 
+mod libraries;
 mod sbom;
+
+pub(crate) use libraries::dockerfile;
 
 /// The version of the workspace, which is the tag of its images.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -78,8 +82,20 @@ pub(crate) fn build_programs(root: &Path, programs: &[&str], profile: Profile) -
         ebpf::build(root)?;
     }
     let target = target(root)?;
-    let binaries = compile(root, programs, profile, &target)?;
-    programs.iter().map(|program| image(root, program, &binaries, &target)).collect()
+    let binaries = match profile {
+        Profile::Release => link_statically(root, programs, profile, &target)?,
+        Profile::Dev => {
+            build::with_tests(root)?;
+            build::target_folder(root).join("debug")
+        }
+    };
+    // It runs on the nodes themselves, whatever libraries they have.
+    let plugin = match (profile, programs.contains(&"agent")) {
+        (Profile::Dev, true) => link_statically(root, &["cni"], profile, &target)?,
+        _ => binaries.clone(),
+    };
+    let parts = Parts { binaries, plugin, target };
+    programs.iter().map(|program| image(root, program, profile, &parts)).collect()
 }
 
 /// `culvert/agent:0.1.0`
@@ -114,8 +130,16 @@ fn target(root: &Path) -> Result<String> {
     Ok(host.to_owned())
 }
 
+/// Where the programs are, and for what machine.
+struct Parts {
+    binaries: PathBuf,
+    /// The folder of the CNI plugin.
+    plugin: PathBuf,
+    target: String,
+}
+
 /// Links the programs statically; returns the folder they are in.
-fn compile(root: &Path, programs: &[&str], profile: Profile, target: &str) -> Result<PathBuf> {
+fn link_statically(root: &Path, programs: &[&str], profile: Profile, target: &str) -> Result<PathBuf> {
     let mut cargo = shell::cargo(root);
     cargo.args(["build", "--locked", "--target", target]);
     for program in programs {
@@ -137,28 +161,36 @@ fn compile(root: &Path, programs: &[&str], profile: Profile, target: &str) -> Re
     cargo.env(format!("CARGO_PROFILE_{variable}_DEBUG"), "false");
     cargo.env(format!("CARGO_PROFILE_{variable}_STRIP"), "symbols");
     shell::run(&mut cargo, "build the programs, linked statically")?;
-    let all = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(root.join(all).join(target).join(folder))
+    Ok(build::target_folder(root).join(target).join(folder))
 }
 
 /// Puts the parts of an image beside each other, and builds it.
-fn image(root: &Path, program: &str, binaries: &Path, target: &str) -> Result<(String, u64)> {
+fn image(root: &Path, program: &str, profile: Profile, parts: &Parts) -> Result<(String, u64)> {
     let context = root.join("target/image").join(program);
     let failed = || format!("fill {}", context.display());
     fs::create_dir_all(&context).with_context(failed)?;
-    fs::copy(binaries.join(program), context.join(program)).with_context(failed)?;
+    let (from, to) = (parts.binaries.join(program), context.join(program));
+    match profile {
+        Profile::Release => fs::copy(from, to).map(drop).with_context(failed)?,
+        Profile::Dev => {
+            let mut strip = Command::new("strip");
+            shell::run(strip.arg("-o").arg(to).arg(&from), &format!("strip {}", from.display()))?;
+        }
+    }
+    libraries::put(&context, (profile == Profile::Dev).then_some(&*parts.binaries.join(program)))?;
     if program == "agent" {
         // The agent installs it on the node.
-        fs::copy(binaries.join(CNI_PLUGIN), context.join(CNI_PLUGIN)).with_context(failed)?;
+        fs::copy(parts.plugin.join(CNI_PLUGIN), context.join(CNI_PLUGIN)).with_context(failed)?;
     }
-    let bill = sbom::of(root, program, VERSION, target)?;
+    let bill = sbom::of(root, program, VERSION, &parts.target)?;
     fs::write(context.join("sbom.json"), serde_json::to_vec_pretty(&bill)?).with_context(failed)?;
     let name = name(program);
     let mut docker = Command::new("docker");
     docker.args(["build", "--quiet", "--tag", &name]);
     docker.args(["--build-arg", &format!("VERSION={VERSION}")]);
     docker.args(["--build-arg", &format!("REVISION={}", revision(root))]);
-    docker.arg("--file").arg(root.join(format!("deploy/images/{program}.Dockerfile"))).arg(&context);
+    let file = dockerfile(&root.join(format!("deploy/images/{program}.Dockerfile")), &context)?;
+    docker.arg("--file").arg(file).arg(&context);
     shell::output(&mut docker, &format!("build the image {name}"))?;
     let mut inspect = Command::new("docker");
     let size = inspect.args(["image", "inspect", "--format", "{{.Size}}", &name]);

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
+    build,
     demo::{interrupt, stage::Stage},
     image, shell,
 };
@@ -56,8 +57,8 @@ pub(crate) fn lint_chart(root: &Path) -> Result<()> {
 
 /// Builds the command `culvert`; where it is then.
 pub(crate) fn build_culvert(root: &Path) -> Result<PathBuf> {
-    shell::run(shell::cargo(root).args(["build", "--quiet", "--package", "cli"]), "build culvert")?;
-    Ok(root.join("target/debug/culvert"))
+    build::with_tests(root)?;
+    Ok(build::target_folder(root).join("debug/culvert"))
 }
 
 /// Builds, makes the cluster, plays, and removes the cluster.
