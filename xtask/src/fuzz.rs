@@ -49,10 +49,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         command.args(["-verbosity=0", "-print_final_stats=1"]);
         shell::run(&mut command, &format!("fuzz {target}"))
     };
-    lanes::each(&targets, lanes::cores(), one)?
-        .into_iter()
-        .map(|(_, found)| found)
-        .collect::<Result<()>>()?;
+    lanes::each(&targets, lanes::cores(), one)?.into_iter().try_for_each(|(_, found)| found)?;
     println!("{} fuzz targets, no finding", targets.len());
     Ok(())
 }
