@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tonic::{
     metadata::{Ascii, MetadataMap, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
@@ -69,7 +70,14 @@ impl Control {
 
     /// The trusted roots as they are now, PEM.
     pub(crate) async fn roots(&self) -> Result<Vec<u8>, ControlError> {
-        read("control CA file", &self.ca).await
+        let what = "control CA file";
+        let roots = read(what, &self.ca).await?;
+        let has_one = CertificateDer::pem_slice_iter(&roots).any(|found| found.is_ok());
+        has_one.then_some(roots).ok_or_else(|| ControlError::Content {
+            what,
+            path: self.ca.clone(),
+            reason: "it has no certificate in PEM".to_owned(),
+        })
     }
 
     /// The value of the `authorization` header, from the token as it is now.
@@ -169,6 +177,10 @@ mod tests {
             error.to_string().starts_with("cannot read the control CA file /nonexistent/ca: "),
             "{error}"
         );
+        let of_no_use = Control { ca: file!().into(), ..control("https://control:15010") };
+        let of_no_use = Control { ca: Path::new("..").join(&of_no_use.ca), ..of_no_use };
+        let error = of_no_use.connect().await.unwrap_err();
+        assert!(error.to_string().ends_with("is not usable: it has no certificate in PEM"), "{error}");
         let error = control("https://control:15010").bearer().await.unwrap_err();
         assert!(error.to_string().starts_with("cannot read the token file /nonexistent/t: "), "{error}");
     }

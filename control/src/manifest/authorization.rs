@@ -235,6 +235,9 @@ impl Converter<'_> {
         }
         if let Some(to) = rule.to {
             let field = format!("{field}.to");
+            for (at, to) in to.iter().enumerate() {
+                self.remark_methods(&format!("{field}[{at}].operation"), &to.operation);
+            }
             let read = each(&field, to, |field, to| operation(&format!("{field}.operation"), to.operation))?;
             clauses.push((field, read));
         }
@@ -244,6 +247,20 @@ impl Converter<'_> {
             clauses.push((field, vec![read]));
         }
         Ok(clauses)
+    }
+
+    /// Methods are compared letter by letter (RFC 9110, 9.1), and those that have a name have it in capitals.
+    fn remark_methods(&mut self, field: &str, operation: &Operation) {
+        for (name, methods) in [("methods", &operation.methods), ("notMethods", &operation.not_methods)] {
+            let small = |method: &&String| method.bytes().any(|byte| byte.is_ascii_lowercase());
+            for method in methods.iter().flatten().filter(small) {
+                let reason = format!(
+                    "{method:?} is no {:?}: methods are compared letter by letter",
+                    method.to_uppercase()
+                );
+                self.remarks.push((format!("{field}.{name}"), reason));
+            }
+        }
     }
 
     /// A rule as the layer-4 proxies judge by it. `None` for an ALLOW rule that can never match there.

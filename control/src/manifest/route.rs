@@ -266,6 +266,7 @@ impl Route {
         distinct_names(&rules)?;
         few_patterns(&rules)?;
         let parents = spec.parent_refs.unwrap_or_default();
+        remarks.extend(likely_mistakes(&parents, &rules));
         Ok(Self { metadata, parents, hostnames: Vec::new(), rules, remarks, refused: None })
     }
 }
@@ -290,6 +291,29 @@ fn few_patterns(rules: &[Rule]) -> Result<(), Wrong> {
         return Err(("spec.rules".to_owned(), reason));
     }
     Ok(())
+}
+
+/// What is right by itself, and hardly what was meant.
+fn likely_mistakes(parents: &[Reference], rules: &[Rule]) -> Vec<(String, String)> {
+    let has_no_kind = |parent: &Reference| {
+        let of_gateways = parent.group.as_deref().is_none_or(|group| group == "gateway.networking.k8s.io");
+        of_gateways && matches!(parent.kind.as_deref(), Some("Service" | "ServiceEntry"))
+    };
+    let is_idle =
+        |rule: &Rule| !rule.backends.is_empty() && rule.backends.iter().all(|backend| backend.weight == 0);
+    let groupless = (0..).zip(parents).filter(|(_, parent)| has_no_kind(parent)).map(|(at, parent): (u32, _)| {
+        let kind = parent.kind.as_deref().unwrap_or_default();
+        let group = if kind == "Service" { "\"\"" } else { "networking.istio.io" };
+        let reason = format!(
+            "without a group that of Gateways is meant, which has no {kind}: the route is not for it; write group: {group}"
+        );
+        (format!("spec.parentRefs[{at}].group"), reason)
+    });
+    let idle = (0..).zip(rules).filter(|(_, rule)| is_idle(rule)).map(|(at, _): (u32, _)| {
+        let reason = "every weight is 0: whatever matches the rule is refused (of HTTP with 500)";
+        (format!("spec.rules[{at}].backendRefs"), reason.to_owned())
+    });
+    groupless.chain(idle).collect()
 }
 
 /// What routes of Gateways have and those of Services have not.

@@ -174,6 +174,23 @@ fn allow_with_layer_7_never_matches_and_says_so() {
 }
 
 #[test]
+fn a_method_in_small_letters_is_remarked() {
+    let policy = policy(
+        "spec:\n  targetRefs: [{group: '', kind: Service, name: web}]\n  action: DENY\n  rules:\n  - to: [{operation: \
+         {methods: [get, GET, '*']}}, {operation: {notMethods: [Post]}}]\n",
+    )
+    .expect("valid");
+    let fields: Vec<&str> = policy.remarks.iter().map(|(field, _)| &**field).collect();
+    assert_eq!(
+        fields,
+        ["spec.rules[0].to[0].operation.methods", "spec.rules[0].to[1].operation.notMethods"],
+        "{:?}",
+        policy.remarks
+    );
+    assert!(policy.remarks[0].1.contains("\"GET\""), "{:?}", policy.remarks);
+}
+
+#[test]
 fn deny_drops_layer_7_and_denies_more() {
     let policy =
         policy("spec:\n  action: DENY\n  rules:\n  - to: [{operation: {methods: [GET], ports: [\"80\"]}}]\n")

@@ -95,6 +95,13 @@ fn parse(levels: &str) -> Result<EnvFilter, LoggingError> {
     if levels.trim().is_empty() {
         return Err(bad("it is empty".into()));
     }
+    // What is no level would be taken for a target of which everything is told, and of all others nothing.
+    let is_level = |word: &str| word.parse::<tracing::level_filters::LevelFilter>().is_ok();
+    if let Some(word) = levels.split(',').map(str::trim).find(|word| !word.contains('=') && !is_level(word)) {
+        return Err(bad(format!(
+            "{word:?} is no level: write error, warn, info, debug, trace or off, or TARGET=LEVEL"
+        )));
+    }
     EnvFilter::builder().parse(levels).map_err(|error| bad(error.to_string()))
 }
 
@@ -203,6 +210,8 @@ mod tests {
         let error = check_levels("info,hbone=loud").expect_err("loud is no level").to_string();
         assert!(error.contains("loud") && error.contains("debug"), "{error}");
         assert!(check_levels(" ").is_err());
+        let error = check_levels("info,loud").expect_err("a word alone is a level").to_string();
+        assert!(error.contains("\"loud\" is no level") && error.contains("TARGET=LEVEL"), "{error}");
         assert!(check_levels("info,access=off").is_ok());
     }
 

@@ -1,4 +1,5 @@
-//! Web servers that break off in the middle of an answer: after its head and the first bytes of its body.
+//! Web servers that break off in the middle of an answer: after its head and the first bytes of its body; and one that
+//! ends the connection with each whole answer.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -13,7 +14,8 @@ use crate::{
     frames::{DATA, END_HEADERS, HEADERS, OK, PREFACE, RST_STREAM, SETTINGS, frame},
 };
 
-/// Where HTTP/1.1 is spoken. The path says how the answer's length is told: [`CHUNKED`] or [`LENGTH`].
+/// Where HTTP/1.1 is spoken. The path says how the answer's length is told: [`CHUNKED`] or [`LENGTH`]; or that it is
+/// [`WHOLE`].
 pub const PORT: u16 = 7040;
 /// Where HTTP/2 is spoken, and the connection ended.
 pub const ENDED_PORT: u16 = 7041;
@@ -22,6 +24,7 @@ pub const RESET_PORT: u16 = 7042;
 
 pub const CHUNKED: &str = "/chunked";
 pub const LENGTH: &str = "/length";
+pub const WHOLE: &str = "/whole";
 
 /// What comes of each body.
 pub const SAID: &str = "hello";
@@ -48,6 +51,9 @@ fn one(mut stream: &TcpStream) -> io::Result<()> {
     }
     let rest = match request.contains(CHUNKED) {
         true => format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{SAID}\r\n", SAID.len()),
+        false if request.contains(WHOLE) => {
+            format!("Connection: close\r\nContent-Length: {}\r\n\r\n{SAID}", SAID.len())
+        }
         false => format!("Content-Length: {}\r\n\r\n{SAID}", SAID.len() + 100),
     };
     stream.write_all(format!("HTTP/1.1 200 OK\r\n{rest}").as_bytes())?;

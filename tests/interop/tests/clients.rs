@@ -218,6 +218,28 @@ fn an_answer_that_breaks_off_is_no_whole_one_to_whoever_asks_and_the_log_says_so
 }
 
 #[test]
+fn a_connection_that_a_backend_ends_with_its_answer_ends_in_order_on_both_sides() -> Result<()> {
+    const CALLS: usize = 50;
+    let ports = [("http-whole", 82, broken::PORT)];
+    let mut behind = Behind::start_with(&[], &ports, |_| Ok(()))?;
+    broken::start(&behind.scene.server)?;
+    let url = format!("http://{}{}?[1-{CALLS}]", behind.at(82), broken::WHOLE);
+    let answers = curl(&behind, &["--http1.1", &url])?;
+    ensure!(answers.code == Some(0) && answers.status == 200, "{:?} {}", answers.code, answers.talk);
+    let place = behind.scene.server.at(broken::PORT).to_string();
+    let node = behind.scene.mesh.iter_mut().find(|programs| programs.node.name() == "b").context("node b")?;
+    let ended = || {
+        let all = bed::report::accesses(&node.ztunnel, 0);
+        let ended: Vec<Value> = all.into_iter().filter(|line| line["dst.addr"] == *place).collect();
+        Ok((ended.len() == CALLS).then_some(ended))
+    };
+    let ended = bed::eventually(PATIENCE, "the ends of all connections", ended)?;
+    let reset: Vec<&Value> = ended.iter().filter(|line| !line["reason"].is_null()).collect();
+    ensure!(reset.is_empty(), "{} of {CALLS} did not end in order, as {}", reset.len(), reset[0]);
+    behind.scene.all_alive()
+}
+
+#[test]
 fn calls_of_grpc_go_through_as_its_own_core_makes_them() -> Result<()> {
     let mut behind = behind(&["--access-log", "json"])?;
     let mut server = serve(&behind, GRPC, GRPC_SERVER, "grpc", GRPC_PORT)?;

@@ -253,8 +253,10 @@ pub(super) async fn one(
                     take_over(connection, handover).await;
                     return Ok((response, None));
                 }
-                // Nobody waits for what is left of the connection: once it ends it is closed at once.
-                connection.parts = None;
+                // Nobody waits for what is left of the connection: once it ends it is closed at once. It may have ended.
+                if let Some(left) = connection.parts.take().and_then(|mut parts| parts.try_recv().ok()) {
+                    tokio::task::spawn_local(close(left));
+                }
                 let lease = Lease { pools: upstream.pools.clone(), held: Some((key, connection)) };
                 return Ok((response, Some(lease)));
             }

@@ -236,6 +236,24 @@ fn routes_of_connections_are_read() {
 }
 
 #[test]
+fn what_is_hardly_meant_is_remarked() {
+    let fields = |spec: &str| {
+        let route = read_stream("TCPRoute", spec).unwrap();
+        route.remarks.into_iter().map(|(field, _)| field).collect::<Vec<_>>()
+    };
+    let rules =
+        "rules: [{backendRefs: [{name: a, port: 1, weight: 0}]}, {backendRefs: [{name: a, port: 1}]}]";
+    let parents =
+        "parentRefs: [{group: '', kind: Service, name: a}, {kind: Service, name: a}, {name: gateway}]";
+    assert_eq!(
+        fields(&format!("{{{parents}, {rules}}}")),
+        ["spec.parentRefs[1].group", "spec.rules[0].backendRefs"]
+    );
+    let entries = "{group: networking.istio.io, kind: ServiceEntry, name: a}, {kind: ServiceEntry, name: a}";
+    assert_eq!(fields(&format!("{{parentRefs: [{entries}]}}")), ["spec.parentRefs[1].group"]);
+}
+
+#[test]
 fn what_is_wrong_with_a_route_of_connections_is_told_with_its_field() {
     for (kind, spec, says) in [
         ("TCPRoute", "{rules: []}", "spec.rules: 0 rules; "),
