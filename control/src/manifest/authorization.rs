@@ -225,7 +225,7 @@ struct Converter<'a> {
 
 impl Converter<'_> {
     /// The clauses of a rule, each under its field.
-    fn read(&self, field: &str, rule: RuleManifest) -> Result<Vec<(String, Vec<Read>)>, Wrong> {
+    fn read(&mut self, field: &str, rule: RuleManifest) -> Result<Vec<(String, Vec<Read>)>, Wrong> {
         let mut clauses = Vec::new();
         if let Some(from) = rule.from {
             let field = format!("{field}.from");

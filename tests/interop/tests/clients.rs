@@ -233,7 +233,7 @@ fn a_connection_that_a_backend_ends_with_its_answer_ends_in_order_on_both_sides(
         let ended: Vec<Value> = all.into_iter().filter(|line| line["dst.addr"] == *place).collect();
         Ok((ended.len() == CALLS).then_some(ended))
     };
-    let ended = bed::eventually(PATIENCE, "the ends of all connections", ended)?;
+    let (ended, _) = bed::eventually(PATIENCE, "the ends of all connections", ended)?;
     let reset: Vec<&Value> = ended.iter().filter(|line| !line["reason"].is_null()).collect();
     ensure!(reset.is_empty(), "{} of {CALLS} did not end in order, as {}", reset.len(), reset[0]);
     behind.scene.all_alive()

@@ -241,16 +241,17 @@ fn what_is_hardly_meant_is_remarked() {
         let route = read_stream("TCPRoute", spec).unwrap();
         route.remarks.into_iter().map(|(field, _)| field).collect::<Vec<_>>()
     };
-    let rules =
-        "rules: [{backendRefs: [{name: a, port: 1, weight: 0}]}, {backendRefs: [{name: a, port: 1}]}]";
+    let rules = "rules: [{backendRefs: [{name: a, port: 1, weight: 0}]}]";
     let parents =
         "parentRefs: [{group: '', kind: Service, name: a}, {kind: Service, name: a}, {name: gateway}]";
     assert_eq!(
         fields(&format!("{{{parents}, {rules}}}")),
         ["spec.parentRefs[1].group", "spec.rules[0].backendRefs"]
     );
+    let shared = "rules: [{backendRefs: [{name: a, port: 1, weight: 0}, {name: b, port: 1}]}]";
+    assert_eq!(fields(&format!("{{{shared}}}")), [""; 0]);
     let entries = "{group: networking.istio.io, kind: ServiceEntry, name: a}, {kind: ServiceEntry, name: a}";
-    assert_eq!(fields(&format!("{{parentRefs: [{entries}]}}")), ["spec.parentRefs[1].group"]);
+    assert_eq!(fields(&format!("{{parentRefs: [{entries}], {shared}}}")), ["spec.parentRefs[1].group"]);
 }
 
 #[test]
